@@ -1,0 +1,62 @@
+# make train   train on the embedded data set, sample and score     (ARGS="--config.train.steps=100" adds arguments)
+# make test    lint, types, architecture, tests                     (PYTEST_ARGS="-k sizes" narrows them)
+# make format  rewrite the sources in the project's style
+# make docs    write docs/models.md
+# make clean   remove the virtual environment and caches; data and runs stay
+#
+# The first call makes .venv and installs what is needed, with the JAX build for the machine's accelerator.
+# PYTHON=python3.12 chooses the interpreter, ACCELERATOR=cpu|gpu|tpu overrides what is detected.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help train test format docs clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS ?= test
+ARGS ?=
+PYTEST_ARGS ?=
+
+# The first interpreter that runs and is new enough (a name on PATH may be a shim for one that is not installed).
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python3.13 python; do \
+	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
+ACCELERATOR ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
+	elif ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1; then echo tpu; else echo cpu; fi)
+comma := ,
+DEVICE_EXTRA = $(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+$(STAMP): setup.py
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "ec_dit needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+		"Install one and name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing ec_dit[$(EXTRAS)$(DEVICE_EXTRA)] into $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)$(DEVICE_EXTRA)]'
+	@touch $@
+
+train: $(STAMP)
+	$(BIN)/python -m ec_dit.main --config=configs/shapes.py --workdir=runs/shapes $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m ec_dit.models.sizes --markdown > docs/models.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

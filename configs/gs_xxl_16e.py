@@ -1,0 +1,23 @@
+"""GS-XXL-16E; paper: GenEval 68.49, DSG 75.30.
+
+    python -m ec_dit.main --config=configs/gs_xxl_16e.py --workdir=runs/gs_xxl_16e --config.data.path=DATA
+    python -m ec_dit.main --config=configs/gs_xxl_16e.py:smoke --workdir=runs/gs_xxl_16e_smoke    (a few steps on a CPU)
+
+- Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,
+  16 experts in every second block, token choice (GShard top-2).
+- Topology: v5p:4x8x8, 256 chips as expert 16 x data 16.
+- Expected parameters, transformer only: 7,083,480,592 in total, 2,062,898,704 activated.
+"""
+
+from ml_collections import ConfigDict
+
+from ec_dit import presets
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run; arg `smoke` shrinks it."""
+    c = presets.paper("gs_xxl_16e")
+    c.topology = "v5p:4x8x8"
+    c.mesh.expert = 16  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    c.sample.batch_size = 256  # an image a chip
+    return presets.variant(c, arg)

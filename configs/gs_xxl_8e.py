@@ -1,0 +1,23 @@
+"""GS-XXL-8E; paper: GenEval 68.30, DSG 75.10.
+
+    python -m ec_dit.main --config=configs/gs_xxl_8e.py --workdir=runs/gs_xxl_8e --config.data.path=DATA
+    python -m ec_dit.main --config=configs/gs_xxl_8e.py:smoke --workdir=runs/gs_xxl_8e_smoke    (a few steps on a CPU)
+
+- Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,
+  8 experts in every second block, token choice (GShard top-2).
+- Topology: v5p:4x8x8, 256 chips as expert 8 x data 32.
+- Expected parameters, transformer only: 4,214,343,184 in total, 2,062,665,232 activated.
+"""
+
+from ml_collections import ConfigDict
+
+from ec_dit import presets
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run; arg `smoke` shrinks it."""
+    c = presets.paper("gs_xxl_8e")
+    c.topology = "v5p:4x8x8"
+    c.mesh.expert = 8  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    c.sample.batch_size = 256  # an image a chip
+    return presets.variant(c, arg)

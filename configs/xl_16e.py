@@ -1,0 +1,23 @@
+"""EC-DiT-XL-16E; paper: GenEval 68.76, DSG 74.03.
+
+    python -m ec_dit.main --config=configs/xl_16e.py --workdir=runs/xl_16e --config.data.path=DATA
+    python -m ec_dit.main --config=configs/xl_16e.py:smoke --workdir=runs/xl_16e_smoke    (a few steps on a CPU)
+
+- Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,
+  16 experts in every second block, expert choice.
+- Topology: v4:4x4x8, 128 chips as expert 16 x data 8.
+- Expected parameters, transformer only: 2,955,463,312 in total, 874,564,240 activated.
+"""
+
+from ml_collections import ConfigDict
+
+from ec_dit import presets
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The run; arg `smoke` shrinks it."""
+    c = presets.paper("xl_16e")
+    c.topology = "v4:4x4x8"
+    c.mesh.expert = 16  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    c.sample.batch_size = 128  # an image a chip
+    return presets.variant(c, arg)

@@ -1,0 +1,294 @@
+"""The composition root: a config becomes mesh, model, optimizer, step, data and generator. Nothing else reads a ConfigDict."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ec_dit.core import sharding
+from ec_dit.core.errors import UserError
+from ec_dit.core.mesh import MESH_AXES, make_mesh
+from ec_dit.data import images
+from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.eval.generate import Generator, SampleSettings
+from ec_dit.models import objective
+from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.nn import param
+from ec_dit.nn.routing import RoutingSpec, capacity, group_tokens
+from ec_dit.train.optimizer import OptimizerSpec, make_optimizer
+from ec_dit.train.state import TrainState, init_state, state_shardings
+from ec_dit.train.step import make_step
+
+
+def dit_spec(config: ConfigDict) -> DiTSpec:
+    """The transformer's structure."""
+    m, e = config.model, config.moe
+    return DiTSpec(
+        width=m.width,
+        num_blocks=m.num_blocks,
+        num_heads=m.num_heads,
+        num_kv_heads=m.num_kv_heads,
+        head_dim=m.head_dim,
+        ffn_factor=m.ffn_factor,
+        patch=m.patch,
+        latent_size=config.data.size,
+        channels=config.data.channels,
+        out_channels=config.data.channels,
+        text_width=config.text.width,
+        modulation=m.modulation,
+        qk_norm=m.qk_norm,
+        bias=m.bias,
+        position_scale=m.position_scale,
+        sparse=SparseSpec(e.num_experts, e.first, e.every),
+        remat=m.remat,
+    )
+
+
+def tower_spec(config: ConfigDict, tokenizer: Tokenizer | None) -> TowerSpec | None:
+    """The jointly trained text tower's structure, None where text comes from a cache."""
+    if config.text.encoder == "cached":
+        return None
+    t = config.text
+    if tokenizer is None:
+        raise UserError("text.encoder=tower needs a tokenizer: prepare a data set first (python -m ec_dit.prepare).")
+    return TowerSpec(tokenizer.vocab_size, t.width, t.tower_blocks, t.tower_heads, t.length)
+
+
+def kept_tokens(config: ConfigDict) -> int:
+    """Tokens of one image that training sees."""
+    return round(dit_spec(config).image_tokens * (1 - config.flow.mask_ratio))
+
+
+def train_routing(config: ConfigDict) -> RoutingSpec:
+    """How training routes; checks that groups and capacity come out whole.
+
+    Raises:
+        UserError: naming the numbers that do not fit.
+    """
+    e, tokens = config.moe, kept_tokens(config)
+    size = 0 if e.group_size == "image" else int(e.group_size)
+    kind = "expert_choice" if e.routing == "dense" else e.routing
+    spec = RoutingSpec(kind, e.capacity_factor, size, e.combine)
+    if e.routing != "dense":
+        micro_batch = config.train.batch_size // config.train.accumulate
+        capacity(group_tokens(micro_batch * tokens, tokens, size), e.num_experts, e.capacity_factor)
+    return spec
+
+
+def sample_settings(config: ConfigDict) -> SampleSettings:
+    """How sampling integrates and routes.
+
+    Raises:
+        UserError: if a routing group would span images, or a capacity does not come out whole.
+    """
+    s, tokens = config.sample, dit_spec(config).image_tokens
+    base = replace(train_routing(config), capacity_factor=s.capacity_factor or config.moe.capacity_factor)
+    sizes = {"pair": 2 * tokens, "image": tokens}
+    size = sizes.get(str(s.group_size)) or int(s.group_size)
+    if size > 2 * tokens or (2 * tokens) % size:
+        raise UserError(
+            f"--config.sample.group_size={size}: an image has {tokens} tokens, with its unconditional copy {2 * tokens}; a "
+            f"group must divide that, so that no image depends on another. Use pair, image or a divisor of {2 * tokens}."
+        )
+    alone = min(size, tokens)
+    if config.moe.routing != "dense":
+        for group in {size, alone} if s.guidance != 1 else {alone}:
+            capacity(group, config.moe.num_experts, base.capacity_factor)
+    return SampleSettings(
+        steps=s.steps,
+        sampler=s.sampler,
+        guidance=s.guidance,
+        guidance_interval=tuple(s.guidance_interval),
+        time_shift=s.time_shift,
+        batch_size=s.batch_size,
+        prediction=config.flow.prediction,
+        routing=replace(base, group_size=alone),
+        paired_routing=replace(base, group_size=size),
+    )
+
+
+def compute_dtype(config: ConfigDict) -> jnp.dtype:
+    """bfloat16 on accelerators, float32 on CPU, unless the config says."""
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(auto if config.model.dtype == "auto" else config.model.dtype)
+
+
+@dataclass(frozen=True)
+class System:
+    """A model on a mesh.
+
+    Attributes:
+        config: read-only from here on.
+        mesh: of all devices.
+        graphdef: merges with parameters to a TextToImage.
+        infos: ParamInfo of every parameter.
+        init_params: random key -> parameters; to be traced under jit.
+        tokenizer: of the captions; None for cached text.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    infos: Any
+    init_params: Callable[[jax.Array], Any]
+    tokenizer: Tokenizer | None
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The config's optimizer for these parameters."""
+        return make_optimizer(optimizer_spec(self.config), self.infos)
+
+    def abstract_state(self, tx: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
+        """(shapes, shardings) of the training state; takes no memory."""
+        abstract = jax.eval_shape(lambda: init_state(self.init_params, tx, self.config.seed))
+        return abstract, state_shardings(abstract, self.infos, self.mesh)
+
+    def init_state(self, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+        """A fresh state, every device making its own part."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(lambda: init_state(self.init_params, tx, self.config.seed), out_shardings=shardings)()
+
+    def step(self, tx: optax.GradientTransformation, shardings: TrainState) -> Callable[[TrainState, Any], Any]:
+        """The jitted training step; batches as `batch` gives them. Lower it to inspect what would run."""
+        null_text = self.null_text()
+        goal = training_objective(self.config)
+
+        def loss_fn(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            # A micro-batch is a slice of the batch: say again how it lies.
+            x0_BYXZ, text = jax.tree.map(lambda a: sharding.constrain(a, "batch", *(None,) * (a.ndim - 1)), batch)
+            return objective.loss_fn(self.graphdef, goal, params, x0_BYXZ, text, null_text, key)
+
+        step = make_step(loss_fn, tx, self.config.optimizer.ema_decay, self.config.train.accumulate)
+        everywhere = sharding.replicated(self.mesh)
+        return jax.jit(step, out_shardings=(shardings, everywhere), donate_argnums=0)
+
+    def validation(self) -> Callable[[Any, Any, jax.Array], jax.Array]:
+        """Jitted (params, batch, record numbers) -> loss of each image, routed by itself so that it depends on no other."""
+        routing = replace(train_routing(self.config), group_size=0)
+        settings = (self.graphdef, self.config.flow.prediction, routing)
+        return jax.jit(lambda params, batch, seed: objective.validation_loss(*settings, params, *batch, seed))
+
+    def batch(self, arrays: dict[str, np.ndarray]) -> tuple[jax.Array, Text]:
+        """A loader's arrays of this process as one global batch on the mesh: (clean images or latents, text)."""
+        pixels = "image_BYXZ" in arrays
+        x = arrays["image_BYXZ" if pixels else "latent_BYXZ"]
+        tokens = arrays["ids_BT" if "ids_BT" in arrays else "text_BTM"]
+        return self.put((x, Text(tokens, arrays["mask_BT"])))
+
+    def put(self, tree: Any) -> Any:
+        """Arrays of this process, batch first, as global arrays laid over the mesh."""
+
+        def put(a: np.ndarray) -> jax.Array:
+            shape = (a.shape[0] * jax.process_count(), *a.shape[1:])
+            axes = ("batch", *(None,) * (a.ndim - 1))
+            where = sharding.named_sharding(axes, shape, self.mesh, "train.batch_size")
+            return jax.make_array_from_process_local_data(where, a, shape)
+
+        return jax.tree.map(put, tree)
+
+    def encode(self, captions: Sequence[str]) -> Text:
+        """Captions as the model takes them."""
+        if self.tokenizer is None:
+            raise UserError("this config reads cached text embeddings: prompts need its frozen text encoder, which is not loaded.")
+        return Text(*self.tokenizer.encode(captions, self.config.text.length))
+
+    def null_text(self) -> Text:
+        """The empty caption, without a batch dimension."""
+        if self.tokenizer is None:
+            t = self.config.text
+            return Text(jnp.zeros((t.length, t.width)), jnp.arange(t.length) == 0)
+        return jax.tree.map(lambda a: a[0], self.encode([""]))
+
+    def generator(self, settings: SampleSettings | None = None) -> Generator:
+        """Prompts to pictures, for models of pixels.
+
+        Raises:
+            UserError: for latents, whose autoencoder is not part of the run.
+        """
+        d = self.config.data
+        if d.space != "pixels":
+            raise UserError("this config denoises latents: pictures need its autoencoder, which is not loaded.")
+        settings = settings or sample_settings(self.config)
+        shape_YXZ = (d.size, d.size, d.channels)
+        return Generator(self.graphdef, settings, self.mesh, shape_YXZ, self.encode, images.to_uint8)
+
+
+def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequence[jax.Device] | None = None) -> System:
+    """Builds the model abstractly; no parameter takes memory until `init_state` or a restore.
+
+    Raises:
+        UserError: if mesh, batch, groups and sizes do not fit together.
+    """
+    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
+    spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config)
+    check_batch(config, mesh)
+    sample_settings(config)
+
+    def build(rngs: nnx.Rngs) -> TextToImage:
+        return TextToImage(spec, tower, dtype=dtype, rngs=rngs)
+
+    def init_params(key: jax.Array) -> Any:
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+
+    graphdef, _, infos = param.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    return System(config, mesh, graphdef, infos, init_params, tokenizer)
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Batch and routing groups must split evenly over the mesh.
+
+    Raises:
+        UserError: naming the numbers.
+    """
+    ways, micro_batch = sharding.batch_ways(mesh), config.train.batch_size // config.train.accumulate
+    over = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.RULES["batch"])
+    if micro_batch % ways:
+        raise UserError(
+            f"--config.train.batch_size={config.train.batch_size} / accumulate {config.train.accumulate} = {micro_batch} images "
+            f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}."
+        )
+    if config.sample.batch_size % ways:
+        raise UserError(f"--config.sample.batch_size={config.sample.batch_size} must be a multiple of {ways} ({over}).")
+    routing = train_routing(config)
+    tokens = kept_tokens(config)
+    groups = micro_batch * tokens // (routing.group_size or tokens)
+    if config.moe.routing != "dense" and groups % ways:
+        raise UserError(
+            f"a batch of {micro_batch} images x {tokens} tokens makes {groups} routing groups of {routing.group_size} tokens, "
+            f"which do not split over {ways} devices ({over}). Raise train.batch_size or lower moe.group_size."
+        )
+
+
+def training_objective(config: ConfigDict) -> objective.Objective:
+    """The loss's settings."""
+    f = config.flow
+    weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
+    return objective.Objective(
+        prediction=f.prediction,
+        time_mean=f.time_mean,
+        time_std=f.time_std,
+        mask_ratio=f.mask_ratio,
+        caption_dropout=f.caption_dropout,
+        aux_weight=weight,
+        routing=train_routing(config),
+    )
+
+
+def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
+    """The optimizer's settings."""
+    o = config.optimizer
+    names = OptimizerSpec.__dataclass_fields__.keys() - {"steps"}
+    return OptimizerSpec(**{name: o[name] for name in names}, steps=config.train.steps)
+
+
+def stream(system: System, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
+    """A loader's batches on the devices, tagged with their record numbers."""
+    for arrays in batches:
+        yield system.batch(arrays), arrays["record_B"]

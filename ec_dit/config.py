@@ -1,0 +1,292 @@
+"""Every configuration key with its default, meaning and unit, and the checks that run before anything is compiled.
+
+A file in configs/ starts from `default()` and changes what differs. `smoke()` shrinks any config to what a CPU trains in
+seconds. `validate()` raises UserError with a message that names the key and the values that would do.
+"""
+
+import difflib
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ec_dit.core.errors import UserError
+
+
+def default() -> ConfigDict:
+    """The paper's recipe (batch 4096, 800 k steps, RMSProp, 256 px latents), without a model size."""
+    c = ConfigDict()
+    c.name = ""  # of the run, in logs and reports
+    c.seed = 0  # of weights, data order, noise and dropping
+
+    c.model = m = ConfigDict()
+    m.width = 1152  # D
+    m.num_blocks = 28
+    m.num_heads = 18
+    m.num_kv_heads = 6  # grouped key-value heads, in self- and cross-attention
+    m.head_dim = 64
+    m.ffn_factor = 4  # F / D
+    m.patch = 2  # latent pixels per side of a token
+    m.modulation = "adaln"  # adaln: each block its own map of time; adaln_single: one for all (PixArt-alpha)
+    m.qk_norm = False  # RMSNorm on queries and keys
+    m.bias = False  # biases in attention and feed-forward layers
+    m.position_scale = 1.0  # positions are divided by it (PixArt-alpha's interpolation scale); < 1 tells few patches apart
+    m.remat = "none"  # what the backward pass recomputes: none, dots (all but weight products), full
+    m.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), bfloat16, float32
+
+    c.moe = e = ConfigDict()
+    e.routing = "dense"  # expert_choice, token_choice (GShard top-2), dense
+    e.num_experts = 0
+    e.first = 1  # index of the first sparse block
+    e.every = 2  # a sparse block every so many
+    e.capacity_factor = 2.0  # f_c: experts per token on average
+    e.group_size = "1024"  # tokens routed together in training: a number, or 'image'
+    e.combine = "scatter"  # how outputs return to tokens: scatter, one_hot
+    e.aux_weight = 0.01  # of the load-balancing loss (token_choice only)
+
+    c.text = t = ConfigDict()
+    t.encoder = "cached"  # cached: embeddings stored with the data; tower: a small text encoder trained jointly
+    t.width = 1280  # M; OpenCLIP bigG's text tower, the nearest public encoder to the paper's
+    t.length = 77  # T, tokens per caption
+    t.tower_blocks = 2
+    t.tower_heads = 4
+
+    c.data = d = ConfigDict()
+    d.source = ""  # shapes, emoji, folder; synthetic: random latents and embeddings, to measure speed; '' = data.path only
+    d.path = ""  # prepared data set (python -m ec_dit.prepare); made by itself for shapes and emoji where it is missing
+    d.space = "latents"  # what the model denoises: pixels, or latents of an autoencoder
+    d.size = 32  # rows and columns of what the model denoises: pixels, or latent pixels (image / 8)
+    d.channels = 4  # Z: 3 for pixels, 4 or 16 for latents
+    d.crop = "center"  # center, random
+    d.flip = True  # mirror images whose caption allows it
+    d.workers = 0  # loader processes; 0 loads in the trainer's own
+    d.options = ConfigDict()  # of the source, where the trainer prepares the data itself
+
+    c.flow = f = ConfigDict()
+    f.prediction = "velocity"  # velocity (the paper's); data: the clean image, turned into a velocity in the loss
+    f.time_mean = 0.0  # t = sigmoid(u), u ~ N(mean, std); 0 = data, 1 = noise
+    f.time_std = 1.0
+    f.mask_ratio = 0.5  # share of image tokens dropped in training
+    f.caption_dropout = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+
+    c.optimizer = o = ConfigDict()
+    o.name = "rmsprop"  # rmsprop (with momentum), adamw, muon (matrices; the rest adamw)
+    o.learning_rate = 1e-4
+    o.warmup_steps = 20_000
+    o.schedule = "constant"  # after warm-up: constant, cosine (to zero at train.steps)
+    o.momentum = 0.9  # rmsprop and muon; the first-moment decay of adamw
+    o.decay = 0.999  # of the second moment (rmsprop, adamw)
+    o.eps = 1e-8
+    o.weight_decay = 0.0  # decoupled, on weight matrices only
+    o.adam_learning_rate = 1e-3  # muon only: of everything that is no matrix
+    o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
+    o.ema_decay = 0.9999  # ramps up as min(decay, (1 + step) / (10 + step))
+
+    c.train = r = ConfigDict()
+    r.steps = 800_000
+    r.batch_size = 4096  # images per step, over all devices
+    r.accumulate = 1  # micro-batches per step
+
+    c.mesh = g = ConfigDict()  # devices per axis; one of them -1: all that are left
+    g.data = -1  # copies of the parameters
+    g.fsdp = 1  # parameters sharded
+    g.expert = 1  # experts sharded
+    g.tensor = 1  # heads and feed-forward width sharded
+
+    c.topology = ""  # TPU slice this config is meant for, e.g. v5p:8x8x8
+
+    c.checkpoint = k = ConfigDict()
+    k.every = 1000  # steps between checkpoints; the last step is always saved
+    k.keep = 3  # newest checkpoints kept
+
+    c.log = w = ConfigDict()
+    w.every = 50  # steps between progress lines and metrics
+    w.validate_every = 5000  # steps between validation losses; 0 = never
+    w.validate_images = 4096  # of each validation split
+    w.sample_every = 10_000  # steps between sample grids; 0 = never
+    w.prompts = ()  # of the sample grids; () = captions of the validation split
+
+    c.sample = s = ConfigDict()
+    s.steps = 50
+    s.sampler = "heun"  # euler, heun
+    s.guidance = 3.0  # classifier-free guidance scale; 1 = off
+    s.guidance_interval = (0.0, 1.0)  # times t at which guidance acts
+    s.time_shift = 1.0  # > 1 spends more steps near noise (SD3, eq. 23)
+    s.group_size = "pair"  # pair: conditional and unconditional tokens of one image; image: each by itself; or a number
+    s.capacity_factor = 0.0  # 0 = as in training
+    s.batch_size = 64  # images sampled at once; fixed, padded, so that it cannot change an image
+
+    c.eval = v = ConfigDict()
+    v.suites = ()  # run when training ends: shapes
+    v.images_per_task = 40
+    return c
+
+
+# What may change between the runs of one workdir: nothing here alters what a step computes.
+RESUMABLE = ("mesh", "checkpoint", "log", "sample", "eval", "topology", "data.workers", "data.path", "train.steps")
+
+_CHOICES = {
+    "model.modulation": ("adaln", "adaln_single"),
+    "model.remat": ("none", "dots", "full"),
+    "model.dtype": ("auto", "bfloat16", "float32"),
+    "moe.routing": ("expert_choice", "token_choice", "dense"),
+    "moe.combine": ("scatter", "one_hot"),
+    "text.encoder": ("cached", "tower"),
+    "data.source": ("shapes", "emoji", "folder", "synthetic", ""),
+    "data.space": ("pixels", "latents"),
+    "data.crop": ("center", "random"),
+    "flow.prediction": ("velocity", "data"),
+    "optimizer.name": ("rmsprop", "adamw", "muon"),
+    "optimizer.schedule": ("constant", "cosine"),
+    "sample.sampler": ("euler", "heun"),
+}
+_AT_LEAST_ONE = (
+    "model.width model.num_blocks model.num_heads model.num_kv_heads model.head_dim model.ffn_factor model.patch moe.every "
+    "text.width text.length text.tower_blocks text.tower_heads data.size data.channels train.steps train.batch_size "
+    "train.accumulate checkpoint.every checkpoint.keep log.every sample.steps sample.batch_size eval.images_per_task"
+).split()
+_AT_LEAST_ZERO = (
+    "moe.num_experts moe.first moe.aux_weight data.workers optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
+    "log.validate_every log.validate_images log.sample_every sample.guidance sample.capacity_factor"
+).split()
+_SHARES = ("flow.mask_ratio", "flow.caption_dropout", "optimizer.momentum", "optimizer.decay", "optimizer.ema_decay")
+_POSITIVE = ("moe.capacity_factor", "flow.time_std", "optimizer.learning_rate", "optimizer.eps", "sample.time_shift", "model.position_scale")
+
+
+def load(path: Path, argument: str = "") -> ConfigDict:
+    """What `get_config(argument)` of a config file returns.
+
+    Raises:
+        UserError: if the file defines no get_config.
+    """
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} is no config file: it has no function get_config(arg).")
+    return module.get_config(argument)
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of every leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """All keys, sorted, as JSON."""
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`; keys that a newer version added take their defaults."""
+    config = default()
+    config.update(ConfigDict(json.loads(text)))
+    return config
+
+
+def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lines 'key: old -> new' for every key that must not change within one workdir but did."""
+    a, b = (flatten(ConfigDict(json.loads(to_json(c)))) for c in (old, new))
+    free = RESUMABLE if new.optimizer.schedule == "constant" else tuple(k for k in RESUMABLE if k != "train.steps")
+    return [
+        f"{key}: {a.get(key, '(none)')} -> {b.get(key, '(none)')}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and not any(key == f or key.startswith(f + ".") for f in free)
+    ]
+
+
+def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
+    """Refuses `--config.key=value` arguments whose key does not exist, before absl meets them.
+
+    Raises:
+        UserError: naming the nearest valid key.
+    """
+    valid = flatten(config)
+    for argument in arguments:
+        key = argument.lstrip("-").partition("=")[0].removeprefix("config.")
+        if not argument.startswith(("--config.", "-config.")) or key in valid:
+            continue
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+        raise UserError(f"unknown key --config.{key}. Did you mean --config.{near[0]}?")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value that can be checked without devices or data.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+
+    def check(good: bool, key: str, wanted: str) -> None:
+        if not good:
+            raise UserError(f"--config.{key}={get(config, key)!r}: {wanted}.")
+
+    for key, choices in _CHOICES.items():
+        near = difflib.get_close_matches(str(get(config, key)), choices, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        check(get(config, key) in choices, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
+    for key in _AT_LEAST_ONE:
+        check(get(config, key) >= 1, key, "must be at least 1")
+    for key in _AT_LEAST_ZERO:
+        check(get(config, key) >= 0, key, "must not be negative")
+    for key in _SHARES:
+        check(0 <= get(config, key) < 1, key, "must be at least 0 and less than 1")
+    for key in _POSITIVE:
+        check(get(config, key) > 0, key, "must be greater than 0")
+    for key in ("moe.group_size", "sample.group_size"):
+        words = ("image", "pair") if key.startswith("sample") else ("image",)
+        value = str(get(config, key))
+        check(value in words or (value.isdigit() and int(value) > 0), key, f"give a number of tokens, or {' or '.join(words)}")
+    sparse, experts = config.moe.routing != "dense", config.moe.num_experts
+    check(experts >= 2 if sparse else experts == 0, "moe.num_experts", f"routing '{config.moe.routing}' needs {'>= 2' if sparse else '0'}")
+    size, patch = config.data.size, config.model.patch
+    check(size % patch == 0, "data.size", f"model.patch {patch} must divide it")
+    check(config.model.num_heads % config.model.num_kv_heads == 0, "model.num_kv_heads", f"must divide num_heads {config.model.num_heads}")
+    check(config.train.batch_size % config.train.accumulate == 0, "train.accumulate", f"must divide train.batch_size {config.train.batch_size}")
+    low, high = config.sample.guidance_interval
+    check(0 <= low < high <= 1, "sample.guidance_interval", "give two times, 0 <= low < high <= 1")
+    tokens = (size // patch) ** 2 * (1 - config.flow.mask_ratio)
+    check(tokens >= 1 and tokens == int(tokens), "flow.mask_ratio", f"keeps {tokens:g} of {(size // patch) ** 2} tokens; keep a whole number")
+    if config.text.encoder == "tower":
+        check(config.text.width % config.text.tower_heads == 0, "text.tower_heads", f"must divide text.width {config.text.width}")
+    if config.data.space == "pixels":
+        check(config.data.channels == 3, "data.channels", "pixels have 3 channels")
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """A few CPU steps of the same routing and structure: sparse pattern, key-value groups, modulation, optimizer.
+
+    Sizes shrink, and the data become the embedded shapes in pixels with a jointly trained text tower, so that the run also
+    samples. Batch and group shrink together: 8 images to a group, as in the paper.
+    """
+    heads_per_kv = config.model.num_heads // config.model.num_kv_heads
+    config.name += "_smoke"
+    config.model.update(width=32 * heads_per_kv, num_blocks=4, num_heads=2 * heads_per_kv, num_kv_heads=2, head_dim=16, patch=4)
+    if config.moe.routing != "dense":
+        config.moe.num_experts = min(8, config.moe.num_experts)
+        config.moe.group_size = "256"  # 8 images x 64 tokens x 0.5
+    config.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2)
+    config.data.update(source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0)
+    config.data.options = ConfigDict({"image_size": 32, "train": 256, "validation": 64, "novel": 16})
+    config.optimizer.warmup_steps = 5
+    config.train.update(steps=10, batch_size=16, accumulate=1)
+    config.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)
+    config.checkpoint.every = 5
+    config.log.update(every=1, validate_every=10, validate_images=16, sample_every=10)
+    config.sample.update(steps=4, batch_size=8)
+    config.eval.suites = ()
+    return config

@@ -1,0 +1,43 @@
+"""The device mesh: four named axes, always present, so that a sharding rule never asks which of them exist.
+
+`data` replicates parameters, `fsdp` shards them, `expert` shards the experts (and the batch outside them), `tensor` shards
+heads and feed-forward width. Axes are Auto: the compiler places what the table in `sharding.py` leaves open.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from ec_dit.core.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+
+def resolve_shape(shape: Sequence[int], num_devices: int) -> tuple[int, ...]:
+    """Fills in the one axis given as -1 so that the mesh covers `num_devices`.
+
+    Raises:
+        UserError: if the sizes cannot multiply to the number of devices.
+    """
+    sizes = tuple(int(size) for size in shape)
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {named}: sizes are whole numbers >= 1, at most one of them -1 (all devices that are left).")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and num_devices % known == 0:
+        sizes = tuple(num_devices // known if size == -1 else size for size in sizes)
+    if math.prod(sizes) != num_devices:
+        raise UserError(
+            f"mesh {named} covers {known} devices, but {num_devices} are here. Set --config.mesh.{{{','.join(MESH_AXES)}}} "
+            f"so that their product is {num_devices}; one of them may be -1."
+        )
+    return sizes
+
+
+def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of MESH_AXES over `devices` (default: all). `shape` as in `resolve_shape`."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = resolve_shape(shape, len(devices))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)

@@ -1,0 +1,27 @@
+"""The axis legend: what each letter of an array's suffix means, everywhere in ec_dit.
+
+`tokens_BSD` is a batch of image tokens of the model's width. einsum strings use the same letters. A lower-case letter is
+the per-device part of an axis inside `shard_map`. `tests/test_architecture.py` holds every suffix to this table.
+"""
+
+AXES: dict[str, str] = {
+    "B": "batch: images (and their captions)",
+    "Y": "latent rows",
+    "X": "latent columns",
+    "Z": "latent channels",
+    "S": "image tokens of one sequence, or of one routing group",
+    "P": "numbers in one patch: patch * patch * channels",
+    "T": "text tokens",
+    "M": "text width",
+    "D": "model width",
+    "H": "attention heads",
+    "N": "key-value heads",
+    "K": "head dim",
+    "F": "feed-forward width",
+    "G": "routing groups",
+    "E": "experts",
+    "C": "capacity: tokens one expert takes from one group",
+    "L": "stacked blocks",
+    "A": "modulation vectors of a block (shift, scale, gate, twice)",
+    "V": "vocabulary",
+}

@@ -1,0 +1,84 @@
+"""THE table: which mesh axes each logical axis is laid over. Change the layout here and nowhere else.
+
+Parameters and activations name their axes by logical words (`('expert', 'embed', 'ffn')`). This module turns words into
+a `PartitionSpec` and refuses what would quietly go wrong: an unknown word, one mesh axis used twice, or a dimension that
+its mesh axes do not divide (jit would replicate it without a word).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ec_dit.core.errors import UserError
+
+LogicalAxes = Sequence[str | None]
+
+RULES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp", "expert"),  # images, and the routing groups made of them
+    "group": ("data", "fsdp"),  # routing groups while their tokens sit with the experts
+    # parameters
+    "expert": ("expert",),
+    "expert_embed": ("fsdp",),  # the width dimension of expert weights, which 'expert' shards already
+    "embed": ("fsdp", "expert"),  # the width dimension of every other weight
+    "head_dim": ("expert",),  # qk-norm scales
+    "heads": ("tensor",),
+    "ffn": ("tensor",),
+    # never sharded
+    "layers": (),
+}
+
+
+def partition_spec(
+    axes: LogicalAxes, shape: Sequence[int], mesh: Mesh | Any, name: str = "array", rules: Mapping = RULES
+) -> PartitionSpec:
+    """The PartitionSpec of an array whose dimensions carry the logical `axes` (None = not sharded).
+
+    Raises:
+        UserError: a mesh axis used twice, or a dimension not divisible by the mesh axes it is laid over.
+        KeyError: a word that the table does not have.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{name}: {len(axes)} logical axes {tuple(axes)} for shape {tuple(shape)}")
+    entries: list[tuple[str, ...] | None] = []
+    used: set[str] = set()
+    for axis, size in zip(axes, shape, strict=True):
+        mesh_axes = tuple(a for a in (rules[axis] if axis else ()) if mesh.shape[a] > 1)
+        if clash := used & set(mesh_axes):
+            raise UserError(f"{name} {tuple(axes)}: mesh axis {sorted(clash)} would shard two of its dimensions.")
+        used |= set(mesh_axes)
+        ways = math.prod(mesh.shape[a] for a in mesh_axes)
+        if size % ways:
+            over = " x ".join(f"{a}={mesh.shape[a]}" for a in mesh_axes)
+            raise UserError(
+                f"{name}: dimension '{axis}' of size {size} is not divisible by {ways} (mesh {over}). "
+                f"Choose another --config.mesh, or a size that {ways} divides."
+            )
+        entries.append(mesh_axes or None)
+    return PartitionSpec(*entries)
+
+
+def named_sharding(axes: LogicalAxes, shape: Sequence[int], mesh: Mesh, name: str = "array") -> NamedSharding:
+    """As `partition_spec`, bound to `mesh`."""
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh, name))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of scalars and keys: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts `mesh` splits a batch."""
+    return math.prod(mesh.shape[a] for a in RULES["batch"])
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Lays an activation out by logical axes on the mesh in context; without a mesh, the array as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return array
+    return jax.lax.with_sharding_constraint(array, partition_spec(axes, array.shape, mesh, "activation"))

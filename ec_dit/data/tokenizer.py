@@ -1,0 +1,112 @@
+"""Captions to token ids by a sentencepiece model: trained on a data set's own captions, or a given one.
+
+Ids follow T5's layout: 0 pads, 1 ends a text, 2 stands for characters the model does not know. Our own models fold
+case, so that a prompt may be written either way.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from ec_dit.core.errors import UserError
+
+_MAX_TRAINING_CAPTIONS = 1_000_000
+_SPECIAL_IDS: dict[str, Any] = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+
+
+def train(captions: Iterable[str], vocab_size: int) -> bytes:
+    """Trains a unigram model of at most `vocab_size` pieces, fewer where the captions do not give that many.
+
+    The same captions in the same order give the same bytes: one thread, and no random subsampling.
+
+    Raises:
+        UserError: no text to train on, or `vocab_size` cannot hold even the characters of the captions.
+    """
+    captions = [caption for caption in captions if caption.strip()]
+    if not captions:
+        raise UserError("no captions to train a tokenizer on")
+    captions = captions[:: -(-len(captions) // _MAX_TRAINING_CAPTIONS)]
+    characters = len(set().union(*captions))
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(captions),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            # Small alphabets are kept whole; of large ones (web captions in many scripts) the rarest may go.
+            character_coverage=1.0 if characters <= vocab_size // 4 else 0.9995,
+            normalization_rule_name="nmt_nfkc_cf",
+            max_sentence_length=65536,
+            num_threads=1,
+            minloglevel=2,
+            **_SPECIAL_IDS,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"sentencepiece could not train a tokenizer of vocab_size={vocab_size} on {len(captions)} captions with "
+            f"{characters} different characters; raise vocab_size. It said: {error}"
+        ) from error
+    return model.getvalue()
+
+
+class Tokenizer:
+    """A sentencepiece model with the batch layout the text towers take."""
+
+    def __init__(self, model: bytes):
+        """Reads a serialised sentencepiece model; UserError if it is none, or has no end-of-text piece."""
+        self.model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = self._processor.vocab_size()
+        except Exception as error:
+            raise UserError(f"not a sentencepiece model: {error}") from error
+        self.eos_id: int = self._processor.eos_id()
+        if self.eos_id < 0:
+            raise UserError("this sentencepiece model has no end-of-text piece (eos_id); give another one")
+        self.pad_id: int = max(0, self._processor.pad_id())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads a `.model` file; UserError if it is missing or damaged."""
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        try:
+            return cls(model)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self.model,)
+
+    def encode(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes captions to fixed length.
+
+        Args:
+            captions: B texts. An empty one becomes the end-of-text token alone.
+            length: T, tokens per row including the end-of-text token; longer captions are cut before it.
+
+        Returns:
+            ids_BT int32, padded with `pad_id`, and mask_BT bool, True on real tokens.
+        """
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        ids_BT = np.full((len(captions), length), self.pad_id, np.int32)
+        mask_BT = np.zeros((len(captions), length), bool)
+        for row, caption in enumerate(captions):  # One by one: a batch call starts a thread pool, which costs more.
+            pieces = [*self._processor.encode(caption)[: length - 1], self.eos_id]
+            ids_BT[row, : len(pieces)] = pieces
+            mask_BT[row, : len(pieces)] = True
+        return ids_BT, mask_BT
+
+    def decode(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> list[str]:
+        """The texts of encoded rows, as the model normalises them."""
+        rows = [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT, strict=True)]
+        return [self._processor.decode([i for i in row if i != self.eos_id]) for row in rows]

@@ -1,0 +1,124 @@
+"""Prompts to pictures. An image depends on its prompt, seed, index and settings only.
+
+Its noise is drawn from (seed, prompt, index); its routing groups hold no other image's tokens; and every batch is padded to
+one fixed size, so that the same compiled program makes it whatever else is asked for.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ec_dit.core import sharding
+from ec_dit.flow.guidance import guide
+from ec_dit.flow.sampler import SamplerKind, count_evaluations, integrate, time_grid
+from ec_dit.models.objective import Prediction, velocity_fn
+from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.nn.routing import RoutingSpec
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How images are made; `routing` is for one image alone, `paired_routing` for it and its unconditional copy."""
+
+    steps: int
+    sampler: SamplerKind
+    guidance: float
+    guidance_interval: tuple[float, float]
+    time_shift: float
+    batch_size: int
+    prediction: Prediction
+    routing: RoutingSpec
+    paired_routing: RoutingSpec
+
+    @property
+    def evaluations(self) -> int:
+        """NFE per image; a guided evaluation counts twice."""
+        times = time_grid(self.steps, self.time_shift)
+        return count_evaluations(times, self.sampler, self.guidance, self.guidance_interval)
+
+
+def sample(
+    graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, noise: jax.Array, text: Text, null_text: Text
+) -> jax.Array:
+    """Integrates noise (B, Y, X, Z) to clean latents; pure, to be jitted.
+
+    Args:
+        text: captions; null_text: the empty caption, leaves without B.
+    """
+    model: TextToImage = nnx.merge(graphdef, params)
+    condition = model.encode(text)
+    null_one = model.encode(jax.tree.map(lambda a: a[None], null_text))
+    null = jax.tree.map(lambda a: jnp.broadcast_to(a, (noise.shape[0], *a.shape[1:])), null_one)
+    velocity = guide(
+        velocity_fn(model, settings.prediction, settings.routing),
+        velocity_fn(model, settings.prediction, settings.paired_routing),
+        condition,
+        null,
+        settings.guidance,
+        settings.guidance_interval,
+    )
+    return integrate(velocity, noise, time_grid(settings.steps, settings.time_shift), settings.sampler)
+
+
+def image_noise(seed: int, prompt: str, index: int, shape_YXZ: tuple[int, ...]) -> np.ndarray:
+    """The starting noise of image `index` of a prompt."""
+    words = np.frombuffer(hashlib.sha256(prompt.encode()).digest()[:8], np.uint32)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *map(int, words), index])))
+    return rng.standard_normal(shape_YXZ, dtype=np.float32)
+
+
+class Generator:
+    """Makes images in batches of one fixed size.
+
+    Args:
+        shape_YXZ: of one latent.
+        encode: captions -> Text of NumPy arrays (B, T, ...).
+        decode: clean latents (B, Y, X, Z) -> uint8 images (B, rows, columns, 3).
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        settings: SampleSettings,
+        mesh: Mesh,
+        shape_YXZ: tuple[int, int, int],
+        encode: Callable[[Sequence[str]], Text],
+        decode: Callable[[np.ndarray], np.ndarray],
+    ):
+        self.settings = settings
+        self._mesh, self._shape_YXZ = mesh, shape_YXZ
+        self._encode, self._decode = encode, decode
+        self._null_text = jax.tree.map(lambda a: a[0], encode([""]))
+        self._sample = jax.jit(lambda params, *args: sample(graphdef, settings, params, *args))
+
+    def batches(
+        self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yields (which of the prompts, their uint8 images) as batches finish."""
+        size = self.settings.batch_size
+        for start in range(0, len(prompts), size):
+            part = slice(start, min(start + size, len(prompts)))
+            padded = list(prompts[part]) + [""] * (size - (part.stop - part.start))
+            numbers = list(indices[part]) + [0] * (size - (part.stop - part.start))
+            noise = np.stack([image_noise(seed, p, i, self._shape_YXZ) for p, i in zip(padded, numbers, strict=True)])
+            with jax.set_mesh(self._mesh):
+                x = self._sample(params, self._put(noise), self._put(self._encode(padded)), self._null_text)
+            yield part, self._decode(jax.device_get(x))[: part.stop - part.start]
+
+    def __call__(self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int) -> np.ndarray:
+        """All images at once, uint8 (N, rows, columns, 3), in the order of the prompts."""
+        return np.concatenate([images for _, images in self.batches(params, prompts, indices, seed)])
+
+    def _put(self, tree: Any) -> Any:
+        def put(a: np.ndarray) -> jax.Array:
+            axes = ("batch", *(None,) * (a.ndim - 1))
+            return jax.device_put(a, sharding.named_sharding(axes, a.shape, self._mesh, "sample.batch_size"))
+
+        return jax.tree.map(put, tree)

@@ -1,0 +1,67 @@
+"""Alignment of generated `shapes` images with their captions: six task accuracies and their mean, as GenEval gives.
+
+An image counts where the objects found are exactly the ones the caption asks for: each class as often as asked, in the
+named colour, in the named relation, and nothing else. GenEval lets other classes stand beside; here they fail.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE
+from ec_dit.eval.shapes_vision import Found, find_objects
+
+
+def _in_relation(first: Found, second: Found, relation: str) -> bool:
+    """Whether `first` stands left of, ... `second`, by the larger part of the offset between their centres."""
+    (first_x, first_y), (second_x, second_y) = first.centre(), second.centre()
+    x, y = second_x - first_x, second_y - first_y
+    ahead, aside = {"left": (x, y), "right": (-x, y), "above": (y, x), "below": (-y, x)}[relation]
+    return ahead > abs(aside)
+
+
+def agrees(found: Sequence[Found], requirement: Mapping[str, Any]) -> bool:
+    """Whether the objects found are the ones required (see data.sources.shapes_scene for the form of a requirement)."""
+    left = list(found)
+    matched: list[Found] = []
+    for item in requirement["include"]:
+        fitting = [f for f in left if f.shape == item["shape"] and f.color and item["color"] in (None, f.color)]
+        if len(fitting) != item["count"]:
+            return False
+        matched.append(fitting[0])
+        left = [f for f in left if f not in fitting]
+    if left:
+        return False
+    relation = requirement["relation"]
+    return relation is None or _in_relation(matched[0], matched[1], relation)
+
+
+def check(
+    image: np.ndarray,
+    requirement: Mapping[str, Any],
+    shapes: Sequence[str] = tuple(OUTLINES),
+    colors: Sequence[str] = tuple(PALETTE),
+) -> bool:
+    """Whether an RGB image, uint8 [Y, X, 3], shows what is required; `shapes` and `colors` bound what it may hold."""
+    return agrees(find_objects(image, shapes, colors), requirement)
+
+
+def score(
+    images: Sequence[np.ndarray],
+    requirements: Sequence[Mapping[str, Any]],
+    shapes: Sequence[str] = tuple(OUTLINES),
+    colors: Sequence[str] = tuple(PALETTE),
+) -> dict[str, Any]:
+    """Scores images against their requirements.
+
+    Returns:
+        `tasks`: accuracy of each task present, `mean`: the mean of these, `n`: number of images, `correct`: one bool
+        per image in order.
+    """
+    correct = [check(image, want, shapes, colors) for image, want in zip(images, requirements, strict=True)]
+    by_task: dict[str, list[bool]] = {}
+    for right, requirement in zip(correct, requirements, strict=True):
+        by_task.setdefault(requirement["task"], []).append(right)
+    tasks = {task: float(np.mean(rights)) for task, rights in by_task.items()}
+    return {"mean": float(np.mean(list(tasks.values()))), "tasks": tasks, "n": len(correct), "correct": correct}

@@ -1,0 +1,82 @@
+"""Runs an evaluation suite on a model and leaves its figures and pictures in the workdir."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ec_dit import build
+from ec_dit.core.errors import UserError
+from ec_dit.data.sources.shapes_scene import ShapesOptions
+from ec_dit.eval.base import Evaluation, Evaluator
+from ec_dit.eval.generate import SampleSettings
+from ec_dit.eval.shapes_suite import ShapesEvaluator
+from ec_dit.workdir import Workdir
+
+SUITES = ("shapes",)
+
+
+def run(
+    suite: str,
+    system: build.System,
+    params: Any,
+    step: int,
+    workdir: Workdir,
+    say: Callable[[str], None],
+    *,
+    seed: int = 0,
+    novel: bool = False,
+    ema: bool = True,
+) -> Evaluation:
+    """Generates, scores, prints the table, writes eval_<suite>.json and eval_<suite>.png.
+
+    Raises:
+        UserError: for an unknown suite, or data that it does not fit.
+    """
+    evaluator = make_evaluator(suite, system, workdir, novel)
+    settings = build.sample_settings(system.config)
+    generator = system.generator(settings)
+    say(f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
+        f"NFE {settings.evaluations}")
+    outcome = evaluator.run(
+        lambda prompts, indices: generator.batches(params, prompts, indices, seed),
+        lambda done, total: say(f"  {done}/{total} images"),
+    )
+    name = suite + ("_novel" if novel else "")
+    figures = dict(outcome.figures) | {"step": step, "seed": seed, "weights": "ema" if ema else "params", **describe(settings)}
+    workdir.write_eval(name, figures)
+    picture = workdir.path / f"eval_{name}.png"
+    with picture.open("wb") as file:
+        outcome.sheet.save(file, format="PNG")
+    say(outcome.table)
+    say(f"contact sheet: {picture}")
+    return outcome
+
+
+def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bool) -> Evaluator:
+    """The suite by its name, with the prompts that fit the run's data.
+
+    Raises:
+        UserError: for an unknown suite, or data that it does not fit.
+    """
+    if suite not in SUITES:
+        raise UserError(f"there is no suite '{suite}'; choose one of {', '.join(SUITES)}.")
+    report = workdir.data_report()
+    if report.get("source") != "shapes":
+        raise UserError(f"suite shapes scores models trained on the shapes data, not on {report.get('source', 'synthetic')}.")
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in report["options"].items()}
+    return ShapesEvaluator(ShapesOptions(**options), system.config.eval.images_per_task, novel)
+
+
+def describe(settings: SampleSettings) -> dict[str, Any]:
+    """Every setting an image depends on, for the files beside it."""
+    return {
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "nfe": settings.evaluations,
+        "guidance": settings.guidance,
+        "guidance_interval": list(settings.guidance_interval),
+        "time_shift": settings.time_shift,
+        "batch_size": settings.batch_size,
+        "capacity_factor": settings.routing.capacity_factor,
+        "group_size": settings.routing.group_size,
+        "paired_group_size": settings.paired_routing.group_size,
+    }

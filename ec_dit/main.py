@@ -1,0 +1,63 @@
+"""Trains: python -m ec_dit.main --config=configs/shapes.py --workdir=DIR [--config.key=value ...].
+
+Run again with the same arguments, it goes on from the last checkpoint. --config=FILE:smoke shrinks a config to a few
+CPU steps. The last line printed is the fingerprint of the final parameters.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from ec_dit import cli, config
+from ec_dit.core.errors import UserError
+
+FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, images.", flag_values=FLAGS)
+cli.define_help(FLAGS)
+
+
+def check_arguments(argv: Sequence[str]) -> None:
+    """Finds a missing config file or an unknown key before absl does, whose messages name neither.
+
+    Raises:
+        UserError: naming the nearest file or key.
+    """
+    chosen = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
+    if not chosen:
+        if any(a in ("--help", "-h", "--helpfull") for a in argv):
+            return
+        raise UserError("--config=FILE is needed, for example --config=configs/shapes.py")
+    name, _, argument = chosen[-1].partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
+        hint = f" Did you mean {path.parent / near[0]}.py?" if near else ""
+        raise UserError(f"there is no config file {path}.{hint}")
+    config.check_overrides(config.load(path, argument), argv)
+
+
+def work() -> None:
+    """Validates the config and trains."""
+    if not FLAGS.workdir:
+        raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
+    config.validate(FLAGS.config)
+
+    from ec_dit import training  # after the checks: importing jax takes seconds that a typo need not cost
+
+    fingerprint = training.run(FLAGS.config, FLAGS.workdir, cli.say)
+    cli.say(f"done: {FLAGS.workdir}  params_sha256={fingerprint}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs with `argv` (the program's name first) and returns the exit code."""
+    cli.quiet()
+    return cli.run("main", __doc__ or "", FLAGS, work, argv, check=check_arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

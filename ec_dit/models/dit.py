@@ -1,0 +1,113 @@
+"""The diffusion transformer of the paper: noisy latent, time and text in; velocity out."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ec_dit.core.sharding import constrain
+from ec_dit.models.block import Block, Condition
+from ec_dit.models.spec import DiTSpec
+from ec_dit.models.stack import Stack
+from ec_dit.nn import param
+from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sincos_2d
+from ec_dit.nn.mlp import Mlp
+from ec_dit.nn.modulation import VECTORS, ModulationTable, TimeModulation, modulate
+from ec_dit.nn.moe import RouterStats
+from ec_dit.nn.norms import layer_norm
+from ec_dit.nn.routing import RoutingSpec
+
+
+class DiT(nnx.Module):
+    """Patches, positions, blocks, and an output layer that starts at zero.
+
+    Args:
+        spec: the structure.
+        dtype: of the computation; parameters and router are float32.
+    """
+
+    def __init__(self, spec: DiTSpec, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.spec, self.dtype = spec, dtype
+        width, patch_numbers = spec.width, spec.patch * spec.patch
+        single = spec.modulation == "adaln_single"
+        self.patch_embed = PatchEmbed(patch_numbers * spec.channels, width, dtype=dtype, rngs=rngs)
+        self.time_embed = TimeEmbed(width, dtype=dtype, rngs=rngs)
+        self.time_modulation = TimeModulation(width, dtype=dtype, rngs=rngs) if single else None
+        self.text_projection = (
+            Mlp(spec.text_width, width, width, bias=True, dtype=dtype, rngs=rngs) if spec.text_projection else None
+        )
+        self.stages = nnx.List(
+            Stack(
+                lambda rngs, pattern=pattern: nnx.List(Block(spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern),
+                repeats,
+                remat=spec.remat,
+                rngs=rngs,
+            )
+            for pattern, repeats in spec.stages()
+        )
+        self.out_modulation = (
+            ModulationTable(width, 2, rngs=rngs) if single else TimeModulation(width, 2, dtype=dtype, rngs=rngs)
+        )
+        out_numbers = patch_numbers * spec.out_channels
+        self.w_out_DP = param.matrix(rngs, (width, out_numbers), ("embed", None), "io", zero=True, hidden=False)
+        self.b_out_P = param.table(jnp.zeros(out_numbers), (None,))
+
+    def __call__(
+        self,
+        x_BYXZ: jax.Array,
+        t_B: jax.Array,
+        text_BTM: jax.Array,
+        mask_BT: jax.Array,
+        *,
+        routing: RoutingSpec,
+        keep_BS: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterStats | None]:
+        """The predicted velocity, as patches.
+
+        Args:
+            x_BYXZ: noisy latent of any size that the patch divides.
+            t_B: time, 0 = data, 1 = noise.
+            text_BTM, mask_BT: text embeddings and where they are real.
+            routing: how sparse blocks route.
+            keep_BS: indices of the tokens to keep, None for all. Dropped tokens enter nothing.
+
+        Returns:
+            (B, S, P) velocity of the kept tokens in float32 (`nn.embeddings.unpatchify` makes a latent of all of them), and
+            the statistics of the sparse blocks stacked on L, None for a dense model.
+        """
+        spec = self.spec
+        rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
+        positions_SD = sincos_2d(rows, columns, spec.width, spec.grid, spec.position_scale)
+        tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch)) + jnp.asarray(positions_SD, self.dtype)
+        if keep_BS is not None:
+            tokens_BSD = take_tokens(tokens_BSD, keep_BS)
+        tokens_BSD = constrain(tokens_BSD, "batch", None, None)
+
+        time_BD = self.time_embed(t_B)
+        text_BTM = text_BTM.astype(self.dtype)
+        if self.text_projection is not None:
+            text_BTM = self.text_projection(text_BTM)
+        shared = time_BD if self.time_modulation is None else self.time_modulation(time_BD)
+        condition = Condition(shared, text_BTM, mask_BT)
+
+        def apply(blocks: nnx.List, tokens_BSD: jax.Array) -> tuple[jax.Array, list[RouterStats]]:
+            stats = []
+            for block in blocks:
+                tokens_BSD, block_stats = block(tokens_BSD, condition, routing)
+                stats.append(block_stats)
+            return constrain(tokens_BSD, "batch", None, None), [s for s in stats if s is not None]
+
+        stats = []
+        for stage in self.stages:
+            tokens_BSD, stage_stats = stage(tokens_BSD, apply)
+            stats += stage_stats
+
+        out_time = time_BD if self.time_modulation is None else time_BD[:, None]
+        shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
+        tokens_BSD = modulate(layer_norm(tokens_BSD), shift_BD, scale_BD)
+        out_BSP = tokens_BSD @ self.w_out_DP[...].astype(self.dtype) + self.b_out_P[...].astype(self.dtype)
+        return out_BSP.astype(jnp.float32), stats[0] if stats else None
+
+
+def take_tokens(tokens_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:
+    """The tokens of each image that `keep_BS` names, in its order."""
+    return jax.vmap(lambda tokens_SD, keep_S: tokens_SD[keep_S])(tokens_BSD, keep_BS)

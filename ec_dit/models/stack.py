@@ -1,0 +1,44 @@
+"""Blocks of one kind stacked along a leading 'layers' dimension and scanned, so that depth costs no compile time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ec_dit.core.errors import UserError
+
+POLICIES: dict[str, Callable[..., bool] | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep only what enters a repeat
+}
+
+
+class Stack(nnx.Module):
+    """`repeats` copies of the module that `make` builds, each with weights of its own.
+
+    Args:
+        make: builds one repeat from its own random stream.
+        repeats: L.
+        remat: 'none', 'dots' or 'full': what the backward pass recomputes.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], repeats: int, *, remat: str = "none", rngs: nnx.Rngs):
+        if remat != "none" and remat not in POLICIES:
+            raise UserError(f"remat '{remat}': choose none, {', '.join(POLICIES)}.")
+        self.remat = remat
+        self.repeats = repeats
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        keys = jax.random.split(rngs.params(), repeats)
+        self.blocks = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
+
+    def __call__(self, carry: Any, apply: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """Runs `apply(repeat, carry) -> (carry, out)` through all repeats; outs come back stacked on a leading L."""
+        graphdef, weights = nnx.split(self.blocks)
+
+        def body(carry: Any, weights: Any) -> tuple[Any, Any]:
+            return apply(nnx.merge(graphdef, weights), carry)
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=False)
+        return jax.lax.scan(body, carry, nnx.as_pure(weights))

@@ -1,0 +1,43 @@
+"""A small bidirectional transformer over caption tokens, trained jointly: the text side of the small configs."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ec_dit.models.spec import TowerSpec
+from ec_dit.models.stack import Stack
+from ec_dit.nn import param
+from ec_dit.nn.attention import Attention
+from ec_dit.nn.mlp import Mlp
+from ec_dit.nn.norms import layer_norm
+
+
+class TowerBlock(nnx.Module):
+    """Pre-norm attention and feed-forward layer."""
+
+    def __init__(self, spec: TowerSpec, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, heads = spec.width, spec.num_heads
+        self.attention = Attention(width, width, heads, heads, width // heads, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, 4 * width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTM: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        x_BTM += self.attention(layer_norm(x_BTM), mask_BT=mask_BT)
+        return x_BTM + self.mlp(layer_norm(x_BTM))
+
+
+class TextTower(nnx.Module):
+    """Token ids (B, T) -> embeddings (B, T, M), unit variance."""
+
+    def __init__(self, spec: TowerSpec, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+        self.spec, self.dtype = spec, dtype
+        key = rngs.params()
+        self.token_VM = param.table(jax.random.normal(key, (spec.vocab_size, spec.width)) * 0.5, (None, "embed"))
+        key = rngs.params()
+        self.position_TM = param.table(jax.random.normal(key, (spec.length, spec.width)) * 0.5, (None, "embed"))
+        self.stack = Stack(lambda rngs: TowerBlock(spec, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs)
+
+    def __call__(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Embeds captions of at most `spec.length` tokens; what `mask_BT` hides is not attended to."""
+        x_BTM = self.token_VM[...][ids_BT] + self.position_TM[...][: ids_BT.shape[1]]
+        x_BTM, _ = self.stack(x_BTM.astype(self.dtype), lambda block, x: (block(x, mask_BT), None))
+        return layer_norm(x_BTM)

@@ -1,0 +1,72 @@
+"""Multi-head attention with grouped key-value heads; to the sequence itself, or across to a text."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ec_dit.nn import param
+from ec_dit.nn.norms import RMSNorm
+
+
+class Attention(nnx.Module):
+    """softmax(q k^T / sqrt(K)) v.
+
+    `heads` query heads share `kv_heads` key-value heads; heads are never repeated in memory.
+
+    Args:
+        width: D, of the queries and the output.
+        context_width: width of what keys and values read: D for self-attention, M for the text.
+        heads, kv_heads, head_dim: H, N, K; kv_heads divides heads.
+        qk_norm: RMSNorm on each query and key.
+        bias: biases on all four projections.
+        zero_out: start with an output of zero (cross-attention in PixArt-alpha).
+        dtype: of the computation; parameters stay float32.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool = False,
+        bias: bool = False,
+        zero_out: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.w_q_DHK = param.matrix(rngs, (width, heads, head_dim), ("embed", "heads", None), "ioo")
+        self.w_k_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
+        self.w_v_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
+        self.w_o_HKD = param.matrix(rngs, (heads, head_dim, width), ("heads", None, "embed"), "iio", zero=zero_out)
+        self.norm_q = RMSNorm(head_dim) if qk_norm else None
+        self.norm_k = RMSNorm(head_dim) if qk_norm else None
+        self.bias = bias
+        if bias:
+            self.b_q_HK = param.table(jnp.zeros((heads, head_dim)), ("heads", None))
+            self.b_k_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", None))
+            self.b_v_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", None))
+            self.b_o_D = param.table(jnp.zeros(width), ("embed",))
+
+    def __call__(
+        self, x_BSD: jax.Array, context_BTM: jax.Array | None = None, mask_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """Attends from x to the context (None: to x itself) where `mask_BT` is True (None: everywhere)."""
+        x_BSD = x_BSD.astype(self.dtype)
+        context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
+        q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, self.w_q_DHK[...].astype(self.dtype))
+        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, self.w_k_MNK[...].astype(self.dtype))
+        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, self.w_v_MNK[...].astype(self.dtype))
+        if self.bias:
+            q_BSHK += self.b_q_HK[...].astype(self.dtype)
+            k_BTNK += self.b_k_NK[...].astype(self.dtype)
+            v_BTNK += self.b_v_NK[...].astype(self.dtype)
+        if self.norm_q is not None and self.norm_k is not None:
+            q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
+        mask = None if mask_BT is None else mask_BT[:, None, None, :]
+        out_BSHK = jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, mask=mask)
+        out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, self.w_o_HKD[...].astype(self.dtype))
+        return out_BSD + self.b_o_D[...].astype(self.dtype) if self.bias else out_BSD

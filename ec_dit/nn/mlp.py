@@ -1,0 +1,43 @@
+"""The feed-forward layer of a dense block, and the small two-layer perceptrons of the embeddings."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ec_dit.nn import param
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form, as DiT and PixArt-alpha use it."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+class Mlp(nnx.Module):
+    """act(x W_up) W_down, widths in -> hidden -> out."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        out: int | None = None,
+        *,
+        bias: bool = False,
+        act: Callable[[jax.Array], jax.Array] = gelu,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype, self.act, self.bias = dtype, act, bias
+        out = width if out is None else out
+        self.w_up_DF = param.matrix(rngs, (width, hidden), ("embed", "ffn"), "io")
+        self.w_down_FD = param.matrix(rngs, (hidden, out), ("ffn", "embed"), "io")
+        if bias:
+            self.b_up_F = param.table(jnp.zeros(hidden), ("ffn",))
+            self.b_down_D = param.table(jnp.zeros(out), ("embed",))
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        up = x_BSD.astype(self.dtype) @ self.w_up_DF[...].astype(self.dtype)
+        up = self.act(up + self.b_up_F[...].astype(self.dtype) if self.bias else up)
+        down = up @ self.w_down_FD[...].astype(self.dtype)
+        return down + self.b_down_D[...].astype(self.dtype) if self.bias else down

@@ -1,0 +1,49 @@
+"""How the timestep enters a block: shift, scale and gate for its attention and for its feed-forward layer.
+
+`adaln` (DiT, the paper's size): every block maps the time embedding to its own six vectors, 6 D^2 parameters a block.
+`adaln_single` (PixArt-alpha): one map for the whole model; a block adds a table of 6 D numbers to its output.
+Gates start at zero, so that every block starts as the identity.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ec_dit.nn import param
+
+ModulationKind = Literal["adaln", "adaln_single"]
+VECTORS = 6  # shift, scale, gate of attention; shift, scale, gate of the feed-forward layer
+_GATES = (2, 5)
+
+
+class TimeModulation(nnx.Module):
+    """silu(time) W + b: (B, D) -> (B, A, D), starting at zero."""
+
+    def __init__(self, width: int, vectors: int = VECTORS, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.w_DAD = param.matrix(rngs, (width, vectors, width), ("embed", None, None), "ibo", zero=True)
+        self.b_AD = param.table(jnp.zeros((vectors, width)), (None, "embed"))
+
+    def __call__(self, time_BD: jax.Array) -> jax.Array:
+        cond_BD = jax.nn.silu(time_BD.astype(self.dtype))
+        return jnp.einsum("BD,DAF->BAF", cond_BD, self.w_DAD[...].astype(self.dtype)) + self.b_AD[...].astype(self.dtype)
+
+
+class ModulationTable(nnx.Module):
+    """The shared modulation plus this block's (or the output layer's) own offsets."""
+
+    def __init__(self, width: int, vectors: int = VECTORS, *, rngs: nnx.Rngs):
+        offsets_AD = jax.random.normal(rngs.params(), (vectors, width)) / width**0.5
+        if vectors == VECTORS:
+            offsets_AD = offsets_AD.at[jnp.array(_GATES)].set(0)
+        self.b_AD = param.table(offsets_AD, (None, "embed"))
+
+    def __call__(self, shared_BAD: jax.Array) -> jax.Array:
+        return shared_BAD + self.b_AD[...].astype(shared_BAD.dtype)
+
+
+def modulate(x_BSD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """x (1 + scale) + shift, the same for every token of an image."""
+    return x_BSD * (1 + scale_BD[:, None]) + shift_BD[:, None]

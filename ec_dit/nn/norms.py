@@ -1,0 +1,27 @@
+"""Normalisation, always in float32: LayerNorm without parameters (AdaLN brings scale and shift) and RMSNorm for q and k."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ec_dit.nn import param
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Zero mean, unit variance over the last dimension; dtype kept."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last dimension, of size `head_dim`."""
+
+    def __init__(self, head_dim: int, *, eps: float = 1e-6):
+        self.eps = eps
+        self.scale_K = param.table(jnp.ones(head_dim), ("head_dim",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (wide * self.scale_K[...]).astype(x.dtype)

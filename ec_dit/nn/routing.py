@@ -1,0 +1,144 @@
+"""Which expert processes which token: pure functions from router scores to slots.
+
+A routing group holds S tokens; every expert has C slots in it. Both rules answer in the same form, so that dispatch and
+combine know nothing of the rule: `index_GEC` names the token in each slot, `gate_GEC` weighs what comes back from it, and
+an empty slot has gate 0. Scores are a softmax over experts in float32.
+
+  expert choice (Algorithm 1): each expert takes the C tokens that score highest for it.
+  token choice (GShard top-2): each token asks for its two best experts; who comes too late finds the expert full.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ec_dit.core.errors import UserError
+
+RoutingKind = Literal["expert_choice", "token_choice"]
+CombineKind = Literal["scatter", "one_hot"]
+
+
+@dataclass(frozen=True)
+class RoutingSpec:
+    """How a sparse layer routes; may differ between training and sampling.
+
+    Attributes:
+        kind: the rule.
+        capacity_factor: f_c, how many experts a token meets on average; C = S f_c / E.
+        group_size: S, tokens that are routed together; 0 for the tokens of one image, whatever their number.
+        combine: 'scatter' adds expert outputs back to their tokens, 'one_hot' multiplies by a one-hot matrix.
+    """
+
+    kind: RoutingKind = "expert_choice"
+    capacity_factor: float = 2.0
+    group_size: int = 0
+    combine: CombineKind = "scatter"
+
+
+class Routing(NamedTuple):
+    """Where tokens go, and what is worth knowing about it.
+
+    Attributes:
+        index_GEC: int32, the token of the group in each slot.
+        gate_GEC: float32, the weight of each slot's output; 0 where the slot is empty.
+        experts_GS: int32, how many experts took each token.
+        dropped: float32 scalar, the share of requests that found no slot (token choice; else 0).
+        aux_loss: float32 scalar, load-balancing loss before its weight (token choice; else 0).
+    """
+
+    index_GEC: jax.Array
+    gate_GEC: jax.Array
+    experts_GS: jax.Array
+    dropped: jax.Array
+    aux_loss: jax.Array
+
+
+def group_tokens(num_tokens: int, image_tokens: int, group_size: int) -> int:
+    """The size S of a routing group.
+
+    Args:
+        num_tokens: tokens in the whole batch.
+        image_tokens: tokens of one image.
+        group_size: as in `RoutingSpec`.
+
+    Raises:
+        UserError: if groups do not divide the tokens.
+    """
+    size = group_size or image_tokens
+    if size < 0 or num_tokens % size:
+        raise UserError(
+            f"routing: groups of {size} tokens do not divide the {num_tokens} tokens of a batch ({num_tokens // image_tokens}"
+            f" images x {image_tokens} tokens). Choose a group_size that divides {num_tokens}, or 'image'."
+        )
+    return size
+
+
+def capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
+    """C = S f_c / E, the slots of one expert in one group.
+
+    Raises:
+        UserError: unless C is a whole number between 1 and S.
+    """
+    slots = group_size * capacity_factor / num_experts
+    if slots < 1 or slots > group_size or abs(slots - round(slots)) > 1e-6:
+        raise UserError(
+            f"routing: capacity C = group size {group_size} x capacity factor {capacity_factor:g} / {num_experts} experts "
+            f"= {slots:g} must be a whole number from 1 to {group_size}. Change the group size or the capacity factor."
+        )
+    return round(slots)
+
+
+def route(scores_GSE: jax.Array, spec: RoutingSpec) -> Routing:
+    """Applies the rule of `spec` to softmaxed scores."""
+    rule = {"expert_choice": expert_choice, "token_choice": token_choice}[spec.kind]
+    _, group_size, experts = scores_GSE.shape
+    return rule(scores_GSE, capacity(group_size, experts, spec.capacity_factor))
+
+
+def expert_choice(scores_GSE: jax.Array, slots: int) -> Routing:
+    """Algorithm 1, lines 2-3: per expert the `slots` best tokens; among equals the first. Balanced by construction."""
+    gate_GEC, index_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), slots)
+    experts_GS = _count_experts(index_GEC, jnp.ones_like(index_GEC), scores_GSE.shape[1])
+    zero = jnp.zeros((), jnp.float32)
+    return Routing(index_GEC, gate_GEC, experts_GS, dropped=zero, aux_loss=zero)
+
+
+def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
+    """GShard top-2 (2006.16668, Algorithm 1) without its random second choice.
+
+    Gates are normalised over a token's two choices before capacity is applied. All first choices are served before any
+    second, each in the order of the tokens. The auxiliary loss is E sum_e f_e p_e, with f_e the share of tokens whose
+    first choice is e (no gradient) and p_e the mean score of e: 1 when balanced.
+    """
+    groups, group_size, experts = scores_GSE.shape
+    best_GS2, choice_GS2 = jax.lax.top_k(scores_GSE, 2)
+    gate_GS2 = best_GS2 / best_GS2.sum(-1, keepdims=True)
+
+    # Requests in the order of service: first choices of all tokens, then second choices.
+    expert_GR = choice_GS2.swapaxes(1, 2).reshape(groups, 2 * group_size)
+    gate_GR = gate_GS2.swapaxes(1, 2).reshape(groups, 2 * group_size)
+    asks_GRE = jax.nn.one_hot(expert_GR, experts, dtype=jnp.int32)
+    place_GR = ((asks_GRE.cumsum(1) - 1) * asks_GRE).sum(-1)
+    served_GR = place_GR < slots
+    token_R = jnp.tile(jnp.arange(group_size, dtype=jnp.int32), 2)
+
+    def fill(values_R: jax.Array, expert_R: jax.Array, place_R: jax.Array) -> jax.Array:
+        # A place past the last slot is out of bounds, and 'drop' leaves such a request unwritten.
+        return jnp.zeros((experts, slots), values_R.dtype).at[expert_R, place_R].set(values_R, mode="drop")
+
+    index_GEC = jax.vmap(lambda e_R, p_R: fill(token_R, e_R, p_R))(expert_GR, place_GR)
+    gate_GEC = jax.vmap(fill)(gate_GR, expert_GR, place_GR)
+    experts_GS = served_GR.reshape(groups, 2, group_size).sum(1, dtype=jnp.int32)
+
+    first_GSE = asks_GRE[:, :group_size].astype(jnp.float32)
+    aux_loss = experts * (first_GSE.mean((0, 1)) * scores_GSE.mean((0, 1))).sum()
+    return Routing(index_GEC, gate_GEC, experts_GS, dropped=1 - served_GR.mean(dtype=jnp.float32), aux_loss=aux_loss)
+
+
+def _count_experts(index_GEC: jax.Array, taken_GEC: jax.Array, group_size: int) -> jax.Array:
+    def count(index_EC: jax.Array, taken_EC: jax.Array) -> jax.Array:
+        return jnp.zeros(group_size, jnp.int32).at[index_EC].add(taken_EC)
+
+    return jax.vmap(count)(index_GEC, taken_GEC)

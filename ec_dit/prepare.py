@@ -1,0 +1,86 @@
+"""Prepares a data set: python -m ec_dit.prepare --source=shapes|emoji|folder --out=DIR [options].
+
+Writes a TFDS data set in ArrayRecord, a sentencepiece tokenizer of its captions and a report of what was kept and why
+the rest was skipped. Options that a source does not have are refused.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ec_dit.core.errors import UserError
+from ec_dit.data import dataset, registry
+
+FLAGS = flags.FlagValues()  # Of this entry point alone, so that others may use the same names.
+
+
+def _define() -> None:
+    def text(name: str, meaning: str, default: str | None = None) -> None:
+        flags.DEFINE_string(name, default, meaning, flag_values=FLAGS)
+
+    def whole(name: str, meaning: str, default: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=FLAGS)
+
+    def real(name: str, meaning: str, default: float | None = None) -> None:
+        flags.DEFINE_float(name, default, meaning, flag_values=FLAGS)
+
+    text("source", f"What to prepare: {', '.join(registry.NAMES)}.")
+    text("out", "Folder to write; it must not exist yet, or be empty.")
+    text("path", "folder: the images, with captions in x.txt beside x.jpg or in captions.jsonl.")
+    text("font", "emoji: file of a colour emoji font; without it an installed one is used.")
+    text("placement", "shapes: where objects stand: cell, jitter or free.")
+    text("ground", "shapes: plain or textured.")
+    text("tokenizer", "A sentencepiece model to copy instead of training one.")
+    whole("image_size", "shapes, emoji: side in pixels. folder: shrink images whose shorter side is longer.")
+    whole("num_train", "shapes: training examples.")
+    whole("num_validation", "shapes: validation examples.")
+    whole("seed", "shapes: seed of the scenes.")
+    whole("vocab_size", "Pieces of the tokenizer, at most.", 4096)
+    real("validation_share", "folder: share of the images held out for validation.")
+    real("max_skipped_share", "Fail if more than this share of the examples cannot be used.", 0.1)
+    flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=FLAGS)
+    flags.DEFINE_bool("help", False, "Show this help.", flag_values=FLAGS, short_name="h")
+
+
+_define()
+# Flags that are options of a source, with the names they have there.
+_OPTIONS = {name: name for name in ("path", "font", "placement", "ground", "image_size", "seed", "validation_share")}
+_OPTIONS |= {"num_train": "train", "num_validation": "validation"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs with `argv` (the program's name first) and returns the exit code."""
+    try:
+        extra = FLAGS(list(argv))[1:]
+        if FLAGS.help:
+            print(__doc__ + FLAGS.get_help())
+            return 0
+        if extra:
+            raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
+        for name in ("source", "out"):
+            if not FLAGS[name].value:
+                raise UserError(f"--{name}=... is needed; see --help")
+        chosen = {option: FLAGS[flag].value for flag, option in _OPTIONS.items() if FLAGS[flag].value is not None}
+        report = dataset.write(
+            registry.make_source(FLAGS.source, chosen),
+            FLAGS.out,
+            vocab_size=FLAGS.vocab_size,
+            tokenizer_path=FLAGS.tokenizer,
+            max_skipped_share=FLAGS.max_skipped_share,
+            overwrite=FLAGS.overwrite,
+        )
+    except (UserError, flags.Error, OSError) as error:
+        print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prepare: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(report.table())
+    print(f"\n{Path(FLAGS.out) / dataset.REPORT} lists every example that was skipped.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

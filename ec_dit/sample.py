@@ -1,0 +1,131 @@
+"""Draws: python -m ec_dit.sample --workdir=DIR --prompt="a red circle" [--prompt=...] [--prompts_file=F] --out=DIR.
+
+Writes one PNG per image, a contact sheet and settings.json. An image depends on its prompt, seed, index and settings
+only. Sampling settings default to those of the run's config.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ec_dit import cli
+from ec_dit.core.errors import UserError
+
+FLAGS = flags.FlagValues()
+_SHEET = 64  # pictures on the contact sheet, at most
+
+
+def _define() -> None:
+    f = {"flag_values": FLAGS}
+    flags.DEFINE_string("workdir", None, "Folder of a run.", **f)
+    flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", **f)
+    flags.DEFINE_string("prompts_file", None, "A text file with one prompt a line.", **f)
+    flags.DEFINE_string("out", None, "Folder to write.", **f)
+    flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, **f)
+    flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, **f)
+    flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, **f)
+    flags.DEFINE_enum("sampler", None, ["euler", "heun"], "Integrator.", **f)
+    flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, **f)
+    flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", **f)
+    flags.DEFINE_float("time_shift", None, "> 1 spends more steps near noise.", **f)
+    flags.DEFINE_float("capacity_factor", None, "Experts per token on average; more may raise quality.", **f)
+    flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", **f)
+    flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, **f)
+    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", **f)
+    flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", **f)
+    cli.define_help(FLAGS)
+
+
+_define()
+_OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "capacity_factor", "group_size", "batch_size")
+
+
+def prompts() -> list[str]:
+    """All prompts of the command line and the file, in order, without repeats.
+
+    Raises:
+        UserError: if there are none.
+    """
+    found = list(FLAGS.prompt)
+    if FLAGS.prompts_file:
+        path = Path(FLAGS.prompts_file)
+        if not path.is_file():
+            raise UserError(f"there is no prompts file {path}")
+        found += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = list(dict.fromkeys(p for p in found if p))
+    if not found:
+        raise UserError('nothing to draw: give --prompt="..." or --prompts_file=F with one prompt a line')
+    return found
+
+
+def work() -> None:
+    """Loads the run and draws."""
+    for name in ("workdir", "out"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name}=DIR is needed; see --help")
+    texts = prompts()
+
+    from tqdm import tqdm
+
+    from ec_dit import build, config, evaluation
+    from ec_dit.data import images
+    from ec_dit.workdir import Workdir
+
+    workdir = Workdir(FLAGS.workdir)
+    run_config = workdir.config()
+    for name in _OVERRIDES:
+        if FLAGS[name].value is not None:
+            run_config.sample[name] = FLAGS[name].value
+    if FLAGS.guidance_interval is not None:
+        run_config.sample.guidance_interval = _interval(FLAGS.guidance_interval)
+    run_config.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)
+    config.validate(run_config)
+    system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
+    settings = build.sample_settings(run_config)
+    generator = system.generator(settings)
+
+    out = Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]
+    numbers, captions, indices = zip(*jobs, strict=True)
+    sheet = []
+    with tqdm(total=len(jobs), unit="image") as bar:
+        for part, batch in generator.batches(params, captions, indices, FLAGS.seed):
+            for number, index, image in zip(numbers[part], indices[part], batch, strict=True):
+                images.to_pil(image).save(out / f"{number:05d}_{index:04d}.png")
+            sheet += list(batch[: max(0, _SHEET - len(sheet))])
+            bar.update(len(batch))
+    columns = min(8, FLAGS.num) if len(texts) > 1 else 8
+    images.contact_sheet(sheet, captions[: len(sheet)], columns, smooth=True).save(out / "sheet.png")
+    facts = {
+        "prompts": texts,
+        "num": FLAGS.num,
+        "seed": FLAGS.seed,
+        "workdir": FLAGS.workdir,
+        "step": step,
+        "weights": "ema" if FLAGS.ema else "params",
+        **evaluation.describe(settings),
+    }
+    (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    cli.say(f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}")
+
+
+def _interval(parts: Sequence[str]) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError as error:
+        raise UserError(f"--guidance_interval={','.join(parts)}: give two numbers, e.g. 0.1,0.9") from error
+    return low, high
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs with `argv` (the program's name first) and returns the exit code."""
+    cli.quiet()
+    return cli.run("sample", __doc__ or "", FLAGS, work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

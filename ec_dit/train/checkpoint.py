@@ -1,0 +1,74 @@
+"""Orbax checkpoints: asynchronous, the newest few kept, restored onto whatever mesh the run now has."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from ec_dit.core.errors import UserError
+
+
+class Checkpointer:
+    """Saves and restores (state, meta) by step under `directory`.
+
+    Args:
+        directory: local or gs:// folder; created when missing, unless `read_only`.
+        keep: newest checkpoints that stay.
+    """
+
+    def __init__(self, directory: str, *, keep: int | None = None, read_only: bool = False):
+        self._directory = epath.Path(directory).resolve()
+        if read_only and not self._directory.exists():
+            raise UserError(f"no checkpoints in {self._directory}: train there first, or check --workdir.")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "meta"))
+
+    def latest(self) -> int | None:
+        """The newest complete step, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Starts saving and returns once the arrays may be overwritten; a step that is there already stays as it is."""
+        if step == self.latest():
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(json.loads(json.dumps(meta))))
+        self._manager.save(step, args=args)
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        """The state of `step`; the ShapeDtypeStructs of `abstract` carry the shardings it gets.
+
+        Raises:
+            UserError: when the checkpoint is damaged or holds another model.
+        """
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be restored: {reason} "
+                f"Remove that folder to go on from the checkpoint before it."
+            ) from error
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def wait(self) -> None:
+        """Until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the manager."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def abstract_like(abstract: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of `abstract` with `shardings`, for `Checkpointer.restore`."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)

@@ -1,0 +1,212 @@
+"""The training loop: it knows a step function, batches and callbacks, and no model.
+
+Callbacks run after every step, in order, and decide by the step number whether to act. `Progress` comes first: it checks
+that losses are finite before anything is saved.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ec_dit.core.errors import UserError
+from ec_dit.flow.loss import LEVELS
+from ec_dit.train.checkpoint import Checkpointer
+from ec_dit.train.metrics import MetricWriter
+from ec_dit.train.state import TrainState
+from ec_dit.train.step import StepFn
+
+Callback = Callable[[int, TrainState, Mapping[str, jax.Array], Any], None]  # (steps done, state, metrics, batch tag)
+
+
+def train(
+    state: TrainState,
+    step_fn: StepFn,
+    batches: Iterator[tuple[Any, Any]],
+    *,
+    first_step: int,
+    steps: int,
+    callbacks: Sequence[Callback],
+) -> TrainState:
+    """Runs steps first_step ... steps - 1.
+
+    Args:
+        state: at `first_step`; donated to the first step.
+        batches: yields (batch on the devices, tag); the tag goes to the callbacks untouched.
+    """
+    for done in range(first_step + 1, steps + 1):
+        batch, tag = next(batches)
+        state, metrics = step_fn(state, batch)
+        for callback in callbacks:
+            callback(done, state, metrics, tag)
+    return state
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite."""
+
+
+class Progress:
+    """Fetches the metrics of finished steps, stops on a non-finite loss, prints one line and writes what it printed.
+
+    Metrics are fetched in groups of `every` steps, so that the host never waits for a single step.
+
+    Args:
+        say: prints a line for people.
+        every: steps between lines.
+        must_fetch: steps at which metrics are fetched in any case (before a checkpoint is written).
+        images_per_step, flops_per_step, peak_flops: for images/s and MFU.
+        describe: names the records of a batch tag, for the message of a non-finite loss.
+        last_good: describes the checkpoint to go back to.
+        schedule: learning rate at a step.
+    """
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        say: Callable[[str], None],
+        *,
+        every: int,
+        must_fetch: Callable[[int], bool],
+        total_steps: int,
+        images_per_step: int,
+        flops_per_step: float,
+        peak_flops: float,
+        describe: Callable[[Any], str],
+        last_good: Callable[[], str],
+        schedule: Callable[[int], Any],
+    ):
+        self._writer = writer
+        self._say = say
+        self._every = every
+        self._must_fetch = must_fetch
+        self._total_steps = total_steps
+        self._images_per_step = images_per_step
+        self._flops_per_step = flops_per_step
+        self._peak_flops = peak_flops
+        self._describe = describe
+        self._last_good = last_good
+        self._schedule = schedule
+        self._pending: deque[tuple[int, Mapping[str, jax.Array], Any]] = deque()
+        self._window: list[dict[str, np.ndarray]] = []
+        self._since: tuple[float, int] | None = None  # (clock, step) of the last line
+
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+        self._pending.append((done, metrics, tag))
+        due = done % self._every == 0 or done == self._total_steps
+        if due or self._must_fetch(done) or self._since is None:
+            self._fetch()
+        if self._since is None:  # the first step compiled: the clock starts after it
+            self._since = (time.perf_counter(), done)
+        if due:
+            self._line(done)
+
+    def _fetch(self) -> None:
+        while self._pending:
+            step, metrics, tag = self._pending.popleft()
+            values = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
+            if not math.isfinite(float(values["loss"])) or not math.isfinite(float(values["grad_norm"])):
+                raise NonFiniteLossError(
+                    f"loss {float(values['loss'])}, gradient norm {float(values['grad_norm'])} at step {step}. Records of that "
+                    f"batch: {self._describe(tag)}. {self._last_good()} Look at those records, or lower "
+                    f"--config.optimizer.learning_rate."
+                )
+            self._window.append(values)
+
+    def _line(self, done: int) -> None:
+        values = _average(self._window)
+        self._window.clear()
+        values["learning_rate"] = float(self._schedule(done - 1))
+        clock, step = self._since or (0.0, done)
+        now = time.perf_counter()
+        line = f"step {done}/{self._total_steps}  loss {values['loss']:.4f}"
+        if done > step:
+            rate = (done - step) / (now - clock)
+            values["images_per_second"] = rate * self._images_per_step
+            values["mfu"] = rate * self._flops_per_step / self._peak_flops
+            eta = (self._total_steps - done) / rate
+            line += f"  {values['images_per_second']:.0f} images/s  MFU {100 * values['mfu']:.1f} %  ETA {_clock(eta)}"
+        self._say(line)
+        self._writer.scalars(done, values)
+        self._since = (time.perf_counter(), done)
+
+    def pause(self) -> "_Pause":
+        """A context in which the clock of images/s and ETA stands still (validation, sampling)."""
+        return _Pause(self)
+
+    def skip_clock(self, seconds: float) -> None:
+        """Leaves `seconds` out of the next line's rates."""
+        if self._since is not None:
+            self._since = (self._since[0] + seconds, self._since[1])
+
+
+class _Pause:
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.skip_clock(time.perf_counter() - self._start)
+
+
+class SaveEvery:
+    """Saves a checkpoint every so many steps and at the end."""
+
+    def __init__(self, checkpointer: Checkpointer, every: int, total_steps: int, meta: Mapping[str, Any]):
+        self._checkpointer = checkpointer
+        self._every = every
+        self._total_steps = total_steps
+        self._meta = meta
+
+    def due(self, done: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        return done % self._every == 0 or done == self._total_steps
+
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+        if self.due(done):
+            self._checkpointer.save(done, state, self._meta)
+
+
+class Every:
+    """Runs `action(steps done, state)` every so many steps and at the end; 0 = never."""
+
+    def __init__(self, every: int, total_steps: int, progress: Progress, action: Callable[[int, TrainState], None]):
+        self._every = every
+        self._total_steps = total_steps
+        self._progress = progress
+        self._action = action
+
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+        if self._every and (done % self._every == 0 or done == self._total_steps):
+            with self._progress.pause():
+                self._action(done, state)
+
+
+def _average(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means over steps; losses by noise level as ratio of sums; router statistics by sparse block."""
+    stacked = {name: np.stack([values[name] for values in window]) for name in window[0]}
+    level_sum, level_count = stacked.pop("level_sum").sum(0), stacked.pop("level_count").sum(0)
+    means: dict[str, float] = {}
+    for name, values in stacked.items():
+        if values.ndim == 1:
+            means[name] = float(values.mean())
+            continue
+        for block, value in enumerate(values.max(0) if name.endswith("max_experts") else values.mean(0)):
+            means[f"{name}/{block}"] = float(value)
+    for level in range(LEVELS):
+        if level_count[level]:
+            name = f"loss_t/{level / LEVELS:g}-{(level + 1) / LEVELS:g}"
+            means[name] = float(level_sum[level] / level_count[level])
+    return means
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,49 @@
+"""Where numbers go: JSON lines and TensorBoard files in the workdir. Pictures go to TensorBoard and PNG files."""
+
+import json
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Writes scalars to `metrics.jsonl` (one object a line: step, time, values) and to TensorBoard.
+
+    A resumed run appends; lines of steps that the interrupted run had written beyond its last checkpoint stand twice, and
+    the later one counts.
+    """
+
+    def __init__(self, workdir: str):
+        self._workdir = epath.Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._lines = (self._workdir / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(str(self._workdir / "tensorboard"), flush_secs=30)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records named numbers of a step."""
+        self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: Image.Image) -> None:
+        """Records a picture, also as `images/<name>_<step>.png`."""
+        folder = self._workdir / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}_{step:07d}.png").open("wb") as file:
+            image.save(file, format="PNG")
+        self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        self._board.close()

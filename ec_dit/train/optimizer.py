@@ -1,0 +1,77 @@
+"""Optimizers and schedules, all optax's: RMSProp with momentum (the paper's), AdamW, Muon."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+
+OptimizerKind = Literal["rmsprop", "adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """See the `optimizer` keys of ec_dit/config.py; `steps` ends the cosine schedule."""
+
+    name: OptimizerKind
+    learning_rate: float
+    adam_learning_rate: float
+    warmup_steps: int
+    schedule: Literal["constant", "cosine"]
+    steps: int
+    momentum: float
+    decay: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+def make_schedule(spec: OptimizerSpec, peak: float) -> optax.Schedule:
+    """Linear warm-up to `peak`, then constant, or a cosine to zero at `spec.steps`."""
+    rest = optax.constant_schedule(peak)
+    if spec.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(peak, max(1, spec.steps - spec.warmup_steps))
+    if not spec.warmup_steps:
+        return rest
+    # Step 0 already moves: a first step of size zero would be a step lost.
+    warmup = optax.linear_schedule(peak / spec.warmup_steps, peak, max(1, spec.warmup_steps - 1))
+    return optax.join_schedules([warmup, rest], [spec.warmup_steps])
+
+
+def make_optimizer(spec: OptimizerSpec, infos: Any) -> optax.GradientTransformation:
+    """Clipping, then the optimizer.
+
+    Args:
+        infos: `nn.param.ParamInfo` of every parameter; its roles tell Muon and weight decay where the matrices are.
+    """
+    is_matrix = jax.tree.map(lambda info: info.roles is not None, infos)
+    rate = make_schedule(spec, spec.learning_rate)
+    if spec.name == "rmsprop":
+        # Bias correction: without it the first steps, whose second moment is still near zero, are far too long.
+        main = optax.rmsprop(
+            rate, decay=spec.decay, eps=spec.eps, momentum=spec.momentum, eps_in_sqrt=False, bias_correction=True
+        )
+        decay = optax.add_decayed_weights(spec.weight_decay, is_matrix)
+        main = optax.chain(decay, main) if spec.weight_decay else main
+    elif spec.name == "adamw":
+        main = optax.adamw(
+            rate, b1=spec.momentum, b2=spec.decay, eps=spec.eps, weight_decay=spec.weight_decay, mask=is_matrix
+        )
+    else:
+        main = optax.contrib.muon(
+            rate,
+            beta=spec.momentum,
+            weight_decay=spec.weight_decay,
+            weight_decay_mask=is_matrix,
+            adam_learning_rate=make_schedule(spec, spec.adam_learning_rate),
+            adam_b2=spec.decay,
+            muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, infos),
+        )
+    return optax.chain(optax.clip_by_global_norm(spec.clip_norm), main) if spec.clip_norm else main
+
+
+def _muon_dimensions(info: Any) -> optax.contrib.MuonDimensionNumbers | None:
+    if not info.hidden:
+        return None
+    dims = {role: tuple(i for i, r in enumerate(info.roles) if r == role) for role in "io"}
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=dims["i"], output_axis=dims["o"])

@@ -1,0 +1,75 @@
+"""Everything a training run must remember, as one pytree, and how it is laid over the mesh."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from ec_dit.core import sharding
+from ec_dit.core.tree import named_leaves
+
+_SMALL = 64  # optimizer constants of at most so many numbers are copied to every device
+
+
+class TrainState(NamedTuple):
+    """Parameters, optimizer, moving average, and where the run stands.
+
+    Attributes:
+        step: int32 scalar, steps done.
+        key: random key of the run; what a step draws depends on this and on `step` alone.
+        params, ema: float32 trees of one structure.
+        opt_state: of the optax transformation.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def init_state(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state; trace it under jit with `state_shardings` to create it sharded."""
+    key_params, key_run = jax.random.split(jax.random.key(seed))
+    params = init_params(key_params)
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), key_run, params, ema, tx.init(params))
+
+
+def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> TrainState:
+    """A NamedSharding for every leaf: optimizer state lies where its parameter lies.
+
+    Args:
+        abstract: `jax.eval_shape` of the state.
+        infos: `nn.param.ParamInfo` of every parameter.
+
+    Raises:
+        UserError: if a parameter's dimension does not divide over the mesh.
+        ValueError: if an optimizer keeps an array that belongs to no parameter; it would be replicated unseen.
+    """
+    names = [name for name, _ in named_leaves(abstract.params)]
+    leaves, structure = jax.tree.flatten(abstract.params)
+    params = {
+        name: sharding.named_sharding(info.axes, leaf.shape, mesh, name)
+        for name, leaf, info in zip(names, leaves, jax.tree.leaves(infos), strict=True)
+    }
+    everywhere = sharding.replicated(mesh)
+    by_name = dict(zip(names, leaves, strict=True))
+
+    def of_optimizer(name: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        parts = name.split("/")
+        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
+        owner = next((suffix for suffix in suffixes if suffix in params), None)
+        if owner is not None and leaf.shape == by_name[owner].shape:
+            return params[owner]
+        if leaf.size > _SMALL:
+            raise ValueError(f"optimizer state {name} of shape {leaf.shape} belongs to no parameter: how to shard it?")
+        return everywhere
+
+    opt_leaves = [of_optimizer(name, leaf) for name, leaf in named_leaves(abstract.opt_state)]
+    opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), opt_leaves)
+    param_tree = jax.tree.unflatten(structure, list(params.values()))
+    return TrainState(everywhere, everywhere, param_tree, param_tree, opt_state)

@@ -1,0 +1,58 @@
+"""One training step as a pure function: (state, batch) -> (state, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ec_dit.core.tree import global_norm
+from ec_dit.train.state import TrainState
+
+LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]  # (params, batch, key)
+StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> StepFn:
+    """The step that `loop.train` runs; jit it with the state's shardings, the state donated.
+
+    Args:
+        loss_fn: mean loss of a (micro-)batch, and metrics that average over micro-batches.
+        ema_decay: of the moving average, ramped up as min(decay, (1 + step) / (10 + step)).
+        accumulate: micro-batches whose gradients are averaged before the update.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        grads, metrics = _gradients(loss_fn, state.params, batch, key, accumulate)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        metrics |= {"grad_norm": global_norm(grads), "param_norm": global_norm(params)}
+        return TrainState(state.step + 1, state.key, params, ema, opt_state), metrics
+
+    return step
+
+
+def _gradients(
+    loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, accumulate: int
+) -> tuple[Any, dict[str, jax.Array]]:
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return grad_fn(params, batch, key)
+
+    # Micro-batch i takes every accumulate-th example from i on, so that each device keeps its own examples.
+    micro_batches = jax.tree.map(
+        lambda a: a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total: Any, item: tuple[Any, jax.Array]) -> tuple[Any, None]:
+        micro_batch, index = item
+        return jax.tree.map(jnp.add, total, grad_fn(params, micro_batch, jax.random.fold_in(key, index))), None
+
+    first = jax.tree.map(lambda a: a[0], micro_batches)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(grad_fn, params, first, key))
+    total, _ = jax.lax.scan(add, zeros, (micro_batches, jnp.arange(accumulate)))
+    return jax.tree.map(lambda a: a / accumulate, total)

@@ -1,0 +1,240 @@
+"""A whole training run, put together from its parts: data, state, callbacks, evaluation at the end."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ec_dit import build, evaluation
+from ec_dit.core.errors import UserError
+from ec_dit.core.tree import num_params, sha256
+from ec_dit.data import dataset as datasets
+from ec_dit.data import images, registry
+from ec_dit.data.dataset import Dataset
+from ec_dit.data.loader import Loader, fixed_batches
+from ec_dit.data.synthetic import SyntheticLoader
+from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.models import sizes
+from ec_dit.train import loop
+from ec_dit.train.checkpoint import Checkpointer, abstract_like
+from ec_dit.train.flops import peak_flops
+from ec_dit.train.metrics import MetricWriter
+from ec_dit.train.optimizer import make_schedule
+from ec_dit.train.state import TrainState
+from ec_dit.workdir import Workdir
+
+SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
+_GRID = 16  # pictures in a sample grid
+
+
+def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
+    """Trains to the config's last step, from the newest checkpoint of the workdir where there is one.
+
+    Args:
+        config: validated.
+        path: the workdir.
+        say: prints a line for people.
+
+    Returns:
+        the fingerprint of the final parameters.
+
+    Raises:
+        UserError: for everything a user can mend.
+    """
+    data = open_data(config, say)
+    tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
+    system = build.make_system(config, tokenizer)
+    workdir = Workdir(path)
+    workdir.claim(config, data)
+    say(f"devices: {system.mesh.size} x {jax.devices()[0].device_kind}; mesh {dict(system.mesh.shape)}; {path}")
+
+    tx = system.optimizer()
+    abstract, shardings = system.abstract_state(tx)
+    say(f"parameters: {num_params(abstract.params):,}")
+    checkpointer = workdir.checkpointer(keep=config.checkpoint.keep)
+    state, first_step = _start(system, checkpointer, abstract, shardings, say)
+
+    loader = make_loader(config, data, tokenizer)
+    with jax.set_mesh(system.mesh), MetricWriter(path) as writer:
+        callbacks = _callbacks(system, data, loader, writer, checkpointer, say)
+        batches = build.stream(system, loader.batches(first_step))
+        step_fn = system.step(tx, shardings)
+        state = loop.train(
+            state, step_fn, batches, first_step=first_step, steps=config.train.steps, callbacks=callbacks
+        )
+    checkpointer.close()
+    for suite in config.eval.suites:
+        evaluation.run(suite, system, state.ema, int(state.step), workdir, say)
+    return sha256(state.params)
+
+
+def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
+    """The prepared data set; None for synthetic data. Embedded sources are prepared on first use.
+
+    Raises:
+        UserError: if there is none and it cannot be made here.
+    """
+    d = config.data
+    if d.source == "synthetic":
+        return None
+    if d.space == "latents":
+        raise UserError(
+            "this config trains on cached latents, and no cache is given. To measure its speed on random ones: "
+            "--config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
+        )
+    if not d.path:
+        raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
+    try:
+        return datasets.open(d.path)
+    except UserError:
+        if d.source not in SELF_PREPARED or Path(d.path).exists():
+            raise
+    say(f"preparing {d.source} in {d.path}")
+    report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
+    say(report.table())
+    return datasets.open(d.path)
+
+
+def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer | None) -> Loader | SyntheticLoader:
+    """This process's share of the training batches."""
+    d, t, processes = config.data, config.text, jax.process_count()
+    if data is None or tokenizer is None:
+        size = config.train.batch_size // processes
+        seed = config.seed * processes + jax.process_index()
+        return SyntheticLoader((d.size, d.size, d.channels), t.length, t.width, batch_size=size, seed=seed)
+    return Loader(
+        data,
+        "train",
+        tokenizer,
+        batch_size=config.train.batch_size,
+        image_size=d.size,
+        text_length=t.length,
+        seed=config.seed,
+        crop=d.crop,
+        flip=d.flip,
+        workers=d.workers,
+        process_index=jax.process_index(),
+        process_count=processes,
+    )
+
+
+def _start(
+    system: build.System, checkpointer: Checkpointer, abstract: TrainState, shardings: TrainState, say: Callable[[str], None]
+) -> tuple[TrainState, int]:
+    step = checkpointer.latest()
+    if step is None:
+        return system.init_state(system.optimizer(), shardings), 0
+    say(f"resuming at step {step}")
+    return checkpointer.restore(step, abstract_like(abstract, shardings)), step
+
+
+def _callbacks(
+    system: build.System,
+    data: Dataset | None,
+    loader: Loader | SyntheticLoader,
+    writer: MetricWriter,
+    checkpointer: Checkpointer,
+    say: Callable[[str], None],
+) -> list[loop.Callback]:
+    config, last = system.config, system.config.train.steps
+    save = loop.SaveEvery(checkpointer, config.checkpoint.every, last, {"name": config.name})
+    peak, origin = peak_flops(jax.devices()[0])
+    say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
+    spec, tower = build.dit_spec(config), build.tower_spec(config, system.tokenizer)
+    image_flops = sizes.train_flops_per_image(
+        spec, build.kept_tokens(config), config.text.length, config.moe.capacity_factor, tower
+    )
+    optimizer = build.optimizer_spec(config)
+    progress = loop.Progress(
+        writer,
+        say,
+        every=config.log.every,
+        must_fetch=save.due,
+        total_steps=last,
+        images_per_step=config.train.batch_size,
+        flops_per_step=image_flops * config.train.batch_size,
+        peak_flops=peak * system.mesh.size,
+        describe=lambda records: ", ".join(loader.record_ids(records)),
+        last_good=lambda: _last_good(checkpointer),
+        schedule=make_schedule(optimizer, optimizer.learning_rate),
+    )
+    callbacks: list[loop.Callback] = [progress, save]
+    if data is not None and system.tokenizer is not None:
+        validate = functools.partial(_validate, system, data, writer, say, system.validation())
+        callbacks.append(loop.Every(config.log.validate_every, last, progress, validate))
+        if config.log.sample_every:
+            draw = SampleGrid(system, data, writer)
+            callbacks.append(loop.Every(config.log.sample_every, last, progress, draw))
+    return callbacks
+
+
+def _last_good(checkpointer: Checkpointer) -> str:
+    checkpointer.wait()
+    step = checkpointer.latest()
+    return "There is no checkpoint yet." if step is None else f"Last good checkpoint: step {step}."
+
+
+def _validate(
+    system: build.System,
+    data: Dataset,
+    writer: MetricWriter,
+    say: Callable[[str], None],
+    loss_fn: Callable[..., jax.Array],
+    done: int,
+    state: TrainState,
+) -> None:
+    """Loss of the moving average with fixed noise on a fixed part of each split, the training split's included."""
+    config = system.config
+    size = config.train.batch_size // config.train.accumulate
+    values = {}
+    for split in data.splits:
+        total, count = 0.0, 0
+        for arrays in _fixed(system, data, split, size, -(-config.log.validate_images // size)):
+            seeds = system.put(np.maximum(arrays["record_B"], 0))
+            loss_B = jax.device_get(loss_fn(state.ema, system.batch(arrays), seeds))
+            real_B = arrays["record_B"] >= 0
+            total, count = total + float(loss_B[real_B].sum()), count + int(real_B.sum())
+        values[f"validation_loss/{split}"] = total / max(1, count)
+    writer.scalars(done, values)
+    say("  ".join([f"step {done}  validation loss", *(f"{k.partition('/')[2]} {v:.4f}" for k, v in values.items())]))
+
+
+class SampleGrid:
+    """Draws fixed prompts with the moving average; for validation captions the real picture stands beside each."""
+
+    def __init__(self, system: build.System, data: Dataset, writer: MetricWriter):
+        self._generator, self._writer = system.generator(), writer
+        config = system.config
+        self._seed, self._prompts = config.seed, list(config.log.prompts)
+        self._real: list[np.ndarray] = []
+        if not self._prompts:
+            split = data["validation" if "validation" in data.splits else "train"]
+            records = [split[i] for i in range(min(_GRID, len(split)))]
+            self._prompts = [record.caption for record in records]
+            self._real = [images.center_crop(images.decode(record.image), config.data.size) for record in records]
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        made = self._generator(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
+        pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
+        shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
+        captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
+        self._writer.image(done, "samples", images.contact_sheet(shown, captions, columns=8, smooth=True))
+
+
+def _fixed(system: build.System, data: Dataset, split: str, size: int, max_batches: int) -> Iterator[dict[str, Any]]:
+    assert system.tokenizer is not None
+    return fixed_batches(
+        data,
+        split,
+        system.tokenizer,
+        batch_size=size,
+        image_size=system.config.data.size,
+        text_length=system.config.text.length,
+        max_batches=max_batches,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,108 @@
+"""What a workdir holds, and who may write to it: enough to resume, sample and evaluate without the data set.
+
+config.json, tokenizer.model, data.json (the data set's report and fingerprint), checkpoints/, metrics.jsonl,
+tensorboard/, images/, eval_*.json.
+"""
+
+import json
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from ec_dit import config as config_lib
+from ec_dit.build import System, make_system
+from ec_dit.core.errors import UserError
+from ec_dit.data.dataset import Dataset
+from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.train.checkpoint import Checkpointer, abstract_like
+
+_CONFIG, _TOKENIZER, _DATA = "config.json", "tokenizer.model", "data.json"
+
+
+class Workdir:
+    """A folder, local or on gs://."""
+
+    def __init__(self, path: str):
+        self.path = epath.Path(path)
+
+    def claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
+        """Makes the folder this run's, or checks that it already is.
+
+        Raises:
+            UserError: naming every setting, or the data, that differ from the run that started here.
+        """
+        if (self.path / _CONFIG).exists():
+            changed = config_lib.difference(self.config(), config)
+            if dataset is not None and self._data().get("fingerprint") != dataset.fingerprint:
+                changed.append(f"records of the data set: {self._data().get('path')} -> {dataset.path} (not the same content)")
+            if changed:
+                raise UserError(
+                    f"{self.path} belongs to a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                    "Give this run another --workdir, or the same settings as before."
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        if dataset is not None:
+            report = json.loads(dataset.report.to_json())
+            data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}
+            self._write(_DATA, json.dumps(data, indent=2))
+            (self.path / _TOKENIZER).write_bytes(epath.Path(dataset.tokenizer_path).read_bytes())
+        self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
+
+    def config(self) -> ConfigDict:
+        """The config of the run.
+
+        Raises:
+            UserError: if nothing was trained here.
+        """
+        if not (self.path / _CONFIG).exists():
+            raise UserError(f"{self.path} is no workdir of a run (no {_CONFIG}). Train one, or check --workdir.")
+        return config_lib.from_json((self.path / _CONFIG).read_text())
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Of the data the run trains on; None where text comes from a cache."""
+        path = self.path / _TOKENIZER
+        return Tokenizer(path.read_bytes()) if path.exists() else None
+
+    def data_report(self) -> dict[str, Any]:
+        """The report of the data set's preparation; empty for synthetic data."""
+        return self._data().get("report", {})
+
+    def checkpointer(self, *, keep: int | None = None, read_only: bool = False) -> Checkpointer:
+        """The run's checkpoints."""
+        return Checkpointer(str(self.path / "checkpoints"), keep=keep, read_only=read_only)
+
+    def load(self, config: ConfigDict, *, ema: bool = True, step: int | None = None) -> tuple[System, Any, int]:
+        """(system, parameters on its mesh, step) of the newest or the given checkpoint.
+
+        Args:
+            config: of the run, its sampling keys and mesh changed as wished.
+            ema: the moving average instead of the raw parameters.
+
+        Raises:
+            UserError: if there is no such checkpoint.
+        """
+        system = make_system(config, self.tokenizer())
+        checkpoints = self.checkpointer(read_only=True)
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise UserError(f"{self.path} has no finished checkpoint yet.")
+        abstract, shardings = system.abstract_state(system.optimizer())
+        state = checkpoints.restore(step, abstract_like(abstract, shardings))
+        checkpoints.close()
+        return system, state.ema if ema else state.params, step
+
+    def write_eval(self, name: str, figures: dict[str, Any]) -> None:
+        """Writes eval_<name>.json."""
+        self._write(f"eval_{name}.json", json.dumps(figures, indent=2))
+
+    def _data(self) -> dict[str, Any]:
+        path = self.path / _DATA
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write(self, name: str, text: str) -> None:
+        if jax.process_index() == 0:
+            temporary = self.path / f"{name}.tmp"
+            temporary.write_text(text + "\n")
+            temporary.replace(self.path / name)

@@ -1,0 +1,50 @@
+"""Packaging metadata; tool settings live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda13]"],
+    # Lint, types and the test suite; `make test` installs it.
+    "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "emoji>=2.15,<3"],
+    # The `emoji` data source.
+    "emoji": ["emoji>=2.15,<3"],
+    # Only for the tests that compare with other implementations.
+    "conformance": ["torch>=2.13,<3", "transformers>=5.23,<6", "diffusers>=0.42,<0.43"],
+}
+
+setup(
+    name="ec-dit",
+    version="0.1.0.dev0",
+    description="Diffusion transformers with adaptive expert-choice routing (EC-DiT), trained with JAX and Flax",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["ec_dit", "ec_dit.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10,<0.12",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "tensorflow-datasets>=4.9.10,<5",
+        "ml-collections>=1.1,<2",
+        "sentencepiece>=0.2.1,<0.3",
+        "absl-py>=2.1,<3",
+        "grain>=0.2.18,<0.3",
+        "array-record>=0.8.3,<0.9",
+        "etils[epath]>=1.12,<2",
+        "numpy>=2,<3",
+        "pillow>=11,<14",
+        "scipy>=1.14,<2",
+        "tensorboardX>=2.6.4,<3",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

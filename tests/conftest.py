@@ -1,0 +1,24 @@
+"""Before anything imports jax: eight emulated CPU devices, whatever accelerator the machine has."""
+
+import importlib.util
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
+
+_EXTRAS = {"conformance": ("torch", "transformers", "diffusers"), "emoji": ("emoji",)}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked `extra(name)` where a package of that extra is absent."""
+    for marker in item.iter_markers("extra"):
+        (name,) = marker.args
+        absent = [package for package in _EXTRAS[name] if importlib.util.find_spec(package) is None]
+        if absent:
+            pytest.skip(f"needs {', '.join(absent)}: pip install -e '.[{name}]'")

@@ -1,0 +1,141 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ec_dit.data import images
+
+
+def encoded(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def pixel(data, at=(0, 0)):
+    return images.decode(data).getpixel(at)
+
+
+def test_every_mode_becomes_rgb():
+    half_red = Image.new("RGBA", (2, 2), (255, 0, 0, 128))
+    assert pixel(encoded(half_red)) == (255, 127, 127)  # over white: 255 * (1 - 128 / 255)
+    assert pixel(encoded(Image.new("LA", (2, 2), (0, 0)))) == (255, 255, 255)
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert pixel(encoded(palette)) == (10, 20, 30)
+    assert pixel(encoded(palette, transparency=1)) == (255, 255, 255)
+    assert pixel(encoded(Image.new("1", (2, 2), 1))) == (255, 255, 255)
+    cyan = pixel(encoded(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG"))
+    assert cyan[0] < 10 and min(cyan[1:]) > 245
+    sixteen = np.full((2, 2), 0x8123, np.uint16)
+    assert pixel(encoded(Image.fromarray(sixteen))) == (0x81, 0x81, 0x81)
+    assert pixel(encoded(Image.new("RGB", (2, 2), (1, 2, 3)), "WEBP", lossless=True)) == (1, 2, 3)
+
+
+def test_orientation_is_applied():
+    image = Image.new("RGB", (2, 1), "black")
+    image.putpixel((1, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Shown turned 90 degrees clockwise: the right end comes to the bottom.
+    turned = images.decode(encoded(image, exif=exif))
+    assert turned.size == (1, 2)
+    assert turned.getpixel((0, 1)) == (255, 255, 255) and turned.getpixel((0, 0)) == (0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_is_passed_over():
+    data = encoded(Image.new("RGB", (8, 8), "white"), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert images.decode(data).size == (8, 8)
+
+
+def test_unusable_bytes_say_why():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise))
+    jpeg = encoded(Image.fromarray(noise), "JPEG")
+    for data, reason in (
+        (b"", "not a PNG, JPEG or WebP image"),
+        (b"hello", "not a PNG, JPEG or WebP image"),
+        (encoded(Image.fromarray(noise), "GIF"), "not a PNG, JPEG or WebP image"),
+        (whole[: len(whole) // 2], "damaged image: .*"),
+        (jpeg[: len(jpeg) // 2], "damaged image: .*"),
+        (whole[:60] + b"\xff" * 40 + whole[100:], "damaged image: .*"),
+    ):
+        with pytest.raises(images.ImageError, match=f"^{reason}$"):
+            images.decode(data)
+
+
+@pytest.mark.parametrize("side", [9_000, 10_000, 200_000])
+def test_bombs_are_refused_before_they_are_unpacked(side):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(images.ImageError, match=r"^huge: "):
+        images.decode(bomb)
+
+
+def test_center_crop_takes_the_middle():
+    image = Image.new("RGB", (12, 4), "black")
+    image.paste((0, 0, 200), (4, 0, 8, 4))
+    np.testing.assert_array_equal(images.center_crop(image, 4), np.full((4, 4, 3), (0, 0, 200)))
+    assert images.center_crop(image, 2).shape == (2, 2, 3)
+
+
+def test_shrinking_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = images.center_crop(Image.fromarray(stripes), 8).astype(int)
+    assert np.abs(small - 127).max() < 20  # Without a filter the stripes would alias to black or white.
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((40, 20), (16, 8)), ((20, 40), (8, 16)), ((3, 2), (12, 8)), ((900, 9), (32, 8))]
+)
+def test_resize_shorter(size, expected):
+    assert images.resize_shorter(Image.new("RGB", size), 8).size == expected
+
+
+def test_random_crop_reaches_every_place():
+    pixels = np.tile(np.arange(7, dtype=np.uint8)[None, :, None], (4, 1, 3))
+    rng = np.random.default_rng(0)
+    crops = [images.random_crop(pixels, 4, rng) for _ in range(100)]
+    assert {crop.shape for crop in crops} == {(4, 4, 3)}
+    assert {int(crop[0, 0, 0]) for crop in crops} == {0, 1, 2, 3}
+
+
+def test_float_and_back():
+    every = np.arange(256, dtype=np.uint8)
+    values = images.to_float(every)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values[[0, 51, 255]], [-1, -0.6, 1], atol=1e-6)
+    np.testing.assert_array_equal(images.to_uint8(values), every)
+    np.testing.assert_array_equal(images.to_uint8(np.array([-9.0, 9.0, np.nan])), [0, 255, 128])
+
+
+def test_contact_sheet_shows_every_picture_and_its_caption():
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    pictures = [np.full((8, 8, 3), color, np.uint8) for color in colors]
+    bare = np.asarray(images.contact_sheet(pictures, columns=2))
+    sheet = np.asarray(
+        images.contact_sheet(pictures, ["red", "a long caption that takes several lines", ""], columns=2)
+    )
+    for color in colors:
+        where = np.argwhere((sheet == color).all(-1))
+        assert len(where) == 128 * 128  # Enlarged to 128 pixels, nothing drawn over it.
+        assert (np.ptp(where, axis=0) == 127).all()
+    assert sheet.shape[1] == bare.shape[1] and sheet.shape[0] > bare.shape[0]
+    below_red = sheet[8 + 128 + 2 : 8 + 128 + 20, 8 : 8 + 128]
+    assert below_red.min() < 100  # Ink.
+
+
+def test_contact_sheet_takes_floats_pil_and_mixed_sizes():
+    mixed = [np.zeros((4, 4, 3), np.float32), Image.new("RGB", (8, 6))]
+    assert images.contact_sheet(mixed, columns=5, scale=2).size == (2 * (16 + 8) + 8, 12 + 8 + 8)
+    with pytest.raises(ValueError, match=r"at least one"):
+        images.contact_sheet([])
+    with pytest.raises(ValueError, match=r"1 captions for 2"):
+        images.contact_sheet(mixed, ["one"])

@@ -1,0 +1,171 @@
+"""The shapes source: the same bytes every time, true captions, nothing held out in training."""
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ec_dit.core.errors import UserError
+from ec_dit.data.sources.shapes import ShapesSource
+from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE, Thing, coverage, draw_scene
+from ec_dit.data.sources.shapes_scene import TASKS, ShapesOptions, caption_of, eval_prompts
+
+EASY = ShapesOptions(train=240, validation=60, novel=40)
+ALL = dataclasses.replace(EASY, image_size=64, ground="textured", shapes=tuple(OUTLINES), colors=tuple(PALETTE))
+JITTER = dataclasses.replace(ALL, placement="jitter", object_size=(0.5, 0.8))
+HARD = dataclasses.replace(ALL, placement="free", object_size=(0.5, 0.9))
+DIFFICULTIES = pytest.mark.parametrize("options", [EASY, JITTER, HARD], ids=["cell", "jitter", "free"])
+
+
+def _pixels(encoded: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(encoded)))
+
+
+@DIFFICULTIES
+def test_records_are_the_same_in_any_order(options: ShapesOptions) -> None:
+    in_order = list(ShapesSource(options).records("validation"))
+    again = [ShapesSource(options).record("validation", index) for index in reversed(range(60))][::-1]
+    assert in_order == again
+    assert len({record.id for record in in_order}) == 60
+    assert len({record.image for record in in_order}) > 50
+    other_seed = ShapesSource(dataclasses.replace(options, seed=1)).record("validation", 0)
+    assert other_seed.image != in_order[0].image
+    assert ShapesSource(options).record("train", 0).image != in_order[0].image
+
+
+@DIFFICULTIES
+def test_objects_are_the_required_ones_inside_the_image_and_apart(options: ShapesOptions) -> None:
+    for record in ShapesSource(options).records("train"):
+        objects, require = record.meta["objects"], record.meta["require"]
+        expected = [item["shape"] for item in require["include"] for _ in range(item["count"])]
+        assert [thing["shape"] for thing in objects] == expected
+        named = [item["color"] for item in require["include"] if item["color"]]
+        assert not named or [thing["color"] for thing in objects] == named
+        for i, first in enumerate(objects):
+            left, top, right, bottom = first["box"]
+            assert 0 <= left < right <= options.image_size and 0 <= top < bottom <= options.image_size
+            for second in objects[:i]:
+                other_left, other_top, other_right, other_bottom = second["box"]
+                apart_x = max(left - other_right, other_left - right)
+                apart_y = max(top - other_bottom, other_top - bottom)
+                assert max(apart_x, apart_y) >= 1.4
+
+
+@DIFFICULTIES
+def test_position_captions_are_true_and_never_flipped(options: ShapesOptions) -> None:
+    seen = set()
+    for record in ShapesSource(options).records("train"):
+        assert record.flip == (record.meta["task"] != "position")
+        if record.meta["task"] != "position":
+            continue
+        (a_left, a_top, a_right, a_bottom), (b_left, b_top, b_right, b_bottom) = (
+            t["box"] for t in record.meta["objects"]
+        )
+        x, y = (b_left + b_right - a_left - a_right) / 2, (b_top + b_bottom - a_top - a_bottom) / 2
+        relation = record.meta["require"]["relation"]
+        seen.add(relation)
+        assert {"left": x > abs(y), "right": -x > abs(y), "above": y > abs(x), "below": -y > abs(x)}[relation]
+        words = {"left": "left of", "right": "right of", "above": ("above", "on top of"), "below": ("below", "under")}
+        said = words[relation]
+        assert any(word in record.caption for word in ((said,) if isinstance(said, str) else said))
+    assert seen == {"left", "right", "above", "below"}
+
+
+def test_held_out_pairs_are_in_every_novel_caption_and_never_in_training() -> None:
+    held_out = EASY.held_out()
+    assert len(held_out) == len(EASY.shapes)
+    for split, size in (("train", 240), ("validation", 60)):
+        records = list(ShapesSource(EASY).records(split))
+        assert len(records) == size
+        assert [record.meta["task"] for record in records[:6]] == list(TASKS)
+        for record in records:
+            assert not held_out & {(thing["color"], thing["shape"]) for thing in record.meta["objects"]}
+    for record in ShapesSource(EASY).records("novel"):
+        assert held_out & {(thing["color"], thing["shape"]) for thing in record.meta["objects"]}
+        assert any(f"{color} {shape}" in record.caption for color, shape in held_out)
+
+
+def _requirement(task: str, *include: tuple[str, str | None, int], relation: str | None = None) -> dict[str, Any]:
+    items = [{"shape": shape, "color": color, "count": count} for shape, color, count in include]
+    return {"task": task, "include": items, "relation": relation}
+
+
+@pytest.mark.parametrize(
+    ("requirement", "caption"),
+    [
+        (_requirement("single_object", ("circle", None, 1)), "a circle"),
+        (_requirement("two_object", ("circle", None, 1), ("square", None, 1)), "a circle and a square"),
+        (_requirement("counting", ("cross", None, 3)), "three crosses"),
+        (_requirement("colors", ("star", "orange", 1)), "an orange star"),
+        (
+            _requirement("position", ("circle", None, 1), ("heart", None, 1), relation="left"),
+            "a circle left of a heart",
+        ),
+        (_requirement("color_attr", ("circle", "red", 1), ("square", "blue", 1)), "a red circle and a blue square"),
+    ],
+)
+def test_captions(requirement: dict[str, Any], caption: str) -> None:
+    assert caption_of(requirement) == caption
+
+
+def test_eval_prompts_cover_each_task_and_keep_novel_pairs_apart() -> None:
+    prompts = eval_prompts(EASY, per_task=20, seed=3)
+    assert [task for task, _, _ in prompts] == [task for task in TASKS for _ in range(20)]
+    assert eval_prompts(EASY, per_task=5, seed=3)[:5] == prompts[:5]
+    assert json.loads(json.dumps(prompts[0][2])) == prompts[0][2]
+    pairs = [f"{color} {shape}" for color, shape in EASY.held_out()]
+    assert not any(pair in caption for _, caption, _ in prompts for pair in pairs)
+    novel = eval_prompts(EASY, per_task=20, seed=3, novel=True)
+    assert [task for task, _, _ in novel] == ["colors"] * 20 + ["color_attr"] * 20
+    assert all(any(pair in caption for pair in pairs) for _, caption, _ in novel)
+
+
+def test_coverage_of_a_rectangle_is_its_area_in_each_pixel() -> None:
+    points = np.array([[1.0, 0.5], [2.5, 0.5], [2.5, 2.0], [1.0, 2.0]])
+    expected = np.array([[0.0, 0.5, 0.25, 0.0], [0.0, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(coverage(points, 3, 4), expected, atol=0.13)
+
+
+def test_a_scene_shows_its_colours_where_its_objects_stand() -> None:
+    things = [Thing("square", "red", 8.0, 8.0, 10.0), Thing("circle", "blue", 24.0, 20.0, 12.0)]
+    image = draw_scene(32, things, "plain", np.random.default_rng(0))
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+    assert tuple(image[8, 8]) == PALETTE["red"] and tuple(image[20, 24]) == PALETTE["blue"]
+    assert image[28, 4].min() > 230
+    red = np.all(image == PALETTE["red"], axis=-1).sum()
+    assert red == pytest.approx((0.88 * 10.0) ** 2, rel=0.2)
+
+
+def test_images_decode_at_the_asked_size() -> None:
+    assert _pixels(ShapesSource(HARD).record("novel", 3).image).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"placement": "grid"}, "placement is 'grid'"),
+        ({"ground": "grass"}, "ground is 'grass'"),
+        ({"cells": 1}, "cells is 1"),
+        ({"object_size": (0.9, 0.5)}, "object_size"),
+        ({"image_size": 16}, "raise image_size"),
+        ({"object_size": (0.95, 0.95)}, "lower object_size"),
+        ({"shapes": ("circle", "blob")}, "known are"),
+        ({"colors": ("red", "blue")}, "at least 3"),
+        ({"train": -1}, "must not be negative"),
+    ],
+)
+def test_impossible_options_say_what_to_do(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(EASY, **changes)
+
+
+def test_unknown_split_index_and_novel_task() -> None:
+    source = ShapesSource(EASY)
+    with pytest.raises(UserError, match="no split 'test'"):
+        list(source.records("test"))
+    with pytest.raises(UserError, match="no number 60"):
+        source.record("validation", 60)

@@ -1,0 +1,92 @@
+"""Grouped-query attention against float64 NumPy that repeats the key-value heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ec_dit.nn import param
+from ec_dit.nn.attention import Attention
+
+WIDTH, TEXT_WIDTH, HEAD_DIM = 12, 10, 8
+
+
+def make(heads, kv_heads, *, cross=False, qk_norm=False, bias=False, dtype=jnp.float32):
+    """An attention layer whose parameters are all random, and those parameters in float64."""
+    context = TEXT_WIDTH if cross else WIDTH
+    layer = Attention(
+        WIDTH, context, heads, kv_heads, HEAD_DIM, qk_norm=qk_norm, bias=bias, dtype=dtype, rngs=nnx.Rngs(0)
+    )
+    graphdef, params, _ = param.split(layer)
+    rng = np.random.default_rng(heads * 10 + kv_heads)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) / 3, params)
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return nnx.merge(graphdef, single), params
+
+
+def run(layer, *arrays):
+    return jax.jit(lambda *arrays: layer(*arrays))(*arrays)
+
+
+def plain_attention(params, x, context, mask, heads, kv_heads):
+    """One image, one query head at a time."""
+
+    def norm(values, name):
+        if name not in params:
+            return values
+        return values / np.sqrt((values**2).mean(-1, keepdims=True) + 1e-6) * params[name]["scale_K"]
+
+    out = np.zeros((*x.shape[:2], WIDTH))
+    for b in range(x.shape[0]):
+        for h in range(heads):
+            n = h // (heads // kv_heads)
+            q = x[b] @ params["w_q_DHK"][:, h] + (params["b_q_HK"][h] if "b_q_HK" in params else 0)
+            k = context[b] @ params["w_k_MNK"][:, n] + (params["b_k_NK"][n] if "b_k_NK" in params else 0)
+            v = context[b] @ params["w_v_MNK"][:, n] + (params["b_v_NK"][n] if "b_v_NK" in params else 0)
+            logits = norm(q, "norm_q") @ norm(k, "norm_k").T / np.sqrt(HEAD_DIM)
+            logits[:, ~mask[b]] = -np.inf
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            out[b] += weights / weights.sum(-1, keepdims=True) @ v @ params["w_o_HKD"][h]
+    return out + params.get("b_o_D", 0)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "bias", "qk_norm"),
+    [(1, 1, True, False), (4, 4, False, False), (6, 2, False, True), (6, 3, True, True), (4, 1, False, False)],
+)
+def test_self_attention(heads, kv_heads, bias, qk_norm):
+    layer, params = make(heads, kv_heads, qk_norm=qk_norm, bias=bias)
+    x = np.random.default_rng(0).normal(size=(2, 7, WIDTH))
+    everywhere = np.ones((2, 7), bool)
+    expected = plain_attention(params, x, x, everywhere, heads, kv_heads)
+    np.testing.assert_allclose(run(layer, jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_masked_cross_attention(heads, kv_heads):
+    layer, params = make(heads, kv_heads, cross=True, bias=True, qk_norm=True)
+    rng = np.random.default_rng(0)
+    x, context = rng.normal(size=(3, 7, WIDTH)), rng.normal(size=(3, 5, TEXT_WIDTH))
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 1, 0]], bool)
+    expected = plain_attention(params, x, context, mask, heads, kv_heads)
+    x, context = jnp.asarray(x, jnp.float32), jnp.asarray(context, jnp.float32)
+    out = run(layer, x, context, mask)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+    # What is masked has no influence at all, however large.
+    np.testing.assert_array_equal(run(layer, x, jnp.where(mask[..., None], context, 1e4), mask), out)
+
+
+def test_zero_out():
+    layer = Attention(12, 10, 4, 2, 8, zero_out=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    assert not run(layer, jnp.ones((1, 3, 12)), jnp.ones((1, 2, 10))).any()
+
+
+def test_bfloat16_computes_with_float32_parameters():
+    exact, _ = make(6, 2, qk_norm=True, bias=True)
+    layer, _ = make(6, 2, qk_norm=True, bias=True, dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (2, 7, WIDTH))
+    out = run(layer, x)
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(out.astype(jnp.float32), run(exact, x), atol=0.05)

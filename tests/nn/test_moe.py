@@ -1,0 +1,251 @@
+"""The sparse layer against plain loops over experts and tokens, values and gradients."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ec_dit.nn import param
+from ec_dit.nn.mlp import Mlp
+from ec_dit.nn.moe import MoE, combine, dispatch
+from ec_dit.nn.routing import RoutingSpec
+
+# (images, tokens per image, group size, experts, capacity factor, width)
+SIZES = [
+    (1, 4, 4, 2, 1.0, 4),
+    (1, 6, 6, 3, 2.0, 5),
+    (2, 8, 16, 4, 2.0, 8),  # a group of two images
+    (4, 4, 8, 2, 1.5, 4),
+    (2, 16, 0, 8, 2.0, 4),  # 'image'
+    (1, 8, 4, 4, 1.0, 8),  # two groups in an image
+    (1, 4, 4, 2, 2.0, 4),  # every expert takes every token
+]
+
+
+def make(width, experts, *, bias=False, dtype=jnp.float32, seed=0):
+    moe = MoE(width, 2 * width, experts, bias=bias, dtype=dtype, rngs=nnx.Rngs(seed))
+    graphdef, params, _ = param.split(moe)
+    rng = np.random.default_rng(seed)
+    return graphdef, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 2, jnp.float32), params)
+
+
+def run(graphdef, params, x_BSD, spec):
+    return jax.jit(lambda params, x_BSD: nnx.merge(graphdef, params)(x_BSD, spec))(
+        params, jnp.asarray(x_BSD, jnp.float32)
+    )
+
+
+def wide(params):
+    return {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+
+
+def plain_scores(params, x_SD):
+    logits = x_SD @ params["w_router_DE"]
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def plain_expert(params, expert, x_D):
+    up = x_D @ params["w_up_EDF"][expert] + (params["b_up_EF"][expert] if "b_up_EF" in params else 0)
+    act = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+    return act @ params["w_down_EFD"][expert] + (params["b_down_ED"][expert] if "b_down_ED" in params else 0)
+
+
+def algorithm_1(scores_SE, slots):
+    """(token, expert, gate): each expert takes its best tokens, among equals the first."""
+    tokens, experts = scores_SE.shape
+    return [
+        (token, expert, scores_SE[token, expert])
+        for expert in range(experts)
+        for token in sorted(range(tokens), key=lambda s, e=expert: (-scores_SE[s, e], s))[:slots]
+    ]
+
+
+def gshard_top2(scores_SE, slots):
+    """(token, expert, gate): each token asks two experts, all first choices before any second, while there is room."""
+    ranked = [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e)) for row in scores_SE]
+    served, room = [], [slots] * scores_SE.shape[1]
+    for choice in range(2):
+        for token, order in enumerate(ranked):
+            if room[order[choice]]:
+                room[order[choice]] -= 1
+                both = scores_SE[token, order[0]] + scores_SE[token, order[1]]
+                served.append((token, order[choice], scores_SE[token, order[choice]] / both))
+    return served
+
+
+def plain_moe(params, x_BSD, group, slots, kind):
+    """The sparse layer in float64, one token and one expert at a time. Returns outputs and experts per token."""
+    choose = {"expert_choice": algorithm_1, "token_choice": gshard_top2}[kind]
+    x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
+    out_RD, experts_R = np.zeros_like(x_RD), np.zeros(len(x_RD), int)
+    for start in range(0, len(x_RD), group):
+        scores_SE = plain_scores(params, x_RD[start : start + group])
+        for token, expert, gate in choose(scores_SE, slots):
+            out_RD[start + token] += gate * plain_expert(params, expert, x_RD[start + token])
+            experts_R[start + token] += 1
+    return out_RD.reshape(x_BSD.shape), experts_R.reshape(x_BSD.shape[:2])
+
+
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+@pytest.mark.parametrize(("images", "tokens", "group", "experts", "factor", "width"), SIZES)
+def test_values_and_gradients_equal_plain_loops(images, tokens, group, experts, factor, width, kind):
+    graphdef, params = make(width, experts, bias=width == 8)
+    x_BSD, target_BSD = np.random.default_rng(1).normal(size=(2, images, tokens, width))
+    spec = RoutingSpec(kind, factor, group)
+    group = group or tokens
+    slots = round(group * factor / experts)
+
+    def loss(params, x_BSD):
+        out_BSD, stats = nnx.merge(graphdef, params)(x_BSD, spec)
+        return (out_BSD * target_BSD).sum(), (out_BSD, stats.experts_BS)
+
+    def plain_loss(inputs):
+        return (plain_moe(inputs, inputs["x"], group, slots, kind)[0] * target_BSD).sum()
+
+    (_, (out_BSD, experts_BS)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+        params, jnp.asarray(x_BSD, jnp.float32)
+    )
+    inputs = wide(params) | {"x": x_BSD}
+    expected_BSD, expected_BS = plain_moe(inputs, x_BSD, group, slots, kind)
+    np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(experts_BS, expected_BS)
+
+    # Central differences along random directions, one input at a time.
+    rng = np.random.default_rng(2)
+    for name, gradient in (gradients[0] | {"x": gradients[1]}).items():
+        for _ in range(3):
+            direction = rng.normal(size=inputs[name].shape)
+            ahead, behind = (plain_loss(inputs | {name: inputs[name] + step * direction}) for step in (1e-6, -1e-6))
+            slope = (np.asarray(gradient, np.float64) * direction).sum()
+            np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+def test_ties_go_to_the_first_token(kind):
+    # Four of each of four different tokens, and every expert takes two of the sixteen.
+    graphdef, params = make(4, 4, seed=3)
+    x_BSD = np.tile(np.random.default_rng(0).normal(size=(4, 4)), (1, 4, 1))
+    out_BSD, stats = run(graphdef, params, x_BSD, RoutingSpec(kind, 0.5))
+    expected_BSD, expected_BS = plain_moe(wide(params), x_BSD, 16, 2, kind)
+    np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(stats.experts_BS, expected_BS)
+
+
+def test_a_router_of_zeros_gives_everything_to_the_first_tokens():
+    graphdef, params = make(4, 4)
+    params["w_router_DE"] = jnp.zeros((4, 4))
+    x_BSD = jax.random.normal(jax.random.key(0), (2, 4, 4))
+    out_BSD, stats = run(graphdef, params, x_BSD, RoutingSpec("expert_choice", 2.0, 8))  # C = 4
+    np.testing.assert_array_equal(stats.experts_BS, [[4, 4, 4, 4], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(out_BSD[1], np.zeros((4, 4)))
+    mean_of_experts = np.mean([plain_expert(wide(params), e, np.asarray(x_BSD[0])) for e in range(4)], axis=0)
+    np.testing.assert_allclose(out_BSD[0], mean_of_experts, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats.untaken, 0.5)
+    np.testing.assert_allclose(stats.max_experts, 4)
+    np.testing.assert_allclose(stats.gate_entropy, math.log(4), rtol=1e-6)
+
+
+def test_equal_experts_that_take_every_token_are_one_dense_layer():
+    graphdef, params = make(6, 3, bias=True)
+    one = {name: leaf[0] for name, leaf in params.items() if name != "w_router_DE"}
+    same = {name: jnp.stack([leaf] * 3) for name, leaf in one.items()} | {"w_router_DE": params["w_router_DE"]}
+    mlp = Mlp(6, 12, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    mlp.w_up_DF[...], mlp.b_up_F[...] = one["w_up_EDF"], one["b_up_EF"]
+    mlp.w_down_FD[...], mlp.b_down_D[...] = one["w_down_EFD"], one["b_down_ED"]
+    x_BSD = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    out_BSD, stats = run(graphdef, same, x_BSD, RoutingSpec("expert_choice", 3.0))
+    np.testing.assert_allclose(out_BSD, mlp(x_BSD), rtol=1e-4, atol=1e-5)
+    assert (stats.experts_BS == 3).all()
+
+
+def test_dispatch_by_hand():
+    tokens_GSD = jnp.array([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]])
+    index_GEC = jnp.array([[[2, 0], [0, 1]], [[1, 1], [2, 0]]])
+    np.testing.assert_array_equal(
+        dispatch(tokens_GSD, index_GEC),
+        [[[[5, 6], [1, 2]], [[-3, -4], [-3, -4]]], [[[1, 2], [3, 4]], [[-5, -6], [-1, -2]]]],
+    )
+
+
+@pytest.mark.parametrize("how", ["scatter", "one_hot"])
+def test_combine_by_hand(how):
+    # One group of three tokens: token 0 in a slot of both experts, token 1 in none, an empty slot that points at 0.
+    slots_EGCD = jnp.array([[[[1.0, 2.0], [10.0, 20.0]]], [[[3.0, 4.0], [99.0, 99.0]]]])
+    index_GEC = jnp.array([[[0, 2], [0, 0]]])
+    gate_GEC = jnp.array([[[1.0, 0.5], [2.0, 0.0]]])
+    np.testing.assert_array_equal(combine(slots_EGCD, index_GEC, gate_GEC, 3, how), [[[7, 10], [0, 0], [5, 10]]])
+
+
+@pytest.mark.parametrize("how", ["scatter", "one_hot"])
+def test_combine_inverts_dispatch_of_a_permutation(how):
+    tokens_GSD = jax.random.normal(jax.random.key(0), (3, 8, 5))
+    permutations = jnp.stack([jax.random.permutation(jax.random.key(g), 8) for g in range(3)])
+    index_GEC = permutations.reshape(3, 4, 2)
+    slots_EGCD = dispatch(tokens_GSD, index_GEC)
+    assert slots_EGCD.shape == (4, 3, 2, 5)
+    np.testing.assert_array_equal(combine(slots_EGCD, index_GEC, jnp.ones((3, 4, 2)), 8, how), tokens_GSD)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_both_ways_to_combine_agree(dtype):
+    groups, tokens, experts, slots, width = 2, 16, 4, 8, 8
+    keys = jax.random.split(jax.random.key(0), 3)
+    slots_EGCD = jax.random.normal(keys[0], (experts, groups, slots, width)).astype(dtype)
+    index_GEC = jax.random.randint(keys[1], (groups, experts, slots), 0, tokens)
+    gate_GEC = jax.random.uniform(keys[2], (groups, experts, slots))
+
+    def loss(slots_EGCD, gate_GEC, how):
+        out_GSD = combine(slots_EGCD, index_GEC, gate_GEC, tokens, how)
+        return jnp.square(out_GSD.astype(jnp.float32)).sum(), out_GSD
+
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.03, "atol": 0.1}
+    differentiate = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
+    results = [differentiate(slots_EGCD, gate_GEC, how) for how in ("scatter", "one_hot")]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), **tolerance), *results
+    )
+    assert results[0][0][1].dtype == dtype
+
+
+def test_router_stats_of_token_choice_by_hand():
+    graphdef, params = make(2, 3)
+    # x = (1, 0) for every token: scores are the softmax of the router's first row.
+    params["w_router_DE"] = jnp.log(jnp.array([[0.6, 0.3, 0.1], [1.0, 1.0, 1.0]]))
+    x_BSD = jnp.tile(jnp.array([1.0, 0.0]), (2, 3, 1))
+    _, stats = run(graphdef, params, x_BSD, RoutingSpec("token_choice", 1.0, 6))  # C = 2
+    np.testing.assert_array_equal(stats.experts_BS, [[2, 2, 0], [0, 0, 0]])
+    np.testing.assert_allclose(stats.untaken, 4 / 6, rtol=1e-6)
+    np.testing.assert_allclose(stats.max_experts, 2)
+    np.testing.assert_allclose(stats.dropped, 8 / 12, rtol=1e-6)
+    np.testing.assert_allclose(stats.aux_loss, 3 * 0.6, rtol=1e-6)
+    entropy = -sum(p * math.log(p) for p in (0.6, 0.3, 0.1))
+    np.testing.assert_allclose(stats.gate_entropy, entropy, rtol=1e-5)
+
+
+def test_the_auxiliary_loss_reaches_the_router_only():
+    graphdef, params = make(4, 4)
+    x_BSD = jax.random.normal(jax.random.key(0), (2, 8, 4))
+    spec = RoutingSpec("token_choice", 1.0)
+    gradient = jax.jit(jax.grad(lambda params: nnx.merge(graphdef, params)(x_BSD, spec)[1].aux_loss))(params)
+    assert jnp.abs(gradient.pop("w_router_DE")).max() > 1e-4
+    assert all(not leaf.any() for leaf in gradient.values())
+
+
+def test_bfloat16_routes_in_float32():
+    graphdef, params = make(16, 4, dtype=jnp.bfloat16)
+    x_BSD = jax.random.normal(jax.random.key(0), (2, 16, 16)).astype(jnp.bfloat16)
+    scores_BSE = nnx.merge(graphdef, params).scores(x_BSD)
+    assert scores_BSE.dtype == jnp.float32
+    exact_BSD = np.asarray(x_BSD, np.float64)
+    np.testing.assert_allclose(scores_BSE[0], plain_scores(wide(params), exact_BSD[0]), rtol=1e-5)
+
+    out_BSD, stats = jax.jit(lambda params, x_BSD: nnx.merge(graphdef, params)(x_BSD, RoutingSpec()))(params, x_BSD)
+    assert out_BSD.dtype == jnp.bfloat16
+    assert stats.gate_entropy.dtype == jnp.float32
+    expected_BSD, expected_BS = plain_moe(wide(params), exact_BSD, 16, 8, "expert_choice")
+    np.testing.assert_array_equal(stats.experts_BS, expected_BS)  # the very same choices as in float64
+    assert np.abs(np.asarray(out_BSD, np.float64) - expected_BSD).max() < 0.03 * np.abs(expected_BSD).max()

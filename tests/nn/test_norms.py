@@ -1,0 +1,35 @@
+"""Normalisation against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ec_dit.nn.norms import RMSNorm, layer_norm
+
+
+def test_layer_norm_equals_its_formula():
+    x = 100 + 3 * jax.random.normal(jax.random.key(0), (2, 5, 16))
+    wide = np.asarray(x, np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(layer_norm(x), expected, rtol=0, atol=2e-5)
+
+
+def test_layer_norm_of_a_constant_is_zero():
+    np.testing.assert_array_equal(layer_norm(jnp.full((1, 8), 7.0)), np.zeros((1, 8)))
+
+
+def test_rms_norm_equals_its_formula():
+    norm = RMSNorm(4)
+    norm.scale_K[...] = jnp.array([1.0, 2.0, 3.0, 4.0])
+    out = norm(jnp.array([[1.0, -1.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0], [6.0, 0.0, 0.0, 8.0]]))
+    np.testing.assert_allclose(out, [[1, -2, 3, -4], [1, 2, 3, 4], [1.2, 0, 0, 6.4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [layer_norm, RMSNorm(256)], ids=["layer", "rms"])
+def test_bfloat16_is_kept_but_not_computed_in(norm):
+    # Far from zero the squares need more than bfloat16's 8 bits.
+    x = (50 + jax.random.normal(jax.random.key(0), (4, 256))).astype(jnp.bfloat16)
+    out, exact = norm(x), norm(x.astype(jnp.float32))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))

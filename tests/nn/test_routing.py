@@ -1,0 +1,203 @@
+"""Routing rules against plain loops over experts and tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ec_dit.core.errors import UserError
+from ec_dit.nn.routing import RoutingSpec, capacity, expert_choice, group_tokens, route, token_choice
+
+# (groups, tokens per group, experts, tokens per expert)
+SIZES = [
+    (1, 4, 2, 1),
+    (1, 4, 2, 4),
+    (2, 8, 4, 2),
+    (3, 16, 4, 8),
+    (1, 32, 8, 8),
+    (2, 24, 3, 16),
+    (4, 6, 2, 3),
+    (1, 64, 16, 8),
+]
+FEW = [0.1, 0.2, 0.3]  # so few different scores that most of them tie
+
+
+def softmax_scores(groups, tokens, experts, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(groups, tokens, experts)).astype(np.float32)
+    return jax.nn.softmax(jnp.asarray(logits), axis=-1)
+
+
+def tied_scores(groups, tokens, experts, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).choice(np.float32(FEW), size=(groups, tokens, experts)))
+
+
+def plain_expert_choice(scores_SE, slots):
+    """Algorithm 1 for one group: each expert's tokens, best first, among equals the first."""
+    taken = []
+    for expert in range(scores_SE.shape[1]):
+        free = list(range(scores_SE.shape[0]))
+        row = []
+        for _ in range(slots):
+            best = free[0]
+            for token in free:
+                if scores_SE[token, expert] > scores_SE[best, expert]:
+                    best = token
+            free.remove(best)
+            row.append(best)
+        taken.append(row)
+    return np.array(taken)
+
+
+def plain_top2(scores_SE, slots):
+    """GShard's Algorithm 1 for one group, without the random second choice.
+
+    Returns: the token of each slot (-1: empty), the gate of each slot, the number of experts of each token, the number of
+    requests refused, and the auxiliary loss scaled to be 1 when balanced.
+    """
+    tokens, experts = scores_SE.shape
+    token_of, gate_of = -np.ones((experts, slots), int), np.zeros((experts, slots))
+    count, experts_of, refused = [0] * experts, np.zeros(tokens, int), 0
+    ranked = [sorted(range(experts), key=lambda e, s=s: (-scores_SE[s, e], e)) for s in range(tokens)]
+    first_choices = [0] * experts
+    for choice in range(2):
+        for s in range(tokens):
+            first, second = scores_SE[s, ranked[s][0]], scores_SE[s, ranked[s][1]]
+            expert, gate = ranked[s][choice], (first, second)[choice] / (first + second)
+            if count[expert] < slots:
+                token_of[expert, count[expert]], gate_of[expert, count[expert]] = s, gate
+                count[expert] += 1
+                experts_of[s] += 1
+            else:
+                refused += 1
+            if choice == 0:
+                first_choices[expert] += 1
+    aux = experts * sum(first_choices[e] / tokens * scores_SE[:, e].mean() for e in range(experts))
+    return token_of, gate_of, experts_of, refused, aux
+
+
+@pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores])
+@pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
+def test_expert_choice_equals_algorithm_1(groups, tokens, experts, slots, make_scores):
+    scores_GSE = make_scores(groups, tokens, experts)
+    routing = jax.jit(expert_choice, static_argnums=1)(scores_GSE, slots)
+    assert routing.index_GEC.shape == routing.gate_GEC.shape == (groups, experts, slots)
+    assert routing.gate_GEC.dtype == jnp.float32
+    for g, scores_SE in enumerate(np.asarray(scores_GSE)):
+        expected_EC = plain_expert_choice(scores_SE, slots)
+        np.testing.assert_array_equal(routing.index_GEC[g], expected_EC)
+        for expert, row in enumerate(expected_EC):
+            np.testing.assert_array_equal(routing.gate_GEC[g, expert], scores_SE[row, expert])
+            assert len(set(row.tolist())) == slots  # exactly C different tokens
+        np.testing.assert_array_equal(routing.experts_GS[g], np.bincount(expected_EC.ravel(), minlength=tokens))
+    assert routing.dropped == routing.aux_loss == 0
+
+
+def test_expert_choice_by_hand():
+    scores_GSE = jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.5, 0.5]]])
+    routing = expert_choice(scores_GSE, 2)
+    np.testing.assert_array_equal(routing.index_GEC, [[[0, 2], [1, 3]]])
+    np.testing.assert_array_equal(routing.gate_GEC, np.float32([[[0.9, 0.7], [0.5, 0.5]]]))
+    np.testing.assert_array_equal(routing.experts_GS, [[1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores])
+@pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
+def test_token_choice_equals_gshard(groups, tokens, experts, slots, make_scores):
+    scores_GSE = make_scores(groups, tokens, experts)
+    routing = jax.jit(token_choice, static_argnums=1)(scores_GSE, slots)
+    refused, aux = 0, []
+    for g, scores_SE in enumerate(np.asarray(scores_GSE, np.float64)):
+        token_of, gate_of, experts_of, refused_here, aux_here = plain_top2(scores_SE, slots)
+        filled = token_of >= 0
+        np.testing.assert_array_equal(np.asarray(routing.index_GEC[g])[filled], token_of[filled])
+        np.testing.assert_allclose(routing.gate_GEC[g], gate_of, rtol=1e-6)
+        np.testing.assert_array_equal(routing.experts_GS[g], experts_of)
+        refused += refused_here
+        aux.append(aux_here)
+    np.testing.assert_allclose(routing.dropped, refused / (2 * groups * tokens), atol=1e-6)
+    np.testing.assert_allclose(routing.aux_loss, np.mean(aux), rtol=1e-5)
+
+
+def test_token_choice_by_hand():
+    # Every token prefers expert 0 and then 1, and each has room for two: tokens 2 and 3 come too late, twice.
+    scores_GSE = jnp.array([[[0.6, 0.3, 0.1]] * 4])
+    routing = token_choice(scores_GSE, 2)
+    np.testing.assert_array_equal(routing.index_GEC[0, :2], [[0, 1], [0, 1]])
+    np.testing.assert_allclose(routing.gate_GEC[0], [[2 / 3, 2 / 3], [1 / 3, 1 / 3], [0, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(routing.experts_GS, [[2, 2, 0, 0]])
+    np.testing.assert_allclose(routing.dropped, 0.5)
+    np.testing.assert_allclose(routing.aux_loss, 3 * 0.6, rtol=1e-6)
+
+
+def test_first_choices_are_served_before_second_ones():
+    # Token 0 wants expert 0 second; tokens 1 and 2 want it first and fill its two slots.
+    scores_GSE = jnp.array([[[0.4, 0.6], [0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]])
+    routing = token_choice(scores_GSE, 2)
+    np.testing.assert_array_equal(routing.index_GEC, [[[1, 2], [0, 3]]])
+    np.testing.assert_allclose(routing.gate_GEC, [[[0.9, 0.8], [0.6, 0.7]]], rtol=1e-6)
+    np.testing.assert_allclose(routing.dropped, 0.5)
+
+
+def test_balanced_first_choices_give_an_auxiliary_loss_of_one():
+    scores_GSE = jnp.array([[[0.7, 0.3], [0.3, 0.7]]])
+    np.testing.assert_allclose(token_choice(scores_GSE, 2).aux_loss, 1, rtol=1e-6)
+
+
+def test_the_auxiliary_loss_moves_scores_away_from_the_full_expert():
+    scores_GSE = jnp.array([[[0.6, 0.3, 0.1]] * 4])
+    gradient = jax.grad(lambda scores: token_choice(scores, 2).aux_loss)(scores_GSE)
+    # d/d score[s, e] of E sum_e f_e p_e = E f_e / S: the share of first choices is a constant.
+    np.testing.assert_allclose(gradient, [[[3 / 4, 0, 0]] * 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [expert_choice, token_choice])
+def test_groups_do_not_see_each_other(rule):
+    scores_GSE = softmax_scores(3, 16, 4)
+    rule = jax.jit(rule, static_argnums=1)
+    together = rule(scores_GSE, 8)
+    for g in range(3):
+        alone = rule(scores_GSE[g : g + 1], 8)
+        np.testing.assert_array_equal(together.index_GEC[g], alone.index_GEC[0])
+        np.testing.assert_array_equal(together.gate_GEC[g], alone.gate_GEC[0])
+
+
+def test_route_follows_the_spec():
+    scores_GSE = softmax_scores(2, 16, 4)
+    for kind, rule in (("expert_choice", expert_choice), ("token_choice", token_choice)):
+        spec = RoutingSpec(kind=kind, capacity_factor=1.5)  # C = 16 * 1.5 / 4
+        jax.tree.map(np.testing.assert_array_equal, route(scores_GSE, spec), rule(scores_GSE, 6))
+
+
+def test_capacity():
+    assert capacity(1024, 64, 2.0) == 32
+    assert capacity(512, 32, 1.0) == 16
+    assert capacity(10, 3, 0.3) == 1  # 10 * 0.3 is not exactly 3 in floating point
+    assert capacity(8, 4, 4.0) == 8
+
+
+@pytest.mark.parametrize(
+    ("size", "experts", "factor", "words"),
+    [
+        (10, 4, 1.0, ("10", "4 experts", "2.5")),
+        (16, 64, 2.0, ("16", "64 experts", "0.5")),
+        (8, 2, 3.0, ("8", "2 experts", "capacity factor 3", "12")),
+        (8, 2, 0.0, ("8", "capacity factor 0", "= 0")),
+    ],
+)
+def test_an_impossible_capacity_names_its_numbers(size, experts, factor, words):
+    with pytest.raises(UserError) as error:
+        capacity(size, experts, factor)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_group_tokens():
+    assert group_tokens(4096, 256, 1024) == 1024
+    assert group_tokens(4096, 256, 128) == 128
+    assert group_tokens(4096, 256, 0) == 256  # one image
+
+
+@pytest.mark.parametrize("size", [1000, 8192, -4])
+def test_groups_that_do_not_divide_name_their_numbers(size):
+    with pytest.raises(UserError) as error:
+        group_tokens(4096, 256, size)
+    assert all(word in str(error.value) for word in (f"groups of {size}", "4096", "16 images x 256"))
