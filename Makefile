@@ -11,34 +11,39 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help train test format docs clean
 
-VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 EXTRAS ?= test
 ARGS ?=
 PYTEST_ARGS ?=
 
 # The first interpreter that runs and is new enough (a name on PATH may be a shim for one that is not installed).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for p in python3.12 python3.11 python3 python3.13 python; do \
+ifndef PYTHON
+PYTHON := $(shell for p in python3.12 python3.11 python3 python3.13 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
-ACCELERATOR ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
-	elif ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1; then echo tpu; else echo cpu; fi)
+endif
+ifndef ACCELERATOR
+ACCELERATOR := $(shell if nvidia-smi -L >/dev/null 2>&1; then echo gpu; \
+	elif ls /dev/accel0 >/dev/null 2>&1 || ls /dev/vfio/0 >/dev/null 2>&1; then echo tpu; else echo cpu; fi)
+endif
 comma := ,
-DEVICE_EXTRA = $(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
+ALL_EXTRAS := $(EXTRAS)$(addprefix $(comma),$(filter-out cpu,$(ACCELERATOR)))
+BIN := .venv/bin
+STAMP := .venv/.installed-$(subst $(comma),-,$(ALL_EXTRAS))
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
-$(STAMP): setup.py
+$(BIN)/pip:
 	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
-		echo "ec_dit needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+		echo "ec_dit needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
 		"Install one and name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 		echo "'$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Installing ec_dit[$(EXTRAS)$(DEVICE_EXTRA)] into $(VENV) with $$($(PYTHON) --version) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)$(DEVICE_EXTRA)]'
+	@$(PYTHON) -m venv .venv
+
+$(STAMP): setup.py | $(BIN)/pip
+	@echo "Installing ec_dit[$(ALL_EXTRAS)] into .venv with $$($(BIN)/python --version) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(ALL_EXTRAS)]'
 	@touch $@
 
 train: $(STAMP)
@@ -55,8 +60,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)
-	$(BIN)/python -m ec_dit.models.sizes --markdown > docs/models.md
+	$(BIN)/python -m ec_dit.models.sizes --markdown > docs/models.new && mv docs/models.new docs/models.md
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

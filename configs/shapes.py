@@ -1,6 +1,6 @@
 """EC-DiT on the embedded shapes: the first thing to run, minutes on two CPU cores.
 
-    python -m ec_dit.main --config=configs/shapes.py --workdir=runs/shapes
+python -m ec_dit.main --config=configs/shapes.py --workdir=runs/shapes
 """
 
 from ml_collections import ConfigDict

@@ -196,7 +196,9 @@ class System:
     def encode(self, captions: Sequence[str]) -> Text:
         """Captions as the model takes them."""
         if self.tokenizer is None:
-            raise UserError("this config reads cached text embeddings: prompts need its frozen text encoder, which is not loaded.")
+            raise UserError(
+                "this config reads cached text embeddings: prompts need its frozen text encoder, which is not loaded."
+            )
         return Text(*self.tokenizer.encode(captions, self.config.text.length))
 
     def null_text(self) -> Text:

@@ -33,7 +33,9 @@ def default() -> ConfigDict:
     m.modulation = "adaln"  # adaln: each block its own map of time; adaln_single: one for all (PixArt-alpha)
     m.qk_norm = False  # RMSNorm on queries and keys
     m.bias = False  # biases in attention and feed-forward layers
-    m.position_scale = 1.0  # positions are divided by it (PixArt-alpha's interpolation scale); < 1 tells few patches apart
+    m.position_scale = (
+        1.0  # positions are divided by it (PixArt-alpha's interpolation scale); < 1 tells few patches apart
+    )
     m.remat = "none"  # what the backward pass recomputes: none, dots (all but weight products), full
     m.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), bfloat16, float32
 
@@ -55,7 +57,9 @@ def default() -> ConfigDict:
     t.tower_heads = 4
 
     c.data = d = ConfigDict()
-    d.source = ""  # shapes, emoji, folder; synthetic: random latents and embeddings, to measure speed; '' = data.path only
+    d.source = (
+        ""  # shapes, emoji, folder; synthetic: random latents and embeddings, to measure speed; '' = data.path only
+    )
     d.path = ""  # prepared data set (python -m ec_dit.prepare); made by itself for shapes and emoji where it is missing
     d.space = "latents"  # what the model denoises: pixels, or latents of an autoencoder
     d.size = 32  # rows and columns of what the model denoises: pixels, or latent pixels (image / 8)
@@ -153,7 +157,14 @@ _AT_LEAST_ZERO = (
     "log.validate_every log.validate_images log.sample_every sample.guidance sample.capacity_factor"
 ).split()
 _SHARES = ("flow.mask_ratio", "flow.caption_dropout", "optimizer.momentum", "optimizer.decay", "optimizer.ema_decay")
-_POSITIVE = ("moe.capacity_factor", "flow.time_std", "optimizer.learning_rate", "optimizer.eps", "sample.time_shift", "model.position_scale")
+_POSITIVE = (
+    "moe.capacity_factor",
+    "flow.time_std",
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "sample.time_shift",
+    "model.position_scale",
+)
 
 
 def load(path: Path, argument: str = "") -> ConfigDict:
@@ -250,19 +261,43 @@ def validate(config: ConfigDict) -> None:
     for key in ("moe.group_size", "sample.group_size"):
         words = ("image", "pair") if key.startswith("sample") else ("image",)
         value = str(get(config, key))
-        check(value in words or (value.isdigit() and int(value) > 0), key, f"give a number of tokens, or {' or '.join(words)}")
+        check(
+            value in words or (value.isdigit() and int(value) > 0),
+            key,
+            f"give a number of tokens, or {' or '.join(words)}",
+        )
     sparse, experts = config.moe.routing != "dense", config.moe.num_experts
-    check(experts >= 2 if sparse else experts == 0, "moe.num_experts", f"routing '{config.moe.routing}' needs {'>= 2' if sparse else '0'}")
+    check(
+        experts >= 2 if sparse else experts == 0,
+        "moe.num_experts",
+        f"routing '{config.moe.routing}' needs {'>= 2' if sparse else '0'}",
+    )
     size, patch = config.data.size, config.model.patch
     check(size % patch == 0, "data.size", f"model.patch {patch} must divide it")
-    check(config.model.num_heads % config.model.num_kv_heads == 0, "model.num_kv_heads", f"must divide num_heads {config.model.num_heads}")
-    check(config.train.batch_size % config.train.accumulate == 0, "train.accumulate", f"must divide train.batch_size {config.train.batch_size}")
+    check(
+        config.model.num_heads % config.model.num_kv_heads == 0,
+        "model.num_kv_heads",
+        f"must divide num_heads {config.model.num_heads}",
+    )
+    check(
+        config.train.batch_size % config.train.accumulate == 0,
+        "train.accumulate",
+        f"must divide train.batch_size {config.train.batch_size}",
+    )
     low, high = config.sample.guidance_interval
     check(0 <= low < high <= 1, "sample.guidance_interval", "give two times, 0 <= low < high <= 1")
     tokens = (size // patch) ** 2 * (1 - config.flow.mask_ratio)
-    check(tokens >= 1 and tokens == int(tokens), "flow.mask_ratio", f"keeps {tokens:g} of {(size // patch) ** 2} tokens; keep a whole number")
+    check(
+        tokens >= 1 and tokens == int(tokens),
+        "flow.mask_ratio",
+        f"keeps {tokens:g} of {(size // patch) ** 2} tokens; keep a whole number",
+    )
     if config.text.encoder == "tower":
-        check(config.text.width % config.text.tower_heads == 0, "text.tower_heads", f"must divide text.width {config.text.width}")
+        check(
+            config.text.width % config.text.tower_heads == 0,
+            "text.tower_heads",
+            f"must divide text.width {config.text.width}",
+        )
     if config.data.space == "pixels":
         check(config.data.channels == 3, "data.channels", "pixels have 3 channels")
 
@@ -275,13 +310,15 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """
     heads_per_kv = config.model.num_heads // config.model.num_kv_heads
     config.name += "_smoke"
-    config.model.update(width=32 * heads_per_kv, num_blocks=4, num_heads=2 * heads_per_kv, num_kv_heads=2, head_dim=16, patch=4)
+    config.model.update(
+        width=32 * heads_per_kv, num_blocks=4, num_heads=2 * heads_per_kv, num_kv_heads=2, head_dim=16, patch=4
+    )
     if config.moe.routing != "dense":
         config.moe.num_experts = min(8, config.moe.num_experts)
         config.moe.group_size = "256"  # 8 images x 64 tokens x 0.5
     config.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2)
     config.data.update(source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0)
-    config.data.options = ConfigDict({"image_size": 32, "train": 256, "validation": 64, "novel": 16})
+    config.data.options = ConfigDict({"image_size": 48, "train": 256, "validation": 64, "novel": 16})
     config.optimizer.warmup_steps = 5
     config.train.update(steps=10, batch_size=16, accumulate=1)
     config.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)

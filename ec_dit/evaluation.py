@@ -34,14 +34,21 @@ def run(
     evaluator = make_evaluator(suite, system, workdir, novel)
     settings = build.sample_settings(system.config)
     generator = system.generator(settings)
-    say(f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
-        f"NFE {settings.evaluations}")
+    say(
+        f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
+        f"NFE {settings.evaluations}"
+    )
     outcome = evaluator.run(
         lambda prompts, indices: generator.batches(params, prompts, indices, seed),
         lambda done, total: say(f"  {done}/{total} images"),
     )
     name = suite + ("_novel" if novel else "")
-    figures = dict(outcome.figures) | {"step": step, "seed": seed, "weights": "ema" if ema else "params", **describe(settings)}
+    figures = dict(outcome.figures) | {
+        "step": step,
+        "seed": seed,
+        "weights": "ema" if ema else "params",
+        **describe(settings),
+    }
     workdir.write_eval(name, figures)
     picture = workdir.path / f"eval_{name}.png"
     with picture.open("wb") as file:
@@ -61,7 +68,9 @@ def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bo
         raise UserError(f"there is no suite '{suite}'; choose one of {', '.join(SUITES)}.")
     report = workdir.data_report()
     if report.get("source") != "shapes":
-        raise UserError(f"suite shapes scores models trained on the shapes data, not on {report.get('source', 'synthetic')}.")
+        raise UserError(
+            f"suite shapes scores models trained on the shapes data, not on {report.get('source', 'synthetic')}."
+        )
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in report["options"].items()}
     return ShapesEvaluator(ShapesOptions(**options), system.config.eval.images_per_task, novel)
 

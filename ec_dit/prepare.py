@@ -13,18 +13,23 @@ from absl import flags
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset, registry
 
-FLAGS = flags.FlagValues()  # Of this entry point alone, so that others may use the same names.
+# Flags that are options of a source, with the names they have there.
+_OPTIONS = {name: name for name in ("path", "font", "placement", "ground", "image_size", "seed", "validation_share")}
+_OPTIONS |= {"num_train": "train", "num_validation": "validation"}
 
 
-def _define() -> None:
+def _flags() -> flags.FlagValues:
+    """The flags of this entry point, apart from absl's global ones, where another may use the same names."""
+    values = flags.FlagValues()
+
     def text(name: str, meaning: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, meaning, flag_values=FLAGS)
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
 
     def whole(name: str, meaning: str, default: int | None = None) -> None:
-        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=FLAGS)
+        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
 
     def real(name: str, meaning: str, default: float | None = None) -> None:
-        flags.DEFINE_float(name, default, meaning, flag_values=FLAGS)
+        flags.DEFINE_float(name, default, meaning, flag_values=values)
 
     text("source", f"What to prepare: {', '.join(registry.NAMES)}.")
     text("out", "Folder to write; it must not exist yet, or be empty.")
@@ -40,36 +45,32 @@ def _define() -> None:
     whole("vocab_size", "Pieces of the tokenizer, at most.", 4096)
     real("validation_share", "folder: share of the images held out for validation.")
     real("max_skipped_share", "Fail if more than this share of the examples cannot be used.", 0.1)
-    flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=FLAGS)
-    flags.DEFINE_bool("help", False, "Show this help.", flag_values=FLAGS, short_name="h")
-
-
-_define()
-# Flags that are options of a source, with the names they have there.
-_OPTIONS = {name: name for name in ("path", "font", "placement", "ground", "image_size", "seed", "validation_share")}
-_OPTIONS |= {"num_train": "train", "num_validation": "validation"}
+    flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values, short_name="h")
+    return values
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs with `argv` (the program's name first) and returns the exit code."""
+    values = _flags()
     try:
-        extra = FLAGS(list(argv))[1:]
-        if FLAGS.help:
-            print(__doc__ + FLAGS.get_help())
+        extra = values(list(argv))[1:]
+        if values.help:
+            print(__doc__ + values.get_help())
             return 0
         if extra:
             raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
         for name in ("source", "out"):
-            if not FLAGS[name].value:
+            if not values[name].value:
                 raise UserError(f"--{name}=... is needed; see --help")
-        chosen = {option: FLAGS[flag].value for flag, option in _OPTIONS.items() if FLAGS[flag].value is not None}
+        chosen = {option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None}
         report = dataset.write(
-            registry.make_source(FLAGS.source, chosen),
-            FLAGS.out,
-            vocab_size=FLAGS.vocab_size,
-            tokenizer_path=FLAGS.tokenizer,
-            max_skipped_share=FLAGS.max_skipped_share,
-            overwrite=FLAGS.overwrite,
+            registry.make_source(values.source, chosen),
+            values.out,
+            vocab_size=values.vocab_size,
+            tokenizer_path=values.tokenizer,
+            max_skipped_share=values.max_skipped_share,
+            overwrite=values.overwrite,
         )
     except (UserError, flags.Error, OSError) as error:
         print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         print("prepare: interrupted; nothing was written", file=sys.stderr)
         return 130
     print(report.table())
-    print(f"\n{Path(FLAGS.out) / dataset.REPORT} lists every example that was skipped.")
+    print(f"\n{Path(values.out) / dataset.REPORT} lists every example that was skipped.")
     return 0
 
 

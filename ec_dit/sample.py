@@ -110,7 +110,9 @@ def work() -> None:
         **evaluation.describe(settings),
     }
     (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    cli.say(f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}")
+    cli.say(
+        f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}"
+    )
 
 
 def _interval(parts: Sequence[str]) -> tuple[float, float]:

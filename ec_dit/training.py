@@ -123,7 +123,11 @@ def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer |
 
 
 def _start(
-    system: build.System, checkpointer: Checkpointer, abstract: TrainState, shardings: TrainState, say: Callable[[str], None]
+    system: build.System,
+    checkpointer: Checkpointer,
+    abstract: TrainState,
+    shardings: TrainState,
+    say: Callable[[str], None],
 ) -> tuple[TrainState, int]:
     step = checkpointer.latest()
     if step is None:

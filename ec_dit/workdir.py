@@ -36,7 +36,9 @@ class Workdir:
         if (self.path / _CONFIG).exists():
             changed = config_lib.difference(self.config(), config)
             if dataset is not None and self._data().get("fingerprint") != dataset.fingerprint:
-                changed.append(f"records of the data set: {self._data().get('path')} -> {dataset.path} (not the same content)")
+                changed.append(
+                    f"records of the data set: {self._data().get('path')} -> {dataset.path} (not the same content)"
+                )
             if changed:
                 raise UserError(
                     f"{self.path} belongs to a run with other settings:\n  " + "\n  ".join(changed) + "\n"

@@ -70,7 +70,6 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path):
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):
-    prepare.FLAGS.unparse_flags()
     code = prepare.main(["prepare", *(argument.replace("OUT", str(tmp_path / "set")) for argument in arguments)])
     errors = capsys.readouterr().err
     assert code == 2 and message in errors and errors.count("\n") == 1

@@ -24,7 +24,9 @@ def resolve_shape(shape: Sequence[int], num_devices: int) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in shape)
     named = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {named}: sizes are whole numbers >= 1, at most one of them -1 (all devices that are left).")
+        raise UserError(
+            f"mesh {named}: sizes are whole numbers >= 1, at most one of them -1 (all devices that are left)."
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and num_devices % known == 0:
         sizes = tuple(num_devices // known if size == -1 else size for size in sizes)

@@ -20,6 +20,7 @@ AXES: dict[str, str] = {
     "F": "feed-forward width",
     "G": "routing groups",
     "E": "experts",
+    "R": "requests of a routing group, in the order they are served (token choice)",
     "C": "capacity: tokens one expert takes from one group",
     "L": "stacked blocks",
     "A": "modulation vectors of a block (shift, scale, gate, twice)",

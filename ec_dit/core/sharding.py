@@ -24,7 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "expert": ("expert",),
     "expert_embed": ("fsdp",),  # the width dimension of expert weights, which 'expert' shards already
     "embed": ("fsdp", "expert"),  # the width dimension of every other weight
-    "head_dim": ("expert",),  # qk-norm scales
+    "head_dim": ("expert",),  # qk-norm scales and biases of heads
     "heads": ("tensor",),
     "ffn": ("tensor",),
     # never sharded

@@ -40,9 +40,14 @@ class ShapesEvaluator:
         result = score(made, self._wanted, self._options.shapes, self._options.colors)
         correct = result.pop("correct")
         names = list(result["tasks"])
-        rows = [(name, self._tasks.count(name), result["tasks"][name]) for name in names] + [("mean", total, result["mean"])]
+        rows = [(name, self._tasks.count(name), result["tasks"][name]) for name in names] + [
+            ("mean", total, result["mean"])
+        ]
         table = "\n".join(
-            [f"{'task':<14} {'images':>6}  accuracy", *(f"{name:<14} {count:>6}  {value:8.3f}" for name, count, value in rows)]
+            [
+                f"{'task':<14} {'images':>6}  accuracy",
+                *(f"{name:<14} {count:>6}  {value:8.3f}" for name, count, value in rows),
+            ]
         )
         shown = [i for name in names for i in _first(self._tasks, name, _SHEET_PER_TASK)]
         captions = [f"{self._captions[i]} [{'right' if correct[i] else 'wrong'}]" for i in shown]

@@ -18,7 +18,7 @@ _GROUND_CHROMA = 50.0  # largest max(RGB) - min(RGB) of a ground pixel; palette 
 _MIN_SHARE = 0.0025  # components smaller than this share of the image are specks
 _MIN_PIXELS = 8
 _MAX_RESIDUAL = 60.0  # a mean RGB distance from every mix of ground and palette above this is no known colour
-_MIN_OVERLAP = 0.72  # a silhouette less like every outline has no shape
+_MIN_OVERLAP = 0.65  # a silhouette less like every outline has no shape
 _SPLIT_SHARE = 0.75  # a component with less than this share in one colour is several objects that touch
 
 

@@ -37,7 +37,9 @@ class DiT(nnx.Module):
         )
         self.stages = nnx.List(
             Stack(
-                lambda rngs, pattern=pattern: nnx.List(Block(spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern),
+                lambda rngs, pattern=pattern: nnx.List(
+                    Block(spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern
+                ),
                 repeats,
                 remat=spec.remat,
                 rngs=rngs,
@@ -96,7 +98,7 @@ class DiT(nnx.Module):
                 stats.append(block_stats)
             return constrain(tokens_BSD, "batch", None, None), [s for s in stats if s is not None]
 
-        stats = []
+        stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
         for stage in self.stages:
             tokens_BSD, stage_stats = stage(tokens_BSD, apply)
             stats += stage_stats
@@ -105,7 +107,7 @@ class DiT(nnx.Module):
         shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
         tokens_BSD = modulate(layer_norm(tokens_BSD), shift_BD, scale_BD)
         out_BSP = tokens_BSD @ self.w_out_DP[...].astype(self.dtype) + self.b_out_P[...].astype(self.dtype)
-        return out_BSP.astype(jnp.float32), stats[0] if stats else None
+        return out_BSP.astype(jnp.float32), jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
 
 
 def take_tokens(tokens_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:

@@ -71,7 +71,9 @@ def loss_fn(
     keep_BS = path.keep_tokens(key_keep, batch, _num_tokens(model, x0_BYXZ), objective.mask_ratio)
     text = drop_captions(key_drop, text, null_text, objective.caption_dropout)
 
-    loss_B, stats = _velocity_loss(model, x0_BYXZ, noise_BYXZ, t_B, text, keep_BS, objective.prediction, objective.routing)
+    loss_B, stats = _velocity_loss(
+        model, x0_BYXZ, noise_BYXZ, t_B, text, keep_BS, objective.prediction, objective.routing
+    )
     level_sum, level_count = flow_loss.by_level(loss_B, t_B)
     parts = {"loss": loss_B.mean(), "level_sum": level_sum, "level_count": level_count} | router_metrics(stats)
     aux = 0.0 if stats is None else objective.aux_weight * stats.aux_loss.sum()

@@ -101,7 +101,7 @@ class DiTSpec:
         head = max(0, self.sparse.first + 1 - every)  # dense blocks before the first whole period
         repeats = (self.num_blocks - head) // every
         tail = flags[head + repeats * every :]
-        stages = [((False,), head), (tuple(flags[head : head + every]), repeats), ((False,) * len(tail), 1)]
+        stages = [((False,), head), (tuple(flags[head : head + every]), repeats), (tuple(tail), 1)]
         return [(pattern, count) for pattern, count in stages if pattern and count]
 
 

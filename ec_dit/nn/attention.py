@@ -46,9 +46,9 @@ class Attention(nnx.Module):
         self.norm_k = RMSNorm(head_dim) if qk_norm else None
         self.bias = bias
         if bias:
-            self.b_q_HK = param.table(jnp.zeros((heads, head_dim)), ("heads", None))
-            self.b_k_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", None))
-            self.b_v_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", None))
+            self.b_q_HK = param.table(jnp.zeros((heads, head_dim)), ("heads", "head_dim"))
+            self.b_k_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", "head_dim"))
+            self.b_v_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", "head_dim"))
             self.b_o_D = param.table(jnp.zeros(width), ("embed",))
 
     def __call__(

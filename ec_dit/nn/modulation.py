@@ -28,7 +28,9 @@ class TimeModulation(nnx.Module):
 
     def __call__(self, time_BD: jax.Array) -> jax.Array:
         cond_BD = jax.nn.silu(time_BD.astype(self.dtype))
-        return jnp.einsum("BD,DAF->BAF", cond_BD, self.w_DAD[...].astype(self.dtype)) + self.b_AD[...].astype(self.dtype)
+        return jnp.einsum("BD,DAF->BAF", cond_BD, self.w_DAD[...].astype(self.dtype)) + self.b_AD[...].astype(
+            self.dtype
+        )
 
 
 class ModulationTable(nnx.Module):

@@ -36,7 +36,9 @@ class Checkpointer:
         """Starts saving and returns once the arrays may be overwritten; a step that is there already stays as it is."""
         if step == self.latest():
             return
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(json.loads(json.dumps(meta))))
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(json.loads(json.dumps(meta)))
+        )
         self._manager.save(step, args=args)
 
     def restore(self, step: int, abstract: Any) -> Any:

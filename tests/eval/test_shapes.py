@@ -70,7 +70,7 @@ def _wrong(requirement: dict[str, Any], options: ShapesOptions) -> dict[str, Any
         case "single_object":
             items[0]["shape"] = following(options.shapes, items[0]["shape"])
         case "two_object":
-            (items[1]["shape"],) = set(options.shapes) - {item["shape"] for item in items}
+            items[1]["shape"] = next(s for s in options.shapes if s not in (items[0]["shape"], items[1]["shape"]))
         case "counting":
             items[0]["count"] = {2: 3, 3: 4, 4: 2}[items[0]["count"]]
         case "colors":

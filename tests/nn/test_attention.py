@@ -15,10 +15,9 @@ WIDTH, TEXT_WIDTH, HEAD_DIM = 12, 10, 8
 def make(heads, kv_heads, *, cross=False, qk_norm=False, bias=False, dtype=jnp.float32):
     """An attention layer whose parameters are all random, and those parameters in float64."""
     context = TEXT_WIDTH if cross else WIDTH
-    layer = Attention(
-        WIDTH, context, heads, kv_heads, HEAD_DIM, qk_norm=qk_norm, bias=bias, dtype=dtype, rngs=nnx.Rngs(0)
-    )
-    graphdef, params, _ = param.split(layer)
+    sizes = (WIDTH, context, heads, kv_heads, HEAD_DIM)
+    build = lambda: Attention(*sizes, qk_norm=qk_norm, bias=bias, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, params, _ = param.split(nnx.eval_shape(build))
     rng = np.random.default_rng(heads * 10 + kv_heads)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) / 3, params)
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
@@ -26,7 +25,7 @@ def make(heads, kv_heads, *, cross=False, qk_norm=False, bias=False, dtype=jnp.f
 
 
 def run(layer, *arrays):
-    return jax.jit(lambda *arrays: layer(*arrays))(*arrays)
+    return jax.jit(layer.__call__)(*arrays)
 
 
 def plain_attention(params, x, context, mask, heads, kv_heads):
@@ -78,14 +77,15 @@ def test_masked_cross_attention(heads, kv_heads):
 
 
 def test_zero_out():
-    layer = Attention(12, 10, 4, 2, 8, zero_out=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    assert not run(layer, jnp.ones((1, 3, 12)), jnp.ones((1, 2, 10))).any()
+    layer = Attention(12, 12, 1, 1, 8, zero_out=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    assert layer.w_v_MNK[...].any()
+    assert not run(layer, jnp.ones((1, 3, 12)), jnp.ones((1, 2, 12))).any()
 
 
 def test_bfloat16_computes_with_float32_parameters():
     exact, _ = make(6, 2, qk_norm=True, bias=True)
     layer, _ = make(6, 2, qk_norm=True, bias=True, dtype=jnp.bfloat16)
-    x = jax.random.normal(jax.random.key(0), (2, 7, WIDTH))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, WIDTH)), jnp.float32)
     out = run(layer, x)
     assert out.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(jnp.float32)}

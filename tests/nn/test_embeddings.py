@@ -30,7 +30,7 @@ def test_unpatchify_inverts_patchify(shape, patch):
 
 
 def test_patchify_refuses_a_patch_that_does_not_divide():
-    with pytest.raises(ValueError, match="6 x 8 .* 4 x 4"):
+    with pytest.raises(ValueError, match=r"6 x 8 .* 4 x 4"):
         patchify(np.zeros((1, 6, 8, 3)), 4)
 
 

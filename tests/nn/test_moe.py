@@ -26,10 +26,10 @@ SIZES = [
 
 
 def make(width, experts, *, bias=False, dtype=jnp.float32, seed=0):
-    moe = MoE(width, 2 * width, experts, bias=bias, dtype=dtype, rngs=nnx.Rngs(seed))
-    graphdef, params, _ = param.split(moe)
+    build = lambda: MoE(width, 2 * width, experts, bias=bias, dtype=dtype, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, params, _ = param.split(nnx.eval_shape(build))
     rng = np.random.default_rng(seed)
-    return graphdef, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 2, jnp.float32), params)
+    return graphdef, {name: jnp.asarray(rng.normal(size=leaf.shape) / 2, jnp.float32) for name, leaf in params.items()}
 
 
 def run(graphdef, params, x_BSD, spec):
@@ -138,7 +138,7 @@ def test_ties_go_to_the_first_token(kind):
 def test_a_router_of_zeros_gives_everything_to_the_first_tokens():
     graphdef, params = make(4, 4)
     params["w_router_DE"] = jnp.zeros((4, 4))
-    x_BSD = jax.random.normal(jax.random.key(0), (2, 4, 4))
+    x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4)), jnp.float32)
     out_BSD, stats = run(graphdef, params, x_BSD, RoutingSpec("expert_choice", 2.0, 8))  # C = 4
     np.testing.assert_array_equal(stats.experts_BS, [[4, 4, 4, 4], [0, 0, 0, 0]])
     np.testing.assert_array_equal(out_BSD[1], np.zeros((4, 4)))
@@ -153,10 +153,10 @@ def test_equal_experts_that_take_every_token_are_one_dense_layer():
     graphdef, params = make(6, 3, bias=True)
     one = {name: leaf[0] for name, leaf in params.items() if name != "w_router_DE"}
     same = {name: jnp.stack([leaf] * 3) for name, leaf in one.items()} | {"w_router_DE": params["w_router_DE"]}
-    mlp = Mlp(6, 12, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    mlp.w_up_DF[...], mlp.b_up_F[...] = one["w_up_EDF"], one["b_up_EF"]
-    mlp.w_down_FD[...], mlp.b_down_D[...] = one["w_down_EFD"], one["b_down_ED"]
-    x_BSD = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    dense, _, _ = param.split(nnx.eval_shape(lambda: Mlp(6, 12, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    names = {"w_up_DF": "w_up_EDF", "b_up_F": "b_up_EF", "w_down_FD": "w_down_EFD", "b_down_D": "b_down_ED"}
+    mlp = nnx.merge(dense, {name: one[of_expert] for name, of_expert in names.items()})
+    x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
     out_BSD, stats = run(graphdef, same, x_BSD, RoutingSpec("expert_choice", 3.0))
     np.testing.assert_allclose(out_BSD, mlp(x_BSD), rtol=1e-4, atol=1e-5)
     assert (stats.experts_BS == 3).all()
@@ -182,9 +182,9 @@ def test_combine_by_hand(how):
 
 @pytest.mark.parametrize("how", ["scatter", "one_hot"])
 def test_combine_inverts_dispatch_of_a_permutation(how):
-    tokens_GSD = jax.random.normal(jax.random.key(0), (3, 8, 5))
-    permutations = jnp.stack([jax.random.permutation(jax.random.key(g), 8) for g in range(3)])
-    index_GEC = permutations.reshape(3, 4, 2)
+    tokens_GSD = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 5)), jnp.float32)
+    rng = np.random.default_rng(0)
+    index_GEC = jnp.stack([rng.permutation(8) for _ in range(3)]).reshape(3, 4, 2)
     slots_EGCD = dispatch(tokens_GSD, index_GEC)
     assert slots_EGCD.shape == (4, 3, 2, 5)
     np.testing.assert_array_equal(combine(slots_EGCD, index_GEC, jnp.ones((3, 4, 2)), 8, how), tokens_GSD)
@@ -193,10 +193,10 @@ def test_combine_inverts_dispatch_of_a_permutation(how):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_both_ways_to_combine_agree(dtype):
     groups, tokens, experts, slots, width = 2, 16, 4, 8, 8
-    keys = jax.random.split(jax.random.key(0), 3)
-    slots_EGCD = jax.random.normal(keys[0], (experts, groups, slots, width)).astype(dtype)
-    index_GEC = jax.random.randint(keys[1], (groups, experts, slots), 0, tokens)
-    gate_GEC = jax.random.uniform(keys[2], (groups, experts, slots))
+    rng = np.random.default_rng(0)
+    slots_EGCD = jnp.asarray(rng.normal(size=(experts, groups, slots, width)), dtype)
+    index_GEC = jnp.asarray(rng.integers(0, tokens, (groups, experts, slots)))
+    gate_GEC = jnp.asarray(rng.uniform(size=(groups, experts, slots)), jnp.float32)
 
     def loss(slots_EGCD, gate_GEC, how):
         out_GSD = combine(slots_EGCD, index_GEC, gate_GEC, tokens, how)
@@ -228,7 +228,7 @@ def test_router_stats_of_token_choice_by_hand():
 
 def test_the_auxiliary_loss_reaches_the_router_only():
     graphdef, params = make(4, 4)
-    x_BSD = jax.random.normal(jax.random.key(0), (2, 8, 4))
+    x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 4)), jnp.float32)
     spec = RoutingSpec("token_choice", 1.0)
     gradient = jax.jit(jax.grad(lambda params: nnx.merge(graphdef, params)(x_BSD, spec)[1].aux_loss))(params)
     assert jnp.abs(gradient.pop("w_router_DE")).max() > 1e-4
@@ -237,7 +237,7 @@ def test_the_auxiliary_loss_reaches_the_router_only():
 
 def test_bfloat16_routes_in_float32():
     graphdef, params = make(16, 4, dtype=jnp.bfloat16)
-    x_BSD = jax.random.normal(jax.random.key(0), (2, 16, 16)).astype(jnp.bfloat16)
+    x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16)), jnp.float32).astype(jnp.bfloat16)
     scores_BSE = nnx.merge(graphdef, params).scores(x_BSD)
     assert scores_BSE.dtype == jnp.float32
     exact_BSD = np.asarray(x_BSD, np.float64)

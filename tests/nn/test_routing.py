@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from ec_dit.core.errors import UserError
-from ec_dit.nn.routing import RoutingSpec, capacity, expert_choice, group_tokens, route, token_choice
+from ec_dit.nn import routing
+from ec_dit.nn.routing import RoutingSpec, capacity, group_tokens, route
+
+expert_choice = jax.jit(routing.expert_choice, static_argnums=1)
+token_choice = jax.jit(routing.token_choice, static_argnums=1)
 
 # (groups, tokens per group, experts, tokens per expert)
 SIZES = [
@@ -23,8 +27,8 @@ FEW = [0.1, 0.2, 0.3]  # so few different scores that most of them tie
 
 
 def softmax_scores(groups, tokens, experts, seed=0):
-    logits = np.random.default_rng(seed).normal(size=(groups, tokens, experts)).astype(np.float32)
-    return jax.nn.softmax(jnp.asarray(logits), axis=-1)
+    weights = np.exp(np.random.default_rng(seed).normal(size=(groups, tokens, experts)))
+    return jnp.asarray(weights / weights.sum(-1, keepdims=True), jnp.float32)
 
 
 def tied_scores(groups, tokens, experts, seed=0):
@@ -51,8 +55,8 @@ def plain_expert_choice(scores_SE, slots):
 def plain_top2(scores_SE, slots):
     """GShard's Algorithm 1 for one group, without the random second choice.
 
-    Returns: the token of each slot (-1: empty), the gate of each slot, the number of experts of each token, the number of
-    requests refused, and the auxiliary loss scaled to be 1 when balanced.
+    Returns: the token (-1: none) and the gate of each slot, the number of experts of each token, the number of requests
+    refused, and the auxiliary loss scaled to be 1 when balanced.
     """
     tokens, experts = scores_SE.shape
     token_of, gate_of = -np.ones((experts, slots), int), np.zeros((experts, slots))
@@ -79,63 +83,63 @@ def plain_top2(scores_SE, slots):
 @pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
 def test_expert_choice_equals_algorithm_1(groups, tokens, experts, slots, make_scores):
     scores_GSE = make_scores(groups, tokens, experts)
-    routing = jax.jit(expert_choice, static_argnums=1)(scores_GSE, slots)
-    assert routing.index_GEC.shape == routing.gate_GEC.shape == (groups, experts, slots)
-    assert routing.gate_GEC.dtype == jnp.float32
+    taken = expert_choice(scores_GSE, slots)
+    assert taken.index_GEC.shape == taken.gate_GEC.shape == (groups, experts, slots)
+    assert taken.gate_GEC.dtype == jnp.float32
     for g, scores_SE in enumerate(np.asarray(scores_GSE)):
         expected_EC = plain_expert_choice(scores_SE, slots)
-        np.testing.assert_array_equal(routing.index_GEC[g], expected_EC)
+        np.testing.assert_array_equal(taken.index_GEC[g], expected_EC)
         for expert, row in enumerate(expected_EC):
-            np.testing.assert_array_equal(routing.gate_GEC[g, expert], scores_SE[row, expert])
+            np.testing.assert_array_equal(taken.gate_GEC[g, expert], scores_SE[row, expert])
             assert len(set(row.tolist())) == slots  # exactly C different tokens
-        np.testing.assert_array_equal(routing.experts_GS[g], np.bincount(expected_EC.ravel(), minlength=tokens))
-    assert routing.dropped == routing.aux_loss == 0
+        np.testing.assert_array_equal(taken.experts_GS[g], np.bincount(expected_EC.ravel(), minlength=tokens))
+    assert taken.dropped == taken.aux_loss == 0
 
 
 def test_expert_choice_by_hand():
     scores_GSE = jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.5, 0.5]]])
-    routing = expert_choice(scores_GSE, 2)
-    np.testing.assert_array_equal(routing.index_GEC, [[[0, 2], [1, 3]]])
-    np.testing.assert_array_equal(routing.gate_GEC, np.float32([[[0.9, 0.7], [0.5, 0.5]]]))
-    np.testing.assert_array_equal(routing.experts_GS, [[1, 1, 1, 1]])
+    taken = expert_choice(scores_GSE, 2)
+    np.testing.assert_array_equal(taken.index_GEC, [[[0, 2], [1, 3]]])
+    np.testing.assert_array_equal(taken.gate_GEC, np.float32([[[0.9, 0.7], [0.5, 0.5]]]))
+    np.testing.assert_array_equal(taken.experts_GS, [[1, 1, 1, 1]])
 
 
 @pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores])
 @pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
 def test_token_choice_equals_gshard(groups, tokens, experts, slots, make_scores):
     scores_GSE = make_scores(groups, tokens, experts)
-    routing = jax.jit(token_choice, static_argnums=1)(scores_GSE, slots)
+    taken = token_choice(scores_GSE, slots)
     refused, aux = 0, []
     for g, scores_SE in enumerate(np.asarray(scores_GSE, np.float64)):
         token_of, gate_of, experts_of, refused_here, aux_here = plain_top2(scores_SE, slots)
         filled = token_of >= 0
-        np.testing.assert_array_equal(np.asarray(routing.index_GEC[g])[filled], token_of[filled])
-        np.testing.assert_allclose(routing.gate_GEC[g], gate_of, rtol=1e-6)
-        np.testing.assert_array_equal(routing.experts_GS[g], experts_of)
+        np.testing.assert_array_equal(np.asarray(taken.index_GEC[g])[filled], token_of[filled])
+        np.testing.assert_allclose(taken.gate_GEC[g], gate_of, rtol=1e-6)
+        np.testing.assert_array_equal(taken.experts_GS[g], experts_of)
         refused += refused_here
         aux.append(aux_here)
-    np.testing.assert_allclose(routing.dropped, refused / (2 * groups * tokens), atol=1e-6)
-    np.testing.assert_allclose(routing.aux_loss, np.mean(aux), rtol=1e-5)
+    np.testing.assert_allclose(taken.dropped, refused / (2 * groups * tokens), atol=1e-6)
+    np.testing.assert_allclose(taken.aux_loss, np.mean(aux), rtol=1e-5)
 
 
 def test_token_choice_by_hand():
     # Every token prefers expert 0 and then 1, and each has room for two: tokens 2 and 3 come too late, twice.
     scores_GSE = jnp.array([[[0.6, 0.3, 0.1]] * 4])
-    routing = token_choice(scores_GSE, 2)
-    np.testing.assert_array_equal(routing.index_GEC[0, :2], [[0, 1], [0, 1]])
-    np.testing.assert_allclose(routing.gate_GEC[0], [[2 / 3, 2 / 3], [1 / 3, 1 / 3], [0, 0]], rtol=1e-6)
-    np.testing.assert_array_equal(routing.experts_GS, [[2, 2, 0, 0]])
-    np.testing.assert_allclose(routing.dropped, 0.5)
-    np.testing.assert_allclose(routing.aux_loss, 3 * 0.6, rtol=1e-6)
+    taken = token_choice(scores_GSE, 2)
+    np.testing.assert_array_equal(taken.index_GEC[0, :2], [[0, 1], [0, 1]])
+    np.testing.assert_allclose(taken.gate_GEC[0], [[2 / 3, 2 / 3], [1 / 3, 1 / 3], [0, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(taken.experts_GS, [[2, 2, 0, 0]])
+    np.testing.assert_allclose(taken.dropped, 0.5)
+    np.testing.assert_allclose(taken.aux_loss, 3 * 0.6, rtol=1e-6)
 
 
 def test_first_choices_are_served_before_second_ones():
     # Token 0 wants expert 0 second; tokens 1 and 2 want it first and fill its two slots.
     scores_GSE = jnp.array([[[0.4, 0.6], [0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]])
-    routing = token_choice(scores_GSE, 2)
-    np.testing.assert_array_equal(routing.index_GEC, [[[1, 2], [0, 3]]])
-    np.testing.assert_allclose(routing.gate_GEC, [[[0.9, 0.8], [0.6, 0.7]]], rtol=1e-6)
-    np.testing.assert_allclose(routing.dropped, 0.5)
+    taken = token_choice(scores_GSE, 2)
+    np.testing.assert_array_equal(taken.index_GEC, [[[1, 2], [0, 3]]])
+    np.testing.assert_allclose(taken.gate_GEC, [[[0.9, 0.8], [0.6, 0.7]]], rtol=1e-6)
+    np.testing.assert_allclose(taken.dropped, 0.5)
 
 
 def test_balanced_first_choices_give_an_auxiliary_loss_of_one():
@@ -145,7 +149,7 @@ def test_balanced_first_choices_give_an_auxiliary_loss_of_one():
 
 def test_the_auxiliary_loss_moves_scores_away_from_the_full_expert():
     scores_GSE = jnp.array([[[0.6, 0.3, 0.1]] * 4])
-    gradient = jax.grad(lambda scores: token_choice(scores, 2).aux_loss)(scores_GSE)
+    gradient = jax.jit(jax.grad(lambda scores: token_choice(scores, 2).aux_loss))(scores_GSE)
     # d/d score[s, e] of E sum_e f_e p_e = E f_e / S: the share of first choices is a constant.
     np.testing.assert_allclose(gradient, [[[3 / 4, 0, 0]] * 4], rtol=1e-6)
 
@@ -153,7 +157,6 @@ def test_the_auxiliary_loss_moves_scores_away_from_the_full_expert():
 @pytest.mark.parametrize("rule", [expert_choice, token_choice])
 def test_groups_do_not_see_each_other(rule):
     scores_GSE = softmax_scores(3, 16, 4)
-    rule = jax.jit(rule, static_argnums=1)
     together = rule(scores_GSE, 8)
     for g in range(3):
         alone = rule(scores_GSE[g : g + 1], 8)
@@ -165,7 +168,8 @@ def test_route_follows_the_spec():
     scores_GSE = softmax_scores(2, 16, 4)
     for kind, rule in (("expert_choice", expert_choice), ("token_choice", token_choice)):
         spec = RoutingSpec(kind=kind, capacity_factor=1.5)  # C = 16 * 1.5 / 4
-        jax.tree.map(np.testing.assert_array_equal, route(scores_GSE, spec), rule(scores_GSE, 6))
+        by_spec = jax.jit(route, static_argnums=1)(scores_GSE, spec)
+        jax.tree.map(np.testing.assert_array_equal, by_spec, rule(scores_GSE, 6))
 
 
 def test_capacity():

@@ -48,13 +48,13 @@ class ShapesOptions:
         seed: every example is a function of (seed, split, index) and of the options above.
     """
 
-    image_size: int = 48
-    cells: int = 3
+    image_size: int = 64
+    cells: int = 4
     placement: str = "cell"
     ground: str = "plain"
-    object_size: tuple[float, float] = (0.8, 0.8)
-    shapes: tuple[str, ...] = ("circle", "square", "triangle")
-    colors: tuple[str, ...] = ("red", "yellow", "green", "blue")
+    object_size: tuple[float, float] = (0.86, 0.86)
+    shapes: tuple[str, ...] = ("circle", "square", "triangle", "star")
+    colors: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
     train: int = 20_000
     validation: int = 600
     novel: int = 300

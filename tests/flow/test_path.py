@@ -1,0 +1,56 @@
+"""The path against hand-computed numbers; the draws against their distributions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ec_dit.flow import loss, path
+
+
+def test_convention_is_zero_for_data_and_one_for_noise():
+    data, noise = jnp.array([[1.0, 2.0]]), jnp.array([[5.0, -2.0]])
+    np.testing.assert_allclose(path.interpolate(data, noise, jnp.array([0.0])), data)
+    np.testing.assert_allclose(path.interpolate(data, noise, jnp.array([1.0])), noise)
+    np.testing.assert_allclose(path.interpolate(data, noise, jnp.array([0.25])), [[2.0, 1.0]])
+    np.testing.assert_allclose(path.velocity_target(data, noise), [[4.0, -4.0]])
+
+
+def test_velocity_from_data_is_the_target_where_data_are_known():
+    data, noise = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    t_B = jnp.array([0.05, 0.4, 1.0])
+    x_t = path.interpolate(data, noise, t_B)
+    np.testing.assert_allclose(path.velocity_from_data(x_t, data, t_B), noise - data, rtol=1e-3, atol=1e-5)
+
+
+def test_velocity_from_data_is_bounded_near_zero():
+    assert float(
+        path.velocity_from_data(jnp.array([[2.0]]), jnp.array([[1.0]]), jnp.array([0.0]))[0, 0]
+    ) == pytest.approx(20)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (2.0, 0.5)])
+def test_times_are_logit_normal(mean, std):
+    t = np.asarray(path.sample_times(jax.random.key(1), 20_000, mean, std), np.float64)
+    logits = np.log(t / (1 - t))
+    assert logits.mean() == pytest.approx(mean, abs=0.03)
+    assert logits.std() == pytest.approx(std, rel=0.03)
+
+
+def test_kept_tokens_are_sorted_distinct_and_uniform():
+    keep_BS = np.asarray(path.keep_tokens(jax.random.key(2), 4000, 8, 0.5))
+    assert keep_BS.shape == (4000, 4)
+    assert (np.diff(keep_BS, axis=1) > 0).all()
+    np.testing.assert_allclose(np.bincount(keep_BS.ravel()) / 4000, 0.5, atol=0.03)
+    assert path.keep_tokens(jax.random.key(2), 4, 8, 0.0) is None
+
+
+def test_loss_by_level_sums_to_the_whole():
+    loss_B, t_B = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([0.0, 0.3, 0.26, 1.0])
+    level_sum, level_count = loss.by_level(loss_B, t_B)
+    np.testing.assert_allclose(level_sum, [1, 6, 0, 8])
+    np.testing.assert_allclose(level_count, [1, 2, 0, 1])
+
+
+def test_velocity_loss_is_a_mean_square_per_image():
+    np.testing.assert_allclose(loss.velocity_loss(jnp.ones((2, 3, 4)), jnp.array([[[0.0]], [[3.0]]])), [1, 4])

@@ -1,0 +1,53 @@
+"""A tiny system for tests that need the whole model: no data set on disk, a tokenizer of letters."""
+
+import numpy as np
+
+from ec_dit import build, config
+
+LENGTH = 8
+
+
+class LetterTokenizer:
+    """Stands in for a trained sentencepiece model: ids are letters."""
+
+    vocab_size = 32
+
+    def encode(self, captions, length):
+        ids_BT = np.zeros((len(captions), length), np.int32)
+        mask_BT = np.zeros((len(captions), length), bool)
+        for row, caption in enumerate(captions):
+            ids = [ord(letter) % 31 for letter in caption[: length - 1]] + [31]
+            ids_BT[row, : len(ids)] = ids
+            mask_BT[row, : len(ids)] = True
+        return ids_BT, mask_BT
+
+
+def tiny_config(routing="expert_choice", **overrides):
+    """Two blocks of width 32 on 8 x 8 pixels, 16 tokens an image, 8 kept; `overrides` take dotted keys with __ for dots."""
+    c = config.default()
+    c.model.update(width=32, num_blocks=2, num_heads=4, num_kv_heads=2, head_dim=16, patch=2, qk_norm=True)
+    c.moe.update(routing=routing, num_experts=0 if routing == "dense" else 8, group_size="16")
+    c.text.update(encoder="tower", width=32, length=LENGTH, tower_blocks=1, tower_heads=2)
+    c.data.update(source="shapes", space="pixels", size=8, channels=3)
+    c.optimizer.update(warmup_steps=0, learning_rate=1e-2)
+    c.train.update(steps=100, batch_size=16)
+    c.sample.update(steps=3, sampler="heun", batch_size=8)
+    for key, value in overrides.items():
+        section, _, name = key.partition("__")
+        c[section][name] = value
+    config.validate(c)
+    return c
+
+
+def make_system(c, devices=None):
+    return build.make_system(c, LetterTokenizer(), devices)
+
+
+def batch(c, step=0):
+    """Random pictures with captions, as a loader gives them."""
+    rng = np.random.default_rng(step)
+    size = c.train.batch_size
+    captions = ["".join(rng.choice(list("abcdef"), 5)) for _ in range(size)]
+    ids_BT, mask_BT = LetterTokenizer().encode(captions, c.text.length)
+    image_BYXZ = rng.uniform(-1, 1, (size, c.data.size, c.data.size, 3)).astype(np.float32)
+    return {"image_BYXZ": image_BYXZ, "ids_BT": ids_BT, "mask_BT": mask_BT, "record_B": np.arange(size, dtype=np.int32)}

@@ -1,0 +1,243 @@
+"""The whole transformer: order of blocks, dropped tokens, other resolutions, masks, precision, size of the program."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ec_dit.models.block import Block, Condition
+from ec_dit.models.dit import DiT, take_tokens
+from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.nn import param
+from ec_dit.nn.embeddings import patchify, sincos_2d, unpatchify
+from ec_dit.nn.modulation import modulate
+from ec_dit.nn.norms import layer_norm
+from ec_dit.nn.routing import RoutingSpec
+
+SPEC = DiTSpec(
+    width=16,
+    num_blocks=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    latent_size=8,
+    channels=3,
+    out_channels=3,
+    text_width=12,
+    sparse=SparseSpec(4),
+)
+DENSE = dataclasses.replace(SPEC, sparse=SparseSpec())
+ROUTING = RoutingSpec("expert_choice", 2.0)
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
+KEEP_BS = jnp.array([[3, 9, 0, 15, 7, 4, 12, 10], [1, 2, 5, 6, 8, 11, 13, 14]])
+
+
+def build(spec, dtype=jnp.float32):
+    return lambda: DiT(spec, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+def example(rows=8, columns=8, batch=2):
+    rng = np.random.default_rng(1)
+    sizes = ((batch, rows, columns, 3), (batch, 5, 12))
+    x_BYXZ, text_BTM = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
+    mask_BT = jnp.array([[True] * 5, [True] * 3 + [False] * 2] * (batch // 2))
+    return x_BYXZ, jnp.linspace(0.1, 0.9, batch), text_BTM, mask_BT
+
+
+def run(graphdef, params, inputs, keep_BS=None, routing=ROUTING):
+    call = quick_jit(lambda params, inputs, keep: nnx.merge(graphdef, params)(*inputs, routing=routing, keep_BS=keep))
+    return call(params, inputs, keep_BS)
+
+
+def plain_forward(spec, params, inputs):
+    """The blocks one by one, in the order and kind that `is_sparse` gives them; also their router statistics."""
+    x_BYXZ, t_B, text_BTM, mask_BT = inputs
+    model = nnx.merge(param.split(nnx.eval_shape(build(spec)))[0], params)
+    rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
+    tokens_BSD = model.patch_embed(patchify(x_BYXZ, spec.patch)) + sincos_2d(rows, columns, spec.width, spec.grid)
+    time_BD = model.time_embed(t_B)
+
+    weights = [  # of every block, in the order they stand in the stages
+        jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], blocks[i])
+        for stage, (pattern, repeats) in zip(params["stages"].values(), spec.stages(), strict=True)
+        for repeat in range(repeats)
+        for blocks in [stage["blocks"]]
+        for i in range(len(pattern))
+    ]
+    assert len(weights) == spec.num_blocks
+    stats = []
+    for i, block_weights in enumerate(weights):
+        sparse = spec.sparse.is_sparse(i)
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda s=sparse: Block(spec, s, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+        block = nnx.merge(graphdef, block_weights)
+        tokens_BSD, block_stats = block(tokens_BSD, Condition(time_BD, text_BTM, mask_BT), ROUTING)
+        stats += [block_stats] if sparse else []
+    shift_BD, scale_BD = model.out_modulation(time_BD).swapaxes(0, 1)
+    tokens_BSD = modulate(layer_norm(tokens_BSD), shift_BD, scale_BD)
+    return tokens_BSD @ params["w_out_DP"] + params["b_out_P"], stats
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "first", "every"),
+    [
+        pytest.param(4, 1, 2, id="paper"),
+        pytest.param(5, 1, 2, id="paper-odd"),
+        pytest.param(3, 0, 1, id="all-sparse"),
+        pytest.param(4, 0, 3, id="first0-every3"),
+        pytest.param(3, 0, 2, id="first0-odd"),
+        pytest.param(5, 3, 2, id="first-beyond-every"),
+        pytest.param(5, 2, 1, id="dense-then-sparse"),
+        pytest.param(2, 1, 3, id="less-than-a-period"),
+    ],
+)
+def test_the_scan_equals_the_blocks_one_by_one(randomise, num_blocks, first, every):
+    spec = dataclasses.replace(SPEC, num_blocks=num_blocks, sparse=SparseSpec(4, first, every))
+    graphdef, params = randomise(build(spec))
+    out_BSP, stats = run(graphdef, params, example())
+    expected_BSP, expected_stats = quick_jit(lambda params, inputs: plain_forward(spec, params, inputs))(
+        params, example()
+    )
+    np.testing.assert_allclose(out_BSP, expected_BSP, rtol=1e-3, atol=1e-4)
+    assert stats.experts_BS.shape == (spec.num_sparse, 2, 16)
+    for layer, expected in enumerate(expected_stats):
+        np.testing.assert_array_equal(stats.experts_BS[layer], expected.experts_BS)
+        np.testing.assert_allclose(stats.gate_entropy[layer], expected.gate_entropy, rtol=1e-4)
+
+
+def test_the_output_starts_at_zero():
+    spec = dataclasses.replace(SPEC, num_blocks=1, sparse=SparseSpec())
+    out_BSP, _ = quick_jit(lambda inputs: build(spec)()(*inputs, routing=ROUTING))(example())
+    np.testing.assert_array_equal(out_BSP, np.zeros((2, 16, 12)))
+
+
+def test_a_dense_model_has_no_statistics(randomise):
+    graphdef, params = randomise(build(DENSE))
+    assert run(graphdef, params, example())[1] is None
+
+
+@pytest.mark.parametrize("group_size", [0, 16])  # the kept tokens of one image, or of both
+def test_dropped_tokens_influence_nothing(randomise, group_size):
+    graphdef, params = randomise(build(SPEC))
+    routing = RoutingSpec("expert_choice", 2.0, group_size)
+    x_BYXZ, *rest = example()
+
+    def loss(x_BYXZ, weights_BSP):
+        model = nnx.merge(graphdef, params)
+        out_BSP, stats = model(x_BYXZ, *rest, routing=routing, keep_BS=KEEP_BS)
+        return (out_BSP * weights_BSP).sum(), (out_BSP, stats.experts_BS)
+
+    weights_BSP = np.random.default_rng(2).normal(size=(2, 8, 12)).astype(np.float32)
+    differentiate = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    (_, (out_BSP, experts_LBS)), gradient_BYXZ = differentiate(x_BYXZ, weights_BSP)
+    assert out_BSP.shape == (2, 8, 12)
+    assert experts_LBS.shape == (2, 2, 8)
+
+    kept_BS = jnp.zeros((2, 16), bool).at[jnp.arange(2)[:, None], KEEP_BS].set(True)
+    magnitudes_BS = jnp.abs(patchify(gradient_BYXZ, 2)).max(-1)
+    np.testing.assert_array_equal(magnitudes_BS > 0, kept_BS)
+
+    noise_BSP = 100 * np.random.default_rng(3).normal(size=(2, 16, 12)).astype(np.float32)
+    other_BSP = jnp.where(kept_BS[..., None], patchify(x_BYXZ, 2), noise_BSP)
+    (_, (same_BSP, _)), _ = differentiate(unpatchify(other_BSP, 2, 4, 4), weights_BSP)
+    np.testing.assert_array_equal(same_BSP, out_BSP)
+
+
+def test_kept_tokens_come_in_the_order_named(randomise):
+    graphdef, params = randomise(build(SPEC))
+    order_BS = jnp.stack([np.random.default_rng(b).permutation(16) for b in range(2)])
+    everything, _ = run(graphdef, params, example())
+    permuted, _ = run(graphdef, params, example(), order_BS)
+    np.testing.assert_allclose(permuted, take_tokens(everything, order_BS), rtol=1e-3, atol=1e-4)
+
+
+def test_take_tokens_by_hand():
+    tokens_BSD = jnp.arange(12.0).reshape(2, 3, 2)
+    np.testing.assert_array_equal(
+        take_tokens(tokens_BSD, jnp.array([[2, 0], [1, 1]])), [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
+    )
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (4, 16), (2, 4)])
+def test_other_resolutions_equal_the_blocks_one_by_one(randomise, rows, columns):
+    graphdef, params = randomise(build(SPEC))
+    inputs = example(rows, columns)
+    out_BSP, _ = run(graphdef, params, inputs)
+    assert out_BSP.shape == (2, rows * columns // 4, 12)
+    expected_BSP, _ = quick_jit(lambda params, inputs: plain_forward(SPEC, params, inputs))(params, inputs)
+    np.testing.assert_allclose(out_BSP, expected_BSP, rtol=1e-3, atol=1e-4)
+
+
+def test_images_of_different_groups_do_not_see_each_other(randomise):
+    graphdef, params = randomise(build(SPEC))
+    inputs = example(batch=4)
+    together, _ = run(graphdef, params, inputs, routing=RoutingSpec("expert_choice", 2.0, 32))
+    alone, _ = run(
+        graphdef, params, jax.tree.map(lambda a: a[2:], inputs), routing=RoutingSpec("expert_choice", 2.0, 32)
+    )
+    np.testing.assert_allclose(together[2:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("text_projection", [False, True])
+def test_text_beyond_the_mask_has_no_influence(randomise, text_projection):
+    graphdef, params = randomise(build(dataclasses.replace(SPEC, text_projection=text_projection)))
+    x_BYXZ, t_B, text_BTM, mask_BT = example()
+    out_BSP, _ = run(graphdef, params, (x_BYXZ, t_B, text_BTM, mask_BT))
+    hidden, _ = run(graphdef, params, (x_BYXZ, t_B, jnp.where(mask_BT[..., None], text_BTM, 100.0), mask_BT))
+    np.testing.assert_array_equal(hidden, out_BSP)
+    shorter, _ = run(graphdef, params, (x_BYXZ[1:], t_B[1:], text_BTM[1:, :3], mask_BT[1:, :3]))
+    np.testing.assert_allclose(shorter, out_BSP[1:], rtol=1e-4, atol=1e-4)
+    changed, _ = run(graphdef, params, (x_BYXZ, t_B, text_BTM.at[:, 0].add(1), mask_BT))
+    assert jnp.abs(changed - out_BSP).max() > 1e-3
+
+
+def test_remat_changes_no_gradient(randomise):
+    gradients = []
+    for remat in ("none", "dots", "full"):
+        graphdef, params = randomise(build(dataclasses.replace(SPEC, num_blocks=2, remat=remat)))
+
+        def loss(params, graphdef=graphdef):
+            out_BSP, stats = nnx.merge(graphdef, params)(*example(), routing=RoutingSpec("token_choice", 2.0))
+            return jnp.square(out_BSP).mean() + stats.aux_loss.sum()
+
+        gradients.append(quick_jit(jax.grad(loss))(params))
+    for other in gradients[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradients[0], other)
+
+
+@pytest.mark.parametrize("spec", [SPEC, DENSE], ids=["sparse", "dense"])
+def test_the_program_does_not_grow_with_depth(spec):
+    sizes = set()
+    for num_blocks in (4, 24):
+        graphdef, params, _ = param.split(nnx.eval_shape(build(dataclasses.replace(spec, num_blocks=num_blocks))))
+
+        def loss(params, inputs, graphdef=graphdef):
+            return nnx.merge(graphdef, params)(*inputs, routing=ROUTING)[0].sum()
+
+        sizes.add(jax.jit(jax.grad(loss)).lower(params, example()).as_text().count("\n"))
+    assert len(sizes) == 1
+
+
+def test_bfloat16_computes_with_float32_parameters_and_scores(randomise):
+    graphdef, params = randomise(build(SPEC, jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    out_BSP, stats = run(graphdef, params, example())
+    assert out_BSP.dtype == jnp.float32
+    assert jnp.isfinite(out_BSP).all()
+    assert {stats.gate_entropy.dtype, stats.aux_loss.dtype} == {jnp.dtype(jnp.float32)}
+
+    jaxpr = str(jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(*example(), routing=ROUTING)[0])(params))
+    (top_k,) = [line for line in jaxpr.splitlines() if "top_k[" in line]
+    assert "f32[2,4,8]" in top_k
+    weight_products = [line for line in jaxpr.splitlines() if "dot_general[" in line]
+    assert sum("bf16" in line for line in weight_products) > 10
+
+
+def test_bfloat16_stays_near_float32(randomise):
+    _, params = randomise(build(DENSE), scale=0.2)
+    exact, _ = run(nnx.graphdef(nnx.eval_shape(build(DENSE))), params, example())
+    rounded, _ = run(nnx.graphdef(nnx.eval_shape(build(DENSE, jnp.bfloat16))), params, example())
+    assert jnp.abs(rounded - exact).max() < 0.05 * jnp.abs(exact).max()

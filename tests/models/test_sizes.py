@@ -1,0 +1,154 @@
+"""The formulas of models/sizes.py against what is built and what is traced; the table against the page in docs."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from ec_dit.core import tree
+from ec_dit.models import sizes
+from ec_dit.models.dit import DiT
+from ec_dit.models.paper import PAPER
+from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.text_tower import TextTower
+from ec_dit.nn.routing import RoutingSpec
+
+ROOT = Path(__file__).parents[2]
+SMALL = DiTSpec(width=32, num_blocks=5, num_heads=4, num_kv_heads=2, head_dim=8, text_width=24, latent_size=8)
+SPECS = {
+    "dense": SMALL,
+    "sparse": replace(SMALL, sparse=SparseSpec(4)),
+    "sparse_from_0_every_3": replace(SMALL, sparse=SparseSpec(4, first=0, every=3), ffn_factor=3),
+    "adaln_single": replace(SMALL, modulation="adaln_single", sparse=SparseSpec(2)),
+    "text_projection": replace(SMALL, text_projection=True, out_channels=8, patch=4),
+    "bias_and_qk_norm": replace(SMALL, bias=True, qk_norm=True, sparse=SparseSpec(4)),
+}
+TOWER = TowerSpec(vocab_size=50, width=16, num_blocks=3, num_heads=2, length=6)
+
+
+def built_params(spec: DiTSpec) -> int:
+    model = nnx.eval_shape(lambda: DiT(spec, rngs=nnx.Rngs(0)))
+    return tree.num_params(nnx.state(model, nnx.Param))
+
+
+def traced_flops(jaxpr) -> int:
+    """2 x multiply-adds of every dot_general in a jaxpr, scans counted as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += repeats * sum(traced_flops(inner) for inner in jaxprs_in_params(equation.params))
+    return total
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_total_equals_the_built_model(name):
+    assert sizes.num_params(PAPER[name].spec) == built_params(PAPER[name].spec)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_total_of_every_option_equals_the_built_model(name):
+    assert sizes.num_params(SPECS[name]) == built_params(SPECS[name])
+
+
+def test_tower_total_equals_the_built_tower():
+    tower = nnx.eval_shape(lambda: TextTower(TOWER, rngs=nnx.Rngs(0)))
+    assert sizes.tower_params(TOWER) == tree.num_params(nnx.state(tower, nnx.Param))
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("kept", [None, 8])
+def test_forward_flops_equal_the_products_of_the_traced_model(name, kept):
+    spec, text_length = SPECS[name], 6
+    model = nnx.eval_shape(lambda: DiT(spec, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    keep_BS = None if kept is None else jnp.zeros((2, min(kept, spec.image_tokens)), jnp.int32)
+    tokens = spec.image_tokens if keep_BS is None else keep_BS.shape[1]
+
+    def forward(state, x_BYXZ, t_B, text_BTM, mask_BT):
+        model = nnx.merge(graphdef, state)
+        return model(x_BYXZ, t_B, text_BTM, mask_BT, routing=RoutingSpec(capacity_factor=2.0), keep_BS=keep_BS)[0]
+
+    side = spec.latent_size
+    jaxpr = jax.make_jaxpr(forward)(
+        state,
+        jnp.zeros((2, side, side, spec.channels)),
+        jnp.zeros(2),
+        jnp.zeros((2, text_length, spec.text_width)),
+        jnp.ones((2, text_length), bool),
+    )
+    # The model embeds patches before it drops tokens; the formula counts those that it keeps.
+    dropped = 2 * (spec.image_tokens - tokens) * spec.patch**2 * spec.channels * spec.width
+    assert 2 * (sizes.forward_flops(spec, tokens, text_length, 2.0) + dropped) == traced_flops(jaxpr.jaxpr)
+
+
+def test_tower_flops_equal_the_products_of_the_traced_tower():
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: TextTower(TOWER, rngs=nnx.Rngs(0))))
+    ids_BT = jnp.zeros((3, TOWER.length), jnp.int32)
+    jaxpr = jax.make_jaxpr(lambda state: nnx.merge(graphdef, state)(ids_BT, ids_BT == 0))(state)
+    assert 3 * sizes.tower_forward_flops(TOWER, TOWER.length) == traced_flops(jaxpr.jaxpr)
+
+
+def test_training_costs_three_forward_passes_of_model_and_tower():
+    forward = sizes.forward_flops(SPECS["sparse"], 8, 6, 2.0)
+    assert sizes.train_flops_per_image(SPECS["sparse"], 8, 6, 2.0) == 3 * forward
+    with_tower = sizes.train_flops_per_image(SPECS["sparse"], 8, 6, 2.0, TOWER)
+    assert with_tower == 3 * (forward + sizes.tower_forward_flops(TOWER, 6))
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if PAPER[name].routing != "dense"])
+def test_sparse_rows_rise_and_activate_by_the_papers_formulas(name):
+    spec, ours = PAPER[name].spec, sizes.sizes(PAPER[name].spec)
+    d, e, k = spec.width, spec.sparse.num_experts, spec.num_blocks // 2
+    assert ours.sparse_blocks == k
+    assert ours.total - ours.dense_total == k * ((e - 1) * 8 * d**2 + e * d)
+    assert ours.activated - ours.dense_total == k * (8 * d**2 * (2 - 1) + e * d)
+
+
+def test_activated_follows_the_capacity_factor():
+    spec = PAPER["xl_8e"].spec
+    one_more = sizes.sizes(spec, 3.0).activated - sizes.sizes(spec, 2.0).activated
+    assert one_more == 14 * 8 * 1152**2
+    assert sizes.sizes(spec, 8.0).activated == sizes.num_params(spec)
+
+
+def test_rises_are_the_papers_own_differences():
+    twins = {"xl_32e": 6.08 - 1.47, "xxl_32e": 13.47 - 2.35, "3xl_32e": 32.15 - 4.50}
+    for name, difference in twins.items():
+        ours = sizes.sizes(PAPER[name].spec)
+        assert (ours.total - ours.dense_total) / 1e9 == pytest.approx(difference, abs=0.01)
+
+
+def command(*arguments: str) -> str:
+    line = [sys.executable, "-m", "ec_dit.models.sizes", *arguments]
+    return subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True, timeout=100).stdout
+
+
+def test_command_prints_json_and_the_page_in_docs():
+    rows = json.loads(command("--json"))
+    assert list(rows) == list(PAPER)
+    assert len(rows) == 20
+    assert rows["m_64e"] == {
+        "total": 97_113_173_008,
+        "activated": 8_177_150_992,
+        "dense_total": 6_738_963_472,
+        "sparse_blocks": 19,
+    }
+    assert command("--markdown") == (ROOT / "docs/models.md").read_text(), "docs/models.md is stale: run make docs"
+
+
+def test_text_table_has_aligned_rows_of_every_model():
+    lines = sizes.text_table().splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split()[0] for line in lines[1:]] == list(PAPER)

@@ -1,0 +1,70 @@
+"""The plan of blocks: stages must spell out, in order, exactly the blocks that `is_sparse` names."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from ec_dit.core.errors import UserError
+from ec_dit.models.spec import DiTSpec, SparseSpec
+
+SMALL = DiTSpec(width=32, num_blocks=4, num_heads=4, num_kv_heads=2, head_dim=8)
+
+
+def test_the_paper_s_pattern():
+    spec = dataclasses.replace(SMALL, num_blocks=28, sparse=SparseSpec(32))
+    assert [i for i in range(28) if spec.sparse.is_sparse(i)] == list(range(1, 28, 2))
+    assert spec.num_sparse == 14
+    assert spec.stages() == [((False, True), 14)]
+
+
+def test_dense_blocks_before_the_sparse_ones():
+    spec = dataclasses.replace(SMALL, num_blocks=46, sparse=SparseSpec(64, first=8, every=1))
+    assert spec.num_sparse == 38
+    assert spec.stages() == [((False,), 8), ((True,), 38)]
+
+
+def test_a_dense_model_has_one_stage():
+    assert SMALL.num_sparse == 0
+    assert SMALL.stages() == [((False,), 4)]
+
+
+@pytest.mark.parametrize("every", range(1, 6))
+@pytest.mark.parametrize("num_blocks", range(1, 11))
+def test_stages_spell_out_the_blocks(num_blocks, every):
+    for first in range(num_blocks):
+        spec = dataclasses.replace(SMALL, num_blocks=num_blocks, sparse=SparseSpec(4, first, every))
+        stages = spec.stages()
+        spelled = [flag for pattern, repeats in stages for flag in pattern * repeats]
+        assert spelled == [i in range(first, num_blocks, every) for i in range(num_blocks)], f"first={first}: {stages}"
+        assert spec.num_sparse == sum(spelled)
+        assert len(stages) <= 3
+        assert all(repeats for _, repeats in stages)
+
+
+def test_stages_do_not_grow_with_depth():
+    for first, every in itertools.product(range(6), range(1, 5)):
+        shallow, deep = (
+            dataclasses.replace(SMALL, num_blocks=12 + every * periods, sparse=SparseSpec(4, first, every)).stages()
+            for periods in (0, 10)
+        )
+        assert [pattern for pattern, _ in shallow] == [pattern for pattern, _ in deep]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_heads": 5}, ("2 key-value heads", "5 heads")),
+        ({"patch": 3}, ("patch 3", "32")),
+        ({"width": 34}, ("width 34", "multiple of 4")),
+        ({"sparse": SparseSpec(4, first=4)}, ("block 4", "4 blocks")),
+    ],
+)
+def test_impossible_models_name_their_numbers(changes, words):
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(SMALL, **changes)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_tokens():
+    assert (SMALL.grid, SMALL.image_tokens) == (16, 256)

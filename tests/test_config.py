@@ -1,0 +1,123 @@
+"""Keys and values of a config: what is refused, with which words, and what survives JSON."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from ec_dit import config
+from ec_dit.core.errors import UserError
+
+
+def changed(**values) -> ConfigDict:
+    """The default config with dotted keys (__ for the dot) replaced."""
+    c = config.default()
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        c[section][name] = value
+    return c
+
+
+def test_default_is_valid():
+    config.validate(config.default())
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--config.optimizer.learning_rat=1", "optimizer.learning_rate"),
+        ("--config.model.widht=1", "model.width"),
+        ("-config.moe.experts=8", "moe.num_experts"),
+        ("--config.learning_rate=1", "optimizer.learning_rate"),
+        ("--config.model=3", "mesh.data"),
+    ],
+)
+def test_unknown_key_names_the_nearest(argument, nearest):
+    with pytest.raises(UserError) as error:
+        config.check_overrides(config.default(), ["--config=x.py", "--workdir=w", argument])
+    message = str(error.value)
+    assert message.startswith(f"unknown key --{argument.lstrip('-').partition('=')[0]}. Did you mean --config.")
+    assert argument.startswith("--config.model=") or message.endswith(f"--config.{nearest}?")
+
+
+def test_every_key_passes_and_other_flags_are_left_alone():
+    keys = config.flatten(config.default())
+    config.check_overrides(config.default(), [f"--config.{key}=1" for key in keys])
+    config.check_overrides(config.default(), ["--config=a.py:smoke", "--alsologtostderr", "--workdir=w"])
+
+
+@pytest.mark.parametrize("key", config.flatten(config.default()))
+def test_every_key_keeps_its_type(key):
+    c = config.default().lock()
+    section, _, name = key.rpartition(".")
+    holder, value = (config.get(c, section) if section else c), config.get(c, key)
+    holder[name] = value
+    wrong = 1 if isinstance(value, str | tuple) else "word"
+    with pytest.raises(TypeError):
+        holder[name] = wrong
+    assert config.get(c, key) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"moe__routing": "expert_choise"},
+            r"moe.routing='expert_choise': choose one of .*did you mean expert_choice\?",
+        ),
+        ({"optimizer__name": "sgd"}, r"optimizer.name='sgd': choose one of rmsprop, adamw, muon"),
+        ({"data__source": "shape"}, r"data.source='shape': choose one of shapes, emoji, folder, .*did you mean shapes"),
+        ({"train__steps": 0}, r"train.steps=0: must be at least 1"),
+        ({"optimizer__clip_norm": -1.0}, r"optimizer.clip_norm=-1.0: must not be negative"),
+        ({"flow__mask_ratio": 1.0}, r"flow.mask_ratio=1.0: must be at least 0 and less than 1"),
+        ({"optimizer__learning_rate": 0.0}, r"optimizer.learning_rate=0.0: must be greater than 0"),
+        ({"moe__group_size": "pair"}, r"moe.group_size='pair': give a number of tokens, or image"),
+        ({"sample__group_size": "0"}, r"sample.group_size='0': give a number of tokens, or image or pair"),
+        ({"moe__num_experts": 4}, r"moe.num_experts=4: routing 'dense' needs 0"),
+        ({"moe__routing": "token_choice"}, r"moe.num_experts=0: routing 'token_choice' needs >= 2"),
+        ({"model__patch": 3}, r"data.size=32: model.patch 3 must divide it"),
+        ({"model__num_kv_heads": 4}, r"model.num_kv_heads=4: must divide num_heads 18"),
+        ({"train__accumulate": 3}, r"train.accumulate=3: must divide train.batch_size 4096"),
+        ({"sample__guidance_interval": (0.5, 0.5)}, r"sample.guidance_interval=\(0.5, 0.5\): give two times"),
+        ({"flow__mask_ratio": 0.3}, r"flow.mask_ratio=0.3: keeps 179.2 of 256 tokens"),
+        ({"text__encoder": "tower", "text__tower_heads": 3}, r"text.tower_heads=3: must divide text.width 1280"),
+        ({"data__space": "pixels"}, r"data.channels=4: pixels have 3 channels"),
+    ],
+)
+def test_bad_values_are_named(values, words):
+    with pytest.raises(UserError, match=rf"^--config\.{words}"):
+        config.validate(changed(**values))
+
+
+def test_json_round_trip():
+    c = changed(model__width=77, log__prompts=("a red circle", "b"), sample__guidance_interval=(0.25, 0.75))
+    c.data.options = ConfigDict({"image_size": 16, "colors": ("red",)})
+    text = config.to_json(c)
+    back = config.from_json(text)
+    assert config.to_json(back) == text
+    assert back.model.width == 77
+    assert tuple(back.sample.guidance_interval) == (0.25, 0.75)
+    assert config.difference(c, back) == []
+    config.validate(back)
+
+
+def test_json_of_an_older_version_takes_new_defaults():
+    old = json.loads(config.to_json(changed(train__steps=7)))
+    del old["optimizer"]["eps"], old["eval"]
+    back = config.from_json(json.dumps(old))
+    assert back.optimizer.eps == config.default().optimizer.eps
+    assert back.eval.images_per_task == 40
+    assert back.train.steps == 7
+
+
+def test_difference_lists_what_must_not_change():
+    old = config.default()
+    new = changed(model__width=1536, log__every=1, mesh__fsdp=8, train__steps=9, data__workers=4, flow__mask_ratio=0.25)
+    assert config.difference(old, new) == ["flow.mask_ratio: 0.5 -> 0.25", "model.width: 1152 -> 1536"]
+    assert config.difference(new, new) == []
+
+
+def test_length_of_a_run_may_change_only_where_the_schedule_ignores_it():
+    old, new = (changed(optimizer__schedule="cosine", train__steps=steps) for steps in (10, 20))
+    assert config.difference(old, new) == ["train.steps: 10 -> 20"]
+    assert config.difference(changed(train__steps=10), changed(train__steps=20)) == []

@@ -1,0 +1,144 @@
+"""Every paper config: what its docstring promises, what it builds, and what its :smoke keeps."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from ec_dit import build, config
+from ec_dit.core import sharding, tree
+from ec_dit.core.errors import UserError
+from ec_dit.core.mesh import MESH_AXES, resolve_shape
+from ec_dit.models.dit import DiT
+from ec_dit.models.paper import CAPACITY_FACTOR, PAPER
+from ec_dit.models.sizes import sizes
+from ec_dit.nn import param
+
+ROOT = Path(__file__).parents[1]
+SPARSE = [name for name in PAPER if PAPER[name].routing != "dense"]
+
+
+def load(name: str):
+    """The config file as a module, found by path as ml_collections does (3xl_8e is no Python name)."""
+    path = ROOT / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"config_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def chips(c) -> int:
+    return prod(int(side) for side in c.topology.partition(":")[2].split("x"))
+
+
+def paper_mesh(c) -> jax.sharding.AbstractMesh:
+    return jax.sharding.AbstractMesh(resolve_shape([c.mesh[axis] for axis in MESH_AXES], chips(c)), MESH_AXES)
+
+
+def test_every_row_of_the_paper_has_a_config():
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} >= PAPER.keys()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_config_is_its_row(name):
+    c = load(name).get_config()
+    config.validate(c)
+    assert c.name == name
+    assert build.dit_spec(c) == PAPER[name].spec
+    assert (c.moe.routing, c.moe.capacity_factor) == (PAPER[name].routing, CAPACITY_FACTOR)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_docstring_holds_what_the_formula_and_the_mesh_give(name):
+    module = load(name)
+    text, c, ours = module.__doc__, module.get_config(), sizes(PAPER[name].spec)
+    numbers = re.search(r"transformer only: ([\d,]+) in total, ([\d,]+) activated\.", text).groups()
+    assert [int(number.replace(",", "")) for number in numbers] == [ours.total, ours.activated]
+    assert text.startswith(PAPER[name].title)
+    for printed, unit in ((PAPER[name].total, "B parameters"), (PAPER[name].activated, "B activated")):
+        if printed and not (name.startswith("dense") and unit == "B activated"):
+            assert f"{printed:.2f} {unit}" in text
+
+    spec, mesh = PAPER[name].spec, paper_mesh(c)
+    structure = (
+        f"width {spec.width}, {spec.num_blocks} blocks, {spec.num_heads} heads, {spec.num_kv_heads} key-value heads"
+    )
+    assert structure in text
+    assert not spec.sparse.num_experts or f"{spec.sparse.num_experts} experts in every second block" in text
+    axis = "expert" if spec.sparse.num_experts else "fsdp"
+    assert c.topology in text
+    assert f"{chips(c)} chips as {axis} {mesh.shape[axis]} x data {mesh.shape['data']}." in text
+    assert f"--config=configs/{name}.py " in text
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_builds_abstractly_and_lays_out_on_its_topology(name):
+    c = load(name).get_config()
+    _, params, infos = param.split(nnx.eval_shape(lambda: DiT(build.dit_spec(c), rngs=nnx.Rngs(0))))
+    assert tree.num_params(params) == sizes(PAPER[name].spec).total
+    mesh = paper_mesh(c)
+    info_of = dict(tree.named_leaves(infos))
+    for path, leaf in tree.named_leaves(params):
+        spec = sharding.partition_spec(info_of[path].axes, leaf.shape, mesh, path)
+        if path.startswith("stages/"):
+            assert {"expert", "fsdp"} & set(jax.tree.leaves(tuple(spec))), f"{path} is replicated"
+    build.check_batch(c, mesh)
+    build.sample_settings(c)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_minus_dense_is_exact(name):
+    def built(experts: int) -> int:
+        c = load(name).get_config()
+        c.moe.num_experts = experts
+        return tree.num_params(nnx.state(nnx.eval_shape(lambda: DiT(build.dit_spec(c), rngs=nnx.Rngs(0))), nnx.Param))
+
+    spec = PAPER[name].spec
+    d, e, k = spec.width, spec.sparse.num_experts, spec.num_blocks // 2
+    assert built(e) - built(0) == k * ((e - 1) * 8 * d**2 + e * d)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_smoke_is_small_and_keeps_the_structure(name):
+    full, small = load(name).get_config(), load(name).get_config("smoke")
+    config.validate(small)
+    build.check_batch(small, jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES))
+    build.sample_settings(small)
+    assert small.name == f"{name}_smoke"
+    assert sizes(build.dit_spec(small)).total < 10e6
+    assert small.moe.routing == full.moe.routing
+    assert small.moe.capacity_factor == full.moe.capacity_factor
+    assert small.model.num_heads / small.model.num_kv_heads == full.model.num_heads / full.model.num_kv_heads
+    assert (small.moe.first, small.moe.every) == (full.moe.first, full.moe.every)
+    assert bool(sizes(build.dit_spec(small)).sparse_blocks) == bool(full.moe.num_experts)
+    assert (small.model.modulation, small.optimizer.name) == (full.model.modulation, full.optimizer.name)
+    nnx.eval_shape(lambda: DiT(build.dit_spec(small), rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_an_unknown_argument_says_what_there_is(name):
+    with pytest.raises(
+        UserError, match=rf"^config argument ':smok' is unknown. Use --config=configs/{name}.py, or :smoke "
+    ):
+        load(name).get_config("smok")
+
+
+def test_a_config_loads_by_absolute_path_from_elsewhere(tmp_path):
+    program = f"""if True:
+        from absl import app
+        from ml_collections import config_flags
+        flag = config_flags.DEFINE_config_file("config", lock_config=True)
+        show = lambda _: print(flag.value.name, flag.value.model.width)
+        app.run(show, ["program", "--config={ROOT}/configs/3xl_8e.py:smoke"])
+    """
+    line = [sys.executable, "-c", program]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, check=False, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["3xl_8e_smoke", "192"], done.stderr

@@ -1,0 +1,60 @@
+"""An image depends on its prompt, seed, index and settings only."""
+
+import jax
+import numpy as np
+import pytest
+
+from ec_dit import build
+from ec_dit.core.errors import UserError
+from tests import helpers
+
+pytestmark = pytest.mark.slow
+
+
+def generator(routing="expert_choice", devices=1, **overrides):
+    c = helpers.tiny_config(routing, **overrides)
+    system = helpers.make_system(c, jax.devices()[:devices])
+    shapes = jax.eval_shape(system.init_params, jax.random.key(0))
+    rng = np.random.default_rng(0)  # everything random: zero gates would hide attention and experts
+    params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+    draw = system.generator()
+    draw._decode = lambda images: images  # floats, not pixels: rounding would hide differences
+    return draw, params
+
+
+@pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
+@pytest.mark.parametrize("group", ["pair", "image"])
+def test_alone_or_in_company(routing, group):
+    draw, params = generator(routing, sample__group_size=group)
+    company = draw(params, ["abc", "fed", "aaa", "b", "c", "dd", "e", "fab"], [0, 0, 0, 3, 4, 5, 6, 7], seed=5)
+    alone = draw(params, ["aaa"], [0], seed=5)
+    np.testing.assert_allclose(alone[0], company[2], atol=1e-4)
+    assert np.abs(company[2] - company[1]).max() > 0.01
+
+
+def test_one_device_or_eight():
+    draw, params = generator()
+    draw_eight, _ = generator(devices=8)
+    prompts = ["abc", "fed", "cab"]
+    np.testing.assert_allclose(
+        draw(params, prompts, [0, 1, 2], seed=1), draw_eight(params, prompts, [0, 1, 2], seed=1), atol=1e-4
+    )
+
+
+def test_seed_and_index_make_other_images():
+    draw, params = generator()
+    a, b = draw(params, ["abc", "abc"], [0, 1], seed=1)
+    (c,) = draw(params, ["abc"], [0], seed=2)
+    assert np.abs(a - b).max() > 0.1
+    assert np.abs(a - c).max() > 0.1
+
+
+def test_a_group_that_spans_images_is_refused():
+    with pytest.raises(UserError, match="an image has 16 tokens"):
+        build.sample_settings(helpers.tiny_config(sample__group_size="64"))
+
+
+def test_capacity_and_group_may_be_raised_for_sampling():
+    settings = build.sample_settings(helpers.tiny_config(sample__capacity_factor=4.0, sample__group_size="image"))
+    assert settings.routing.capacity_factor == 4.0
+    assert settings.paired_routing.group_size == 16
