@@ -22,7 +22,7 @@ from ec_dit.models import objective
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
 from ec_dit.models.text_to_image import Text, TextToImage
 from ec_dit.nn import param
-from ec_dit.nn.routing import RoutingSpec, capacity, group_tokens
+from ec_dit.nn.routing import RoutingKind, RoutingSpec, capacity, group_tokens
 from ec_dit.train.optimizer import OptimizerSpec, make_optimizer
 from ec_dit.train.state import TrainState, init_state, state_shardings
 from ec_dit.train.step import make_step
@@ -75,7 +75,7 @@ def train_routing(config: ConfigDict) -> RoutingSpec:
     """
     e, tokens = config.moe, kept_tokens(config)
     size = 0 if e.group_size == "image" else int(e.group_size)
-    kind = "expert_choice" if e.routing == "dense" else e.routing
+    kind: RoutingKind = "expert_choice" if e.routing == "dense" else e.routing
     spec = RoutingSpec(kind, e.capacity_factor, size, e.combine)
     if e.routing != "dense":
         micro_batch = config.train.batch_size // config.train.accumulate
@@ -172,8 +172,12 @@ class System:
     def validation(self) -> Callable[[Any, Any, jax.Array], jax.Array]:
         """Jitted (params, batch, record numbers) -> loss of each image, routed by itself so that it depends on no other."""
         routing = replace(train_routing(self.config), group_size=0)
-        settings = (self.graphdef, self.config.flow.prediction, routing)
-        return jax.jit(lambda params, batch, seed: objective.validation_loss(*settings, params, *batch, seed))
+        prediction = self.config.flow.prediction
+
+        def loss_fn(params: Any, batch: tuple[jax.Array, Text], seed_B: jax.Array) -> jax.Array:
+            return objective.validation_loss(self.graphdef, prediction, routing, params, *batch, seed_B)
+
+        return jax.jit(loss_fn)
 
     def batch(self, arrays: dict[str, np.ndarray]) -> tuple[jax.Array, Text]:
         """A loader's arrays of this process as one global batch on the mesh: (clean images or latents, text)."""

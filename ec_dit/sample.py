@@ -9,37 +9,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from ec_dit import cli
 from ec_dit.core.errors import UserError
 
-FLAGS = flags.FlagValues()
 _SHEET = 64  # pictures on the contact sheet, at most
 
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=FLAGS)
+flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", flag_values=FLAGS)
+flags.DEFINE_string("prompts_file", None, "A text file with one prompt a line.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "Folder to write.", flag_values=FLAGS)
+flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum("sampler", None, ["euler", "heun"], "Integrator.", flag_values=FLAGS)
+flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", flag_values=FLAGS)
+flags.DEFINE_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=FLAGS)
+flags.DEFINE_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
+flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=FLAGS)
+flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=FLAGS)
+cli.define_help(FLAGS)
 
-def _define() -> None:
-    f = {"flag_values": FLAGS}
-    flags.DEFINE_string("workdir", None, "Folder of a run.", **f)
-    flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", **f)
-    flags.DEFINE_string("prompts_file", None, "A text file with one prompt a line.", **f)
-    flags.DEFINE_string("out", None, "Folder to write.", **f)
-    flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, **f)
-    flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, **f)
-    flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, **f)
-    flags.DEFINE_enum("sampler", None, ["euler", "heun"], "Integrator.", **f)
-    flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, **f)
-    flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", **f)
-    flags.DEFINE_float("time_shift", None, "> 1 spends more steps near noise.", **f)
-    flags.DEFINE_float("capacity_factor", None, "Experts per token on average; more may raise quality.", **f)
-    flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", **f)
-    flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, **f)
-    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", **f)
-    flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", **f)
-    cli.define_help(FLAGS)
-
-
-_define()
 _OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "capacity_factor", "group_size", "batch_size")
 
 
@@ -91,7 +87,7 @@ def work() -> None:
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]
     numbers, captions, indices = zip(*jobs, strict=True)
-    sheet = []
+    sheet: list[np.ndarray] = []
     with tqdm(total=len(jobs), unit="image") as bar:
         for part, batch in generator.batches(params, captions, indices, FLAGS.seed):
             for number, index, image in zip(numbers[part], indices[part], batch, strict=True):

@@ -222,6 +222,7 @@ class SampleGrid:
             self._real = [images.center_crop(images.decode(record.image), config.data.size) for record in records]
 
     def __call__(self, done: int, state: TrainState) -> None:
+        """Draws, and writes the grid."""
         made = self._generator(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
         pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
         shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)

@@ -15,7 +15,7 @@ from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE, coverage
 
 _MARGIN = 3  # pixels kept around an object when outlines are laid over it
 _GROUND_CHROMA = 50.0  # largest max(RGB) - min(RGB) of a ground pixel; palette colours have more than 100
-_MIN_SHARE = 0.0025  # components smaller than this share of the image are specks
+_MIN_SHARE = 0.001  # components smaller than this share of the image are specks
 _MIN_PIXELS = 8
 _MAX_RESIDUAL = 60.0  # a mean RGB distance from every mix of ground and palette above this is no known colour
 _MIN_OVERLAP = 0.65  # a silhouette less like every outline has no shape
@@ -101,8 +101,8 @@ def find_objects(
         if votes.max() >= _SPLIT_SHARE * votes.sum():
             regions.append((region, int(votes.argmax())))
             continue
-        for color in np.flatnonzero(votes):
-            regions.extend((part, int(color)) for part in _components(region & (best == color)))
+        for number in np.flatnonzero(votes):
+            regions.extend((part, int(number)) for part in _components(region & (best == number)))
     found = []
     for region, color in regions:
         if region.sum() < least:

@@ -4,7 +4,7 @@ As in PixArt-alpha the timestep modulates self-attention and feed-forward layer,
 sparse block therefore reads image, text and timestep (paper, section 3).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Block(nnx.Module):
     def __init__(self, spec: DiTSpec, sparse: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, hidden = spec.width, spec.ffn_factor * spec.width
         heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
-        common = {"bias": spec.bias, "dtype": dtype, "rngs": rngs}
+        common: dict[str, Any] = {"bias": spec.bias, "dtype": dtype, "rngs": rngs}
         text_width = width if spec.text_projection else spec.text_width
         self.modulation = (
             TimeModulation(width, dtype=dtype, rngs=rngs)
@@ -48,8 +48,8 @@ class Block(nnx.Module):
         )
         self.attention = Attention(width, width, *heads, qk_norm=spec.qk_norm, **common)
         self.cross_attention = Attention(width, text_width, *heads, qk_norm=spec.qk_norm, zero_out=True, **common)
-        self.mlp = None if sparse else Mlp(width, hidden, **common)
-        self.moe = MoE(width, hidden, spec.sparse.num_experts, **common) if sparse else None
+        experts = spec.sparse.num_experts
+        self.ffn = MoE(width, hidden, experts, **common) if sparse else Mlp(width, hidden, **common)
 
     def __call__(
         self, tokens_BSD: jax.Array, condition: Condition, routing: RoutingSpec
@@ -63,8 +63,5 @@ class Block(nnx.Module):
         tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT)
 
         x_BSD = modulate(layer_norm(tokens_BSD), shift_f, scale_f)
-        if self.moe is None:
-            out_BSD, stats = self.mlp(x_BSD), None
-        else:
-            out_BSD, stats = self.moe(x_BSD, routing)
+        out_BSD, stats = self.ffn(x_BSD, routing) if isinstance(self.ffn, MoE) else (self.ffn(x_BSD), None)
         return tokens_BSD + gate_f[:, None] * out_BSD, stats

@@ -1,5 +1,7 @@
 """The diffusion transformer of the paper: noisy latent, time and text in; velocity out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +13,7 @@ from ec_dit.models.stack import Stack
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sincos_2d
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.modulation import VECTORS, ModulationTable, TimeModulation, modulate
+from ec_dit.nn.modulation import ModulationTable, TimeModulation, modulate
 from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import RoutingSpec
@@ -35,15 +37,12 @@ class DiT(nnx.Module):
         self.text_projection = (
             Mlp(spec.text_width, width, width, bias=True, dtype=dtype, rngs=rngs) if spec.text_projection else None
         )
+
+        def make_blocks(pattern: tuple[bool, ...], rngs: nnx.Rngs) -> nnx.List:
+            return nnx.List(Block(spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern)
+
         self.stages = nnx.List(
-            Stack(
-                lambda rngs, pattern=pattern: nnx.List(
-                    Block(spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern
-                ),
-                repeats,
-                remat=spec.remat,
-                rngs=rngs,
-            )
+            Stack(functools.partial(make_blocks, pattern), repeats, remat=spec.remat, rngs=rngs)
             for pattern, repeats in spec.stages()
         )
         self.out_modulation = (

@@ -1,8 +1,7 @@
 """A text encoder, where one is trained along, and a DiT: everything that has parameters in one training run."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -19,8 +18,8 @@ class Text(NamedTuple):
         mask_BT: True where a token is real.
     """
 
-    tokens: jax.Array
-    mask_BT: jax.Array
+    tokens: Any  # jax.Array inside the model; NumPy arrays on the way there
+    mask_BT: Any
 
 
 class TextToImage(nnx.Module):

@@ -21,6 +21,7 @@ class TowerBlock(nnx.Module):
         self.mlp = Mlp(width, 4 * width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTM: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """One block; what the mask hides is not attended to."""
         x_BTM += self.attention(layer_norm(x_BTM), mask_BT=mask_BT)
         return x_BTM + self.mlp(layer_norm(x_BTM))
 

@@ -96,6 +96,7 @@ class Progress:
         self._since: tuple[float, int] | None = None  # (clock, step) of the last line
 
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+        """Collects the metrics of a step; see `Callback`."""
         self._pending.append((done, metrics, tag))
         due = done % self._every == 0 or done == self._total_steps
         if due or self._must_fetch(done) or self._since is None:
@@ -169,6 +170,7 @@ class SaveEvery:
         return done % self._every == 0 or done == self._total_steps
 
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+        """Saves where `due`."""
         if self.due(done):
             self._checkpointer.save(done, state, self._meta)
 
@@ -183,6 +185,7 @@ class Every:
         self._action = action
 
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+        """Acts where it is time."""
         if self._every and (done % self._every == 0 or done == self._total_steps):
             with self._progress.pause():
                 self._action(done, state)

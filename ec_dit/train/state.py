@@ -39,8 +39,8 @@ def init_state(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransf
     return TrainState(jnp.zeros((), jnp.int32), key_run, params, ema, tx.init(params))
 
 
-def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> TrainState:
-    """A NamedSharding for every leaf: optimizer state lies where its parameter lies.
+def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> Any:
+    """A TrainState of NamedShardings: optimizer state lies where its parameter lies.
 
     Args:
         abstract: `jax.eval_shape` of the state.
@@ -51,7 +51,7 @@ def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> TrainState:
         ValueError: if an optimizer keeps an array that belongs to no parameter; it would be replicated unseen.
     """
     names = [name for name, _ in named_leaves(abstract.params)]
-    leaves, structure = jax.tree.flatten(abstract.params)
+    leaves = jax.tree.leaves(abstract.params)
     params = {
         name: sharding.named_sharding(info.axes, leaf.shape, mesh, name)
         for name, leaf, info in zip(names, leaves, jax.tree.leaves(infos), strict=True)
@@ -70,6 +70,5 @@ def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> TrainState:
         return everywhere
 
     opt_leaves = [of_optimizer(name, leaf) for name, leaf in named_leaves(abstract.opt_state)]
-    opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), opt_leaves)
-    param_tree = jax.tree.unflatten(structure, list(params.values()))
-    return TrainState(everywhere, everywhere, param_tree, param_tree, opt_state)
+    in_order = [everywhere, everywhere, *params.values(), *params.values(), *opt_leaves]  # the fields of TrainState
+    return jax.tree.unflatten(jax.tree.structure(abstract), in_order)

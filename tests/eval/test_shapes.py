@@ -20,7 +20,7 @@ DIFFICULTIES = {
     "cell": ShapesOptions(),
     "tiny": replace(ALL, image_size=32, cells=4, object_size=(0.78, 0.8)),
     "jitter": replace(ALL, image_size=64, placement="jitter", object_size=(0.5, 0.85)),
-    "free": replace(ALL, image_size=96, placement="free", object_size=(0.35, 0.9)),
+    "free": replace(ALL, image_size=128, placement="free", object_size=(0.3, 0.9)),
     "free_plain": ShapesOptions(placement="free", object_size=(0.5, 0.9)),
 }
 Images = list[np.ndarray]

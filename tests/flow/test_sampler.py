@@ -1,5 +1,7 @@
 """Integrators against an equation whose solution is known; guidance against its formula."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_evaluations_are_counted_as_they_happen(kind, scale, interval):
     times = time_grid(5)
     function = guide(velocity(1), velocity(2), jnp.zeros(1), jnp.zeros(1), scale, (0.0, 1.0))
     total = 0
-    for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, t_next) in enumerate(itertools.pairwise(times)):
         for at in [t, t_next] if kind == "heun" and i < len(times) - 2 else [t]:
             calls.clear()
             inside = interval[0] <= at <= interval[1]

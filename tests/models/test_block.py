@@ -1,7 +1,7 @@
 """One block: where it starts, what it is made of, and what each part may see."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,14 @@ def inputs():
     return tokens_BSD, Condition(time, text_BTM, jnp.array([[True] * 5, [True] * 3 + [False] * 2]))
 
 
+@cache
+def forward(graphdef, routing):
+    """Compiled once for each block and routing, whatever the parameters."""
+    return quick_jit(lambda params, *args: nnx.merge(graphdef, params)(*args, routing))
+
+
 def run(graphdef, params, tokens_BSD, condition, routing=ROUTING):
-    return quick_jit(lambda *args: nnx.merge(graphdef, args[0])(*args[1:], routing))(params, tokens_BSD, condition)
+    return forward(graphdef, routing)(params, tokens_BSD, condition)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

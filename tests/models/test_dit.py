@@ -1,7 +1,7 @@
 """The whole transformer: order of blocks, dropped tokens, other resolutions, masks, precision, size of the program."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,14 @@ def example(rows=8, columns=8, batch=2):
     return x_BYXZ, jnp.linspace(0.1, 0.9, batch), text_BTM, mask_BT
 
 
+@cache
+def forward(graphdef, routing):
+    """Compiled once for each model and routing, whatever the parameters."""
+    return quick_jit(lambda params, inputs, keep: nnx.merge(graphdef, params)(*inputs, routing=routing, keep_BS=keep))
+
+
 def run(graphdef, params, inputs, keep_BS=None, routing=ROUTING):
-    call = quick_jit(lambda params, inputs, keep: nnx.merge(graphdef, params)(*inputs, routing=routing, keep_BS=keep))
-    return call(params, inputs, keep_BS)
+    return forward(graphdef, routing)(params, inputs, keep_BS)
 
 
 def plain_forward(spec, params, inputs):
@@ -84,13 +89,9 @@ def plain_forward(spec, params, inputs):
 @pytest.mark.parametrize(
     ("num_blocks", "first", "every"),
     [
-        pytest.param(4, 1, 2, id="paper"),
         pytest.param(5, 1, 2, id="paper-odd"),
-        pytest.param(3, 0, 1, id="all-sparse"),
         pytest.param(4, 0, 3, id="first0-every3"),
-        pytest.param(3, 0, 2, id="first0-odd"),
         pytest.param(5, 3, 2, id="first-beyond-every"),
-        pytest.param(5, 2, 1, id="dense-then-sparse"),
         pytest.param(2, 1, 3, id="less-than-a-period"),
     ],
 )
@@ -161,7 +162,7 @@ def test_take_tokens_by_hand():
     )
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (4, 16), (2, 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (4, 16)])
 def test_other_resolutions_equal_the_blocks_one_by_one(randomise, rows, columns):
     graphdef, params = randomise(build(SPEC))
     inputs = example(rows, columns)
@@ -194,6 +195,7 @@ def test_text_beyond_the_mask_has_no_influence(randomise, text_projection):
     assert jnp.abs(changed - out_BSP).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(randomise):
     gradients = []
     for remat in ("none", "dots", "full"):

@@ -113,66 +113,47 @@ def load(params, weights, spec):
     return params
 
 
+CASES = {
+    "learned sigma": {"out_channels": 8},
+    "large patches of pixels": {"num_blocks": 3, "latent_size": 16, "patch": 4, "channels": 3, "out_channels": 3},
+    "interpolated positions": {"num_heads": 3, "position_scale": 2.0},
+    "another resolution": {"rows": 12, "columns": 12},
+    "text as it is": {"text_projection": False, "head_dim": 12},
+}
+
+
 @pytest.mark.extra("conformance")
-@pytest.mark.parametrize(
-    ("sizes", "theirs", "rows", "columns"),
-    [
-        pytest.param(
-            {"num_blocks": 2, "num_heads": 4, "head_dim": 8, "out_channels": 8, "text_width": 24},
-            {},
-            16,
-            16,
-            id="learned-sigma",
-        ),
-        pytest.param(
-            {"num_blocks": 3, "num_heads": 2, "head_dim": 12, "patch": 4, "channels": 3, "out_channels": 3, "text_width": 9},
-            {},
-            16,
-            16,
-            id="patch-4",
-        ),
-        pytest.param(
-            {"num_blocks": 1, "num_heads": 3, "head_dim": 8, "latent_size": 8, "position_scale": 2.0},
-            {"interpolation_scale": 2},
-            8,
-            8,
-            id="interpolated-positions",
-        ),
-        pytest.param(
-            {"num_blocks": 2, "num_heads": 4, "head_dim": 8, "latent_size": 8, "out_channels": 8, "text_width": 24},
-            {},
-            12,
-            12,
-            id="another-resolution",
-        ),
-        pytest.param(
-            {"num_blocks": 2, "num_heads": 2, "head_dim": 16, "latent_size": 8, "text_projection": False, "text_width": 20},
-            {"caption_channels": None, "cross_attention_dim": 20},
-            8,
-            8,
-            id="text-as-it-is",
-        ),
-    ],
-)  # fmt: skip
-def test_outputs_equal_diffusers(sizes, theirs, rows, columns):
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_equal_diffusers(case):
     import torch
     from diffusers import PixArtTransformer2DModel
 
-    sizes = {"num_kv_heads": sizes["num_heads"], "latent_size": 16, "text_projection": True} | sizes
-    spec = DiTSpec(width=sizes["num_heads"] * sizes["head_dim"], modulation="adaln_single", bias=True, **sizes)
-    torch.manual_seed(0)
+    sizes = {
+        "num_blocks": 2,
+        "num_heads": 4,
+        "head_dim": 8,
+        "latent_size": 8,
+        "text_width": 10,
+        "text_projection": True,
+    }
+    sizes |= CASES[case]
+    rows, columns = (sizes.pop(side, sizes["latent_size"]) for side in ("rows", "columns"))
+    width, kv_heads = sizes["num_heads"] * sizes["head_dim"], sizes["num_heads"]
+    spec = DiTSpec(width=width, num_kv_heads=kv_heads, modulation="adaln_single", bias=True, **sizes)
     config = {
         "num_attention_heads": spec.num_heads,
         "attention_head_dim": spec.head_dim,
         "in_channels": spec.channels,
         "out_channels": spec.out_channels,
         "num_layers": spec.num_blocks,
-        "cross_attention_dim": spec.width,
+        "cross_attention_dim": spec.width if spec.text_projection else spec.text_width,
+        "caption_channels": spec.text_width if spec.text_projection else None,
         "sample_size": spec.latent_size,
         "patch_size": spec.patch,
-        "caption_channels": spec.text_width,
+        "interpolation_scale": spec.position_scale,
     }
-    pixart = PixArtTransformer2DModel(**(config | theirs)).eval()
+    torch.manual_seed(0)
+    pixart = PixArtTransformer2DModel(**config).eval()
     with torch.no_grad():  # larger than the initial values, so that every part has a say in the output
         for weight in pixart.parameters():
             weight.add_(0.1 * torch.randn_like(weight))

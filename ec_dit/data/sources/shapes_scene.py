@@ -73,6 +73,10 @@ class ShapesOptions:
                 f"the smallest object is {low * cell:.1f} px wide; 6 px is the least: raise image_size",
             ),
             (
+                low / max(self.cells, 1) >= 0.06,
+                f"the smallest object is {low / max(self.cells, 1):.3f} of the image; 0.06 is the least: lower cells",
+            ),
+            (
                 (1.0 - high) * cell >= 1.5,
                 f"objects stand {(1.0 - high) * cell:.1f} px apart; 1.5 px is the least: lower object_size",
             ),
@@ -161,7 +165,7 @@ def _layout(options: ShapesOptions, sizes: np.ndarray, placement: str, rng: np.r
     number, cell = len(sizes), options.image_size / options.cells
     if placement == "free":
         margin = sizes[:, None] / 2.0 + 0.5
-        centres = rng.uniform(margin, options.image_size - margin, (number, 2))
+        centres: np.ndarray = rng.uniform(margin, options.image_size - margin, (number, 2))
         apart = np.abs(centres[:, None] - centres[None]).max(axis=-1)
         needed = (sizes[:, None] + sizes[None]) / 2.0 + 1.5
         return centres if np.all((apart >= needed) | np.eye(number, dtype=bool)) else None

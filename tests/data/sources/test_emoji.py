@@ -11,7 +11,7 @@ from ec_dit.data.records import Skipped
 from ec_dit.data.sources import emoji
 from ec_dit.data.sources.emoji_names import Glyph, all_glyphs, held_out
 
-needs_emoji = pytest.mark.extra("emoji")  # noqa: S610 - a mark of pytest's
+needs_emoji = pytest.mark.extra("emoji")
 
 
 @pytest.mark.parametrize(
