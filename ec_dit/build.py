@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from ec_dit.core import sharding
@@ -152,8 +152,14 @@ class System:
 
     def init_state(self, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
         """A fresh state, every device making its own part."""
+        # Dozens of random draws run once: on CPU, optimising their code takes several times as long as running it plain.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+        def init() -> TrainState:
+            return init_state(self.init_params, tx, self.config.seed)
+
         with jax.set_mesh(self.mesh):
-            return jax.jit(lambda: init_state(self.init_params, tx, self.config.seed), out_shardings=shardings)()
+            return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
     def step(self, tx: optax.GradientTransformation, shardings: TrainState) -> Callable[[TrainState, Any], Any]:
         """The jitted training step; batches as `batch` gives them. Lower it to inspect what would run."""
@@ -232,10 +238,8 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     Raises:
         UserError: if mesh, batch, groups and sizes do not fit together.
     """
-    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
+    mesh = check_mesh(config, devices)
     spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config)
-    check_batch(config, mesh)
-    sample_settings(config)
 
     def build(rngs: nnx.Rngs) -> TextToImage:
         return TextToImage(spec, tower, dtype=dtype, rngs=rngs)
@@ -247,7 +251,19 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     return System(config, mesh, graphdef, infos, init_params, tokenizer)
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The config's mesh, once batch and routing groups are known to split evenly over it, in training and in sampling.
+
+    Raises:
+        UserError: naming the numbers that do not fit.
+    """
+    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
+    sample_settings(config)
+    check_batch(config, mesh)
+    return mesh
+
+
+def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
     """Batch and routing groups must split evenly over the mesh.
 
     Raises:

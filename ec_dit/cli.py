@@ -35,6 +35,8 @@ def run(
     Args:
         check: looks at the arguments before absl does.
     """
+    for flag in flag_values:
+        flag_values[flag].unparse()  # a second call in one process starts from the defaults
     try:
         if check is not None:
             check(argv[1:])

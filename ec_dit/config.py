@@ -231,8 +231,11 @@ def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
         key = argument.lstrip("-").partition("=")[0].removeprefix("config.")
         if not argument.startswith(("--config.", "-config.")) or key in valid:
             continue
+        section = key.rpartition(".")[0]
+        siblings = [name.removeprefix(f"{section}.") for name in valid if name.rpartition(".")[0] == section]
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-        raise UserError(f"unknown key --config.{key}. Did you mean --config.{near[0]}?")
+        also = f" Keys of {section}: {', '.join(siblings)}." if section and siblings else ""
+        raise UserError(f"unknown key --config.{key}. Did you mean --config.{near[0]}?{also}")
 
 
 def validate(config: ConfigDict) -> None:

@@ -45,6 +45,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     Raises:
         UserError: for everything a user can mend.
     """
+    build.check_mesh(config)  # before a data set is prepared for nothing
     data = open_data(config, say)
     tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
     system = build.make_system(config, tokenizer)

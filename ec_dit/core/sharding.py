@@ -7,10 +7,9 @@ its mesh axes do not divide (jit would replicate it without a word).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ec_dit.core.errors import UserError
 
@@ -33,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def partition_spec(
-    axes: LogicalAxes, shape: Sequence[int], mesh: Mesh | Any, name: str = "array", rules: Mapping = RULES
+    axes: LogicalAxes, shape: Sequence[int], mesh: Mesh | AbstractMesh, name: str = "array", rules: Mapping = RULES
 ) -> PartitionSpec:
     """The PartitionSpec of an array whose dimensions carry the logical `axes` (None = not sharded).
 
@@ -71,14 +70,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts `mesh` splits a batch."""
     return math.prod(mesh.shape[a] for a in RULES["batch"])
 
 
-def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """Lays an activation out by logical axes on the mesh in context; without a mesh, the array as it is."""
+def constrain(array: jax.Array, *axes: str | None, name: str = "activation") -> jax.Array:
+    """Lays an activation out by logical axes on the mesh in context; without a mesh, the array as it is.
+
+    Raises:
+        UserError: if a dimension does not divide over the mesh; `name` says of what.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return array
-    return jax.lax.with_sharding_constraint(array, partition_spec(axes, array.shape, mesh, "activation"))
+    return jax.lax.with_sharding_constraint(array, partition_spec(axes, array.shape, mesh, name))

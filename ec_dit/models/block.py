@@ -13,9 +13,8 @@ from flax import nnx
 from ec_dit.models.spec import DiTSpec
 from ec_dit.nn.attention import Attention
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.modulation import ModulationTable, TimeModulation, modulate
+from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
 from ec_dit.nn.moe import MoE, RouterStats
-from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import RoutingSpec
 
 
@@ -58,10 +57,10 @@ class Block(nnx.Module):
         modulation_BAD = self.modulation(condition.time)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_BAD[:, a] for a in range(6))
 
-        attended = self.attention(modulate(layer_norm(tokens_BSD), shift_a, scale_a))
-        tokens_BSD += gate_a[:, None] * attended
+        attended = self.attention(adaptive_norm(tokens_BSD, shift_a, scale_a))
+        tokens_BSD += (gate_a[:, None] * attended).astype(tokens_BSD.dtype)
         tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT)
 
-        x_BSD = modulate(layer_norm(tokens_BSD), shift_f, scale_f)
+        x_BSD = adaptive_norm(tokens_BSD, shift_f, scale_f)
         out_BSD, stats = self.ffn(x_BSD, routing) if isinstance(self.ffn, MoE) else (self.ffn(x_BSD), None)
-        return tokens_BSD + gate_f[:, None] * out_BSD, stats
+        return tokens_BSD + (gate_f[:, None] * out_BSD).astype(tokens_BSD.dtype), stats

@@ -13,9 +13,8 @@ from ec_dit.models.stack import Stack
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sincos_2d
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.modulation import ModulationTable, TimeModulation, modulate
+from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
 from ec_dit.nn.moe import RouterStats
-from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import RoutingSpec
 
 
@@ -81,7 +80,7 @@ class DiT(nnx.Module):
         tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch)) + jnp.asarray(positions_SD, self.dtype)
         if keep_BS is not None:
             tokens_BSD = take_tokens(tokens_BSD, keep_BS)
-        tokens_BSD = constrain(tokens_BSD, "batch", None, None)
+        tokens_BSD = constrain(tokens_BSD, "batch", None, None, name="image tokens")
 
         time_BD = self.time_embed(t_B)
         text_BTM = text_BTM.astype(self.dtype)
@@ -95,7 +94,7 @@ class DiT(nnx.Module):
             for block in blocks:
                 tokens_BSD, block_stats = block(tokens_BSD, condition, routing)
                 stats.append(block_stats)
-            return constrain(tokens_BSD, "batch", None, None), [s for s in stats if s is not None]
+            return constrain(tokens_BSD, "batch", None, None, name="image tokens"), [s for s in stats if s is not None]
 
         stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
         for stage in self.stages:
@@ -104,7 +103,7 @@ class DiT(nnx.Module):
 
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
         shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
-        tokens_BSD = modulate(layer_norm(tokens_BSD), shift_BD, scale_BD)
+        tokens_BSD = adaptive_norm(tokens_BSD, shift_BD, scale_BD)
         out_BSP = tokens_BSD @ self.w_out_DP[...].astype(self.dtype) + self.b_out_P[...].astype(self.dtype)
         return out_BSP.astype(jnp.float32), jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
 

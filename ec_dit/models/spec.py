@@ -65,6 +65,8 @@ class DiTSpec:
     remat: RematPolicy = "none"
 
     def __post_init__(self) -> None:
+        if min(self.width, self.num_blocks, self.num_kv_heads, self.head_dim, self.patch, self.sparse.every) < 1:
+            raise UserError(f"model: every size must be at least 1, not {self}.")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"model: {self.num_kv_heads} key-value heads do not divide {self.num_heads} heads.")
         if self.latent_size % self.patch:

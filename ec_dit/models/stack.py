@@ -7,10 +7,15 @@ import jax
 from flax import nnx
 
 from ec_dit.core.errors import UserError
+from ec_dit.nn.moe import EXPERT_PRODUCT
 
-POLICIES: dict[str, Callable[..., bool] | None] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products with weights
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep only what enters a repeat
+_policies = jax.checkpoint_policies
+POLICIES: dict[str, Callable[..., bool]] = {
+    # Keep matrix products with weights. Those of experts have a batch dimension, E, and are told by their name.
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(EXPERT_PRODUCT)
+    ),
+    "full": _policies.nothing_saveable,  # keep only what enters a repeat
 }
 
 

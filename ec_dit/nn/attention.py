@@ -54,7 +54,10 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, context_BTM: jax.Array | None = None, mask_BT: jax.Array | None = None
     ) -> jax.Array:
-        """Attends from x to the context (None: to x itself) where `mask_BT` is True (None: everywhere)."""
+        """Attends from x to the context (None: to x itself) where `mask_BT` is True (None: everywhere).
+
+        Every row of the mask needs at least one True: a query with nothing to look at would look at the padding.
+        """
         x_BSD = x_BSD.astype(self.dtype)
         context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
         q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, self.w_q_DHK[...].astype(self.dtype))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ec_dit.core.errors import UserError
 from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
 
@@ -15,7 +16,7 @@ def patchify(x_BYXZ: jax.Array, patch: int) -> jax.Array:
     """(B, Y, X, Z) -> (B, S, P): row-major patches, each flattened as (row, column, channel)."""
     b, y, x, z = x_BYXZ.shape
     if y % patch or x % patch:
-        raise ValueError(f"a {y} x {x} latent does not divide into patches of {patch} x {patch}")
+        raise UserError(f"a {y} x {x} image or latent does not divide into patches of {patch} x {patch}.")
     grid = x_BYXZ.reshape(b, y // patch, patch, x // patch, patch, z).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(b, (y // patch) * (x // patch), patch * patch * z)
 
@@ -32,8 +33,9 @@ def sincos_2d(rows: int, columns: int, width: int, base: int, scale: float = 1.0
     """Fixed sine-cosine positions (S, D) of a rows x columns grid, for any grid.
 
     Half of the width encodes the column, half the row, as in PixArt-alpha. A grid of another size than the `base` x `base`
-    one is stretched, equally in both directions, to cover the same extent: the model meets no position beyond those it
-    was trained on when the resolution rises.
+    one is stretched to cover the same area, so that a square model meets no position beyond those it was trained on when
+    the resolution rises. Both directions stretch equally: unlike PixArt-alpha's, wide images are not squeezed, and their
+    long side reaches beyond `base`.
 
     Args:
         base: patches per side of the square grid that positions count in.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.nn import param
+from ec_dit.nn.norms import layer_norm
 
 ModulationKind = Literal["adaln", "adaln_single"]
 VECTORS = 6  # shift, scale, gate of attention; shift, scale, gate of the feed-forward layer
@@ -19,7 +20,7 @@ _GATES = (2, 5)
 
 
 class TimeModulation(nnx.Module):
-    """silu(time) W + b: (B, D) -> (B, A, D), starting at zero."""
+    """silu(time) W + b: (B, D) -> (B, A, D) in float32, starting at zero."""
 
     def __init__(self, width: int, vectors: int = VECTORS, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
@@ -28,9 +29,8 @@ class TimeModulation(nnx.Module):
 
     def __call__(self, time_BD: jax.Array) -> jax.Array:
         cond_BD = jax.nn.silu(time_BD.astype(self.dtype))
-        return jnp.einsum("BD,DAF->BAF", cond_BD, self.w_DAD[...].astype(self.dtype)) + self.b_AD[...].astype(
-            self.dtype
-        )
+        w_DAD = self.w_DAD[...].astype(self.dtype)
+        return jnp.einsum("Bd,dAD->BAD", cond_BD, w_DAD, preferred_element_type=jnp.float32) + self.b_AD[...]
 
 
 class ModulationTable(nnx.Module):
@@ -43,7 +43,12 @@ class ModulationTable(nnx.Module):
         self.b_AD = param.table(offsets_AD, (None, "embed"))
 
     def __call__(self, shared_BAD: jax.Array) -> jax.Array:
-        return shared_BAD + self.b_AD[...].astype(shared_BAD.dtype)
+        return shared_BAD.astype(jnp.float32) + self.b_AD[...]
+
+
+def adaptive_norm(x_BSD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
+    """LayerNorm(x) (1 + scale) + shift, all in float32 and rounded once: in bfloat16, 1 + a small scale would be 1."""
+    return modulate(layer_norm(x_BSD.astype(jnp.float32)), shift_BD, scale_BD).astype(x_BSD.dtype)
 
 
 def modulate(x_BSD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:

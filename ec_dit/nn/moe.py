@@ -9,11 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ec_dit.core.sharding import constrain
 from ec_dit.nn import param
 from ec_dit.nn.mlp import gelu
 from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, group_tokens, route
+
+EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
 
 class RouterStats(NamedTuple):
@@ -45,16 +48,19 @@ def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
 def combine(
     slots_EGCD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, group_size: int, how: CombineKind = "scatter"
 ) -> jax.Array:
-    """Sum over the slots that hold a token of gate x output: (G, S, D)."""
-    gated_EGCD = slots_EGCD * gate_GEC.transpose(1, 0, 2)[..., None].astype(slots_EGCD.dtype)
+    """Sum over the slots that hold a token of gate x output: (G, S, D), summed in float32, returned in the slots' dtype."""
     if how == "one_hot":
-        place_GECS = jax.nn.one_hot(index_GEC, group_size, dtype=slots_EGCD.dtype)
-        return jnp.einsum("EGCD,GECS->GSD", gated_EGCD, place_GECS)
+        place_GECS = jax.nn.one_hot(index_GEC, group_size) * gate_GEC[..., None]
+        place_GECS = place_GECS.astype(slots_EGCD.dtype)
+        out_GSD = jnp.einsum("EGCD,GECS->GSD", slots_EGCD, place_GECS, preferred_element_type=jnp.float32)
+        return out_GSD.astype(slots_EGCD.dtype)
+
+    gated_EGCD = slots_EGCD.astype(jnp.float32) * gate_GEC.transpose(1, 0, 2)[..., None]
 
     def add(gated_ECD: jax.Array, index_EC: jax.Array) -> jax.Array:
         return jnp.zeros((group_size, gated_ECD.shape[-1]), gated_ECD.dtype).at[index_EC].add(gated_ECD)
 
-    return jax.vmap(add, in_axes=(1, 0))(gated_EGCD, index_GEC)
+    return jax.vmap(add, in_axes=(1, 0))(gated_EGCD, index_GEC).astype(slots_EGCD.dtype)
 
 
 class MoE(nnx.Module):
@@ -75,15 +81,15 @@ class MoE(nnx.Module):
         """Routes the tokens of the batch in groups; the output has the shape of x."""
         images, tokens, width = x_BSD.shape
         group_size = group_tokens(images * tokens, tokens, spec.group_size)
-        groups_GSD = constrain(x_BSD.reshape(-1, group_size, width), "batch", None, None)
+        groups_GSD = constrain(x_BSD.reshape(-1, group_size, width), "batch", None, None, name="routing groups")
 
         scores_GSE = self.scores(groups_GSD)
         routing = route(scores_GSE, spec)
         slots_EGCD = dispatch(groups_GSD.astype(self.dtype), routing.index_GEC)
-        slots_EGCD = self.experts(constrain(slots_EGCD, "expert", "group", None, None))
-        slots_EGCD = constrain(slots_EGCD, "expert", "group", None, None)
+        slots_EGCD = self.experts(constrain(slots_EGCD, "expert", "group", None, None, name="expert slots"))
+        slots_EGCD = constrain(slots_EGCD, "expert", "group", None, None, name="expert slots")
         out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
-        out_GSD = constrain(out_GSD, "batch", None, None)
+        out_GSD = constrain(out_GSD, "batch", None, None, name="routing groups")
         return out_GSD.reshape(x_BSD.shape), _stats(routing, scores_GSE, (images, tokens))
 
     def scores(self, x_GSD: jax.Array) -> jax.Array:
@@ -99,9 +105,11 @@ class MoE(nnx.Module):
     def experts(self, slots_EGCD: jax.Array) -> jax.Array:
         """Every expert's feed-forward layer on its own slots."""
         up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, self.w_up_EDF[...].astype(self.dtype))
+        up = checkpoint_name(up, EXPERT_PRODUCT)
         if self.bias:
             up += self.b_up_EF[...].astype(self.dtype)[:, None, None]
         down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), self.w_down_EFD[...].astype(self.dtype))
+        down = checkpoint_name(down, EXPERT_PRODUCT)
         return down + self.b_down_ED[...].astype(self.dtype)[:, None, None] if self.bias else down
 
 

@@ -109,8 +109,8 @@ def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
     """GShard top-2 (2006.16668, Algorithm 1) without its random second choice.
 
     Gates are normalised over a token's two choices before capacity is applied. All first choices are served before any
-    second, each in the order of the tokens. The auxiliary loss is E sum_e f_e p_e, with f_e the share of tokens whose
-    first choice is e (no gradient) and p_e the mean score of e: 1 when balanced.
+    second, each in the order of the tokens. The auxiliary loss, per group and averaged, is E sum_e f_e p_e, with f_e the
+    share of the group's tokens whose first choice is e (no gradient) and p_e the mean score of e: 1 when balanced.
     """
     groups, group_size, experts = scores_GSE.shape
     best_GS2, choice_GS2 = jax.lax.top_k(scores_GSE, 2)
@@ -133,7 +133,7 @@ def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
     experts_GS = served_GR.reshape(groups, 2, group_size).sum(1, dtype=jnp.int32)
 
     first_GSE = asks_GRE[:, :group_size].astype(jnp.float32)
-    aux_loss = experts * (first_GSE.mean((0, 1)) * scores_GSE.mean((0, 1))).sum()
+    aux_loss = experts * (first_GSE.mean(1) * scores_GSE.mean(1)).sum(-1).mean()
     return Routing(index_GEC, gate_GEC, experts_GS, dropped=1 - served_GR.mean(dtype=jnp.float32), aux_loss=aux_loss)
 
 

@@ -97,14 +97,14 @@ def leaves_and_infos(**changes):
 def test_every_parameter_of_a_sparse_block_is_sharded_over_the_experts(bias):
     mesh = make_mesh((1, 1, 8, 1))
     sparse = [leaf for leaf in leaves_and_infos(bias=bias) if leaf[0].startswith("stages/0/blocks/1/")]
-    assert any("moe/w_up_EDF" in name for name, _, _ in sparse)
+    assert any("ffn/w_up_EDF" in name for name, _, _ in sparse)
     for name, shape, axes in sparse:
         shard = named_sharding(axes, shape, mesh, name).shard_shape(shape)
         assert 8 * math.prod(shard) == math.prod(shape), f"{name} is replicated over the expert axis"
 
 
 def test_each_device_holds_one_expert():
-    leaves = [leaf for leaf in leaves_and_infos() if leaf[0].endswith("moe/w_up_EDF")]
+    leaves = [leaf for leaf in leaves_and_infos() if leaf[0].endswith("ffn/w_up_EDF")]
     ((name, shape, axes),) = leaves
     assert shape == (2, 8, 32, 128)
     assert named_sharding(axes, shape, make_mesh((1, 1, 8, 1)), name).shard_shape(shape) == (2, 1, 32, 128)

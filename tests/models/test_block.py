@@ -61,10 +61,9 @@ def test_an_adaln_single_block_starts_as_the_identity(inputs):
 def test_a_sparse_block_of_equal_experts_is_a_dense_block(inputs, randomise):
     sparse_def, sparse = randomise(build(SPEC, True))
     dense_def, dense = randomise(build(SPEC, False))
-    dense = {**sparse, "mlp": {"w_up_DF": dense["mlp"]["w_up_DF"], "w_down_FD": dense["mlp"]["w_down_FD"]}}
-    del dense["moe"]
-    sparse["moe"]["w_up_EDF"] = jnp.stack([dense["mlp"]["w_up_DF"]] * 4)
-    sparse["moe"]["w_down_EFD"] = jnp.stack([dense["mlp"]["w_down_FD"]] * 4)
+    one = dense["ffn"]
+    dense = sparse | {"ffn": one}
+    sparse["ffn"] |= {"w_up_EDF": jnp.stack([one["w_up_DF"]] * 4), "w_down_EFD": jnp.stack([one["w_down_FD"]] * 4)}
     out_BSD, stats = run(sparse_def, sparse, *inputs, RoutingSpec("expert_choice", 4.0))
     expected_BSD, none = run(dense_def, dense, *inputs)
     np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-4)

@@ -85,10 +85,10 @@ BLOCK: dict[str, tuple[str, Transform]] = {
     "modulation/b_AD": ("scale_shift_table", same),
     **{f"attention/{ours}": (f"attn1.{theirs}", how) for ours, (theirs, how) in ATTENTION.items()},
     **{f"cross_attention/{ours}": (f"attn2.{theirs}", how) for ours, (theirs, how) in ATTENTION.items()},
-    "mlp/w_up_DF": ("ff.net.0.proj.weight", transposed),
-    "mlp/b_up_F": ("ff.net.0.proj.bias", same),
-    "mlp/w_down_FD": ("ff.net.2.weight", transposed),
-    "mlp/b_down_D": ("ff.net.2.bias", same),
+    "ffn/w_up_DF": ("ff.net.0.proj.weight", transposed),
+    "ffn/b_up_F": ("ff.net.0.proj.bias", same),
+    "ffn/w_down_FD": ("ff.net.2.weight", transposed),
+    "ffn/b_down_D": ("ff.net.2.bias", same),
 }
 
 

@@ -1,0 +1,98 @@
+"""The entry points from outside: a short run, its files, sampling, evaluation, and a user's mistakes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ec_dit import evaluate, main, sample
+
+SMOKE = "--config=configs/shapes.py:smoke"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run of four steps."""
+    folder = tmp_path_factory.mktemp("main")
+    arguments = ["main", SMOKE, f"--workdir={folder / 'run'}", f"--config.data.path={folder / 'data'}"]
+    arguments += ["--config.train.steps=4", "--config.model.num_blocks=2", "--config.mesh.data=8"]
+    arguments += ["--config.log.sample_every=4", "--config.log.validate_every=4", "--config.train.batch_size=64"]
+    assert main.main(arguments) == 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_it_promises(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    names = {name for line in lines for name in line}
+    assert {"loss", "grad_norm", "param_norm", "learning_rate", "images_per_second", "mfu"} <= names
+    assert {"router/untaken/0", "router/max_experts/0", "router/gate_entropy/0"} <= names
+    assert {"validation_loss/train", "validation_loss/validation", "validation_loss/novel"} <= names
+    assert any(name.startswith("loss_t/") for name in names)
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    assert Image.open(workdir / "images" / "samples_0000004.png").width > 500
+    assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "checkpoints" / "4").is_dir()
+
+
+@pytest.mark.slow
+def test_sampling_writes_pictures_and_settings_and_repeats_itself(workdir, tmp_path):
+    common = ["sample", f"--workdir={workdir}", "--steps=3", "--sampler=heun", "--guidance=2"]
+    alone = [*common, "--prompt=a red circle", "--num=2", f"--out={tmp_path / 'a'}"]
+    (tmp_path / "prompts.txt").write_text("two squares\n\na red circle\n")
+    together = [*common, f"--prompts_file={tmp_path / 'prompts.txt'}", "--num=2", f"--out={tmp_path / 'b'}"]
+    assert sample.main(alone) == 0
+    assert sample.main(together) == 0
+    facts = json.loads((tmp_path / "b" / "settings.json").read_text())
+    assert facts["nfe"] == 2 * (2 * 3 - 1)
+    assert (facts["sampler"], facts["step"], facts["prompts"]) == ("heun", 4, ["two squares", "a red circle"])
+    for index in range(2):
+        a = np.asarray(Image.open(tmp_path / "a" / f"00000_{index:04d}.png"), int)
+        b = np.asarray(Image.open(tmp_path / "b" / f"00001_{index:04d}.png"), int)
+        assert np.abs(a - b).max() <= 1
+    assert (tmp_path / "b" / "sheet.png").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_writes_its_figures(workdir, capsys):
+    assert evaluate.main(["evaluate", f"--workdir={workdir}", "--images_per_task=2"]) == 0
+    figures = json.loads((workdir / "eval_shapes.json").read_text())
+    assert set(figures["tasks"]) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
+    assert figures["n"] == 12
+    assert figures["mean"] == pytest.approx(np.mean(list(figures["tasks"].values())))
+    assert re.search(r"mean +12 ", capsys.readouterr().out)
+    assert (workdir / "eval_shapes.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "message"),
+    [
+        (main, [], "--config=FILE is needed"),
+        (main, ["--config=configs/shape.py"], "Did you mean configs/shapes.py"),
+        (main, ["--config=configs/shapes.py"], "--workdir=DIR is needed"),
+        (main, [SMOKE, "--config.optimizer.lr=1"], "Keys of optimizer: name, learning_rate"),
+        (main, [SMOKE, "--config.train.steps=many", "--workdir=x"], "--config.train.steps=many"),
+        (main, [SMOKE, "--config.train.steps=0", "--workdir=x"], "must be at least 1"),
+        (main, [SMOKE, "--config.moe.group_size=100", "--workdir=x"], "groups of 100 tokens do not divide"),
+        (main, [SMOKE, "--config.moe.capacity_factor=0.001", "--workdir=x"], "capacity C = group size"),
+        (main, [SMOKE, "--config.mesh.data=3", "--workdir=x"], "covers 3 devices, but 8 are here"),
+        (main, [SMOKE, "--config.optimizer.name=moun", "--workdir=x"], "did you mean muon?"),
+        (main, ["--config=configs/m_64e.py", "--workdir=x"], "no cache is given"),
+        (main, [SMOKE, "--config.data.source=folder", "--config.data.path=nowhere", "--workdir=x"], "no data set at"),
+        (sample, ["--workdir=nowhere", "--out=x", "--prompt=a"], "nowhere is no workdir of a run"),
+        (sample, ["--workdir=nowhere", "--out=x"], "nothing to draw"),
+        (evaluate, ["--workdir=nowhere"], "nowhere is no workdir of a run"),
+    ],
+)
+def test_a_mistake_ends_with_one_message(entry, arguments, message, capsys):
+    assert entry.main(["program", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_suite_that_does_not_exist(workdir, capsys):
+    assert evaluate.main(["evaluate", f"--workdir={workdir}", "--suite=shape"]) == 2
+    assert "choose one of shapes" in capsys.readouterr().err
