@@ -2,8 +2,8 @@
 
     python -m ec_dit.main --config=configs/emoji.py --workdir=runs/emoji
 
-Needs a colour emoji font (Debian: fonts-noto-color-emoji, libraqm0) and `pip install -e '.[emoji]'`. It trains on a CPU in half an hour
-to rough pictures; give an accelerator more steps, for example --config.train.steps=100000.
+Needs a colour emoji font (Debian: fonts-noto-color-emoji, libraqm0) and `pip install -e '.[emoji]'`. Half an hour on a CPU
+gives rough pictures; give an accelerator more steps, for example --config.train.steps=100000.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.name = "shapes_hard"
     c.model.update(width=384, num_blocks=12, num_heads=6, num_kv_heads=2, head_dim=64, patch=4, qk_norm=True)
     c.moe.update(routing="expert_choice", num_experts=16, group_size="1024")  # 8 masked images, as in the paper
-    c.text.update(encoder="tower", width=256, length=14, tower_blocks=4, tower_heads=4)
+    c.text.update(encoder="tower", width=256, length=12, tower_blocks=4, tower_heads=4)
     c.data.update(source="shapes", path="data/shapes_hard", space="pixels", size=64, channels=3)
     c.data.options = ConfigDict({"image_size": 64, "cells": 3, "placement": "free", "ground": "textured"})
     c.data.options.update(object_size=(0.55, 0.85), train=200_000, validation=600, novel=300, seed=0)

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from ec_dit.core.errors import UserError
 
@@ -20,6 +20,7 @@ def quiet() -> None:
     """Silences libraries that log start-up noise; errors still show."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.set_verbosity(logging.ERROR)
 
 
 def run(

@@ -105,6 +105,7 @@ def default() -> ConfigDict:
     c.checkpoint = k = ConfigDict()
     k.every = 1000  # steps between checkpoints; the last step is always saved
     k.keep = 3  # newest checkpoints kept
+    k.asynchronous = True  # training goes on while a checkpoint is written
 
     c.log = w = ConfigDict()
     w.every = 50  # steps between progress lines and metrics

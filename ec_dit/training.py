@@ -1,6 +1,7 @@
 """A whole training run, put together from its parts: data, state, callbacks, evaluation at the end."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ec_dit.train.state import TrainState
 from ec_dit.workdir import Workdir
 
 SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
+_CAPTIONS_CHECKED = 2000
 _GRID = 16  # pictures in a sample grid
 
 
@@ -48,6 +50,8 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     build.check_mesh(config)  # before a data set is prepared for nothing
     data = open_data(config, say)
     tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
+    if data is not None and tokenizer is not None:
+        _warn_of_cut_captions(data, tokenizer, config.text.length, say)
     system = build.make_system(config, tokenizer)
     workdir = Workdir(path)
     workdir.claim(config, data)
@@ -56,7 +60,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     tx = system.optimizer()
     abstract, shardings = system.abstract_state(tx)
     say(f"parameters: {num_params(abstract.params):,}")
-    checkpointer = workdir.checkpointer(keep=config.checkpoint.keep)
+    checkpointer = workdir.checkpointer(keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous)
     state, first_step = _start(system, checkpointer, abstract, shardings, say)
 
     loader = make_loader(config, data, tokenizer)
@@ -89,15 +93,32 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
         )
     if not d.path:
         raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
-    try:
-        return datasets.open(d.path)
-    except UserError:
-        if d.source not in SELF_PREPARED or Path(d.path).exists():
-            raise
-    say(f"preparing {d.source} in {d.path}")
-    report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
-    say(report.table())
-    return datasets.open(d.path)
+    if d.source in SELF_PREPARED and not Path(d.path).exists():
+        say(f"preparing {d.source} in {d.path}")
+        report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
+        say(report.table())
+    data = datasets.open(d.path)
+    found = {"source": data.report.source} | dict(data.report.options)
+    wanted = ({"source": d.source} if d.source else {}) | dict(d.options)
+    plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the report
+    if wrong := [
+        f"{key} {found.get(key)} instead of {value}" for key, value in plain.items() if found.get(key) != value
+    ]:
+        raise UserError(
+            f"the data set at {d.path} has {', '.join(wrong)}: give another --config.data.path, or remove it."
+        )
+    return data
+
+
+def _warn_of_cut_captions(data: Dataset, tokenizer: Tokenizer, length: int, say: Callable[[str], None]) -> None:
+    records = data["train"]
+    lengths = [tokenizer.length(records[i].caption) for i in range(min(_CAPTIONS_CHECKED, len(records)))]
+    cut = sum(n > length for n in lengths) / len(lengths)
+    if cut:
+        say(
+            f"warning: {100 * cut:.1f} % of the captions are cut at --config.text.length={length} tokens; "
+            f"the longest of {len(lengths)} has {max(lengths)}"
+        )
 
 
 def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer | None) -> Loader | SyntheticLoader:

@@ -71,9 +71,9 @@ class Workdir:
         """The report of the data set's preparation; empty for synthetic data."""
         return self._data().get("report", {})
 
-    def checkpointer(self, *, keep: int | None = None, read_only: bool = False) -> Checkpointer:
-        """The run's checkpoints."""
-        return Checkpointer(str(self.path / "checkpoints"), keep=keep, read_only=read_only)
+    def checkpointer(self, **options: Any) -> Checkpointer:
+        """The run's checkpoints; options as Checkpointer has them."""
+        return Checkpointer(str(self.path / "checkpoints"), **options)
 
     def load(self, config: ConfigDict, *, ema: bool = True, step: int | None = None) -> tuple[System, Any, int]:
         """(system, parameters on its mesh, step) of the newest or the given checkpoint.

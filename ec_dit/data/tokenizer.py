@@ -19,7 +19,9 @@ _SPECIAL_IDS: dict[str, Any] = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id":
 
 
 def train(captions: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a unigram model of at most `vocab_size` pieces, fewer where the captions do not give that many.
+    """Trains a byte-pair model of at most `vocab_size` pieces, fewer where the captions do not give that many.
+
+    Byte pairs, not a unigram model: on small sets of captions the latter spells out even common words in letters.
 
     The same captions in the same order give the same bytes: one thread, and no random subsampling.
 
@@ -36,7 +38,7 @@ def train(captions: Iterable[str], vocab_size: int) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(captions),
             model_writer=model,
-            model_type="unigram",
+            model_type="bpe",
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             # Small alphabets are kept whole; of large ones (web captions in many scripts) the rarest may go.
@@ -105,6 +107,10 @@ class Tokenizer:
             ids_BT[row, : len(pieces)] = pieces
             mask_BT[row, : len(pieces)] = True
         return ids_BT, mask_BT
+
+    def length(self, caption: str) -> int:
+        """Tokens of a caption, the end-of-text token included, however many there are."""
+        return len(self._processor.encode(caption)) + 1
 
     def decode(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> list[str]:
         """The texts of encoded rows, as the model normalises them."""

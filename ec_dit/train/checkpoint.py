@@ -16,15 +16,20 @@ class Checkpointer:
 
     Args:
         directory: local or gs:// folder; created when missing, unless `read_only`.
-        keep: newest checkpoints that stay.
+        keep: newest checkpoints that stay; None = all.
+        asynchronous: `save` returns before the files are written.
     """
 
-    def __init__(self, directory: str, *, keep: int | None = None, read_only: bool = False):
+    def __init__(self, directory: str, *, keep: int | None = None, asynchronous: bool = True, read_only: bool = False):
         self._directory = epath.Path(directory).resolve()
         if read_only and not self._directory.exists():
             raise UserError(f"no checkpoints in {self._directory}: train there first, or check --workdir.")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
+            max_to_keep=keep,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=asynchronous,
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "meta"))
 
