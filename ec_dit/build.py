@@ -1,4 +1,4 @@
-"""The composition root: a config becomes mesh, model, optimizer, step, data and generator. Nothing else reads a ConfigDict."""
+"""The composition root: a config becomes mesh, model, optimizer, step, data and generator. What is below sees no config."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

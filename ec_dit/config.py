@@ -236,7 +236,7 @@ def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
         siblings = [name.removeprefix(f"{section}.") for name in valid if name.rpartition(".")[0] == section]
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         also = f" Keys of {section}: {', '.join(siblings)}." if section and siblings else ""
-        raise UserError(f"unknown key --config.{key}. Did you mean --config.{near[0]}?{also}")
+        raise UserError(f"unknown key --config.{key}.{also} Did you mean --config.{near[0]}?")
 
 
 def validate(config: ConfigDict) -> None:

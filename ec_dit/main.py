@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from ec_dit import cli, config
 from ec_dit.core.errors import UserError
 
-FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=FLAGS)
-flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, images.", flag_values=FLAGS)
-cli.define_help(FLAGS)
+
+def define_flags() -> flags.FlagValues:
+    """The flags of one call; parsing --config adds one for every key."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, images.", flag_values=values)
+    cli.define_help(values)
+    return values
 
 
 def check_arguments(argv: Sequence[str]) -> None:
@@ -41,22 +45,26 @@ def check_arguments(argv: Sequence[str]) -> None:
     config.check_overrides(config.load(path, argument), argv)
 
 
-def work() -> None:
+def train(run_config: ConfigDict, workdir: str | None) -> None:
     """Validates the config and trains."""
-    if not FLAGS.workdir:
+    if not workdir:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
-    config.validate(FLAGS.config)
+    config.validate(run_config)
 
     from ec_dit import training  # after the checks: importing jax takes seconds that a typo need not cost
 
-    fingerprint = training.run(FLAGS.config, FLAGS.workdir, cli.say)
-    cli.say(f"done: {FLAGS.workdir}  params_sha256={fingerprint}")
+    fingerprint = training.run(run_config, workdir, cli.say)
+    cli.say(f"done: {workdir}  params_sha256={fingerprint}")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs with `argv` (the program's name first) and returns the exit code."""
     cli.quiet()
-    return cli.run("main", __doc__ or "", FLAGS, work, argv, check=check_arguments)
+    sys.argv = list(argv)  # where ml_collections looks for overrides, whoever calls
+    values = define_flags()
+    return cli.run(
+        "main", __doc__ or "", values, lambda: train(values.config, values.workdir), argv, check=check_arguments
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,12 @@ from PIL import Image
 from ec_dit import evaluate, main, sample
 
 SMOKE = "--config=configs/shapes.py:smoke"
+EIGHT = ("--config.mesh.data=8", "--config.train.batch_size=64")  # a batch that splits over the emulated devices
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image, int)
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +23,8 @@ def workdir(tmp_path_factory):
     """A finished run of four steps."""
     folder = tmp_path_factory.mktemp("main")
     arguments = ["main", SMOKE, f"--workdir={folder / 'run'}", f"--config.data.path={folder / 'data'}"]
-    arguments += ["--config.train.steps=4", "--config.model.num_blocks=2", "--config.mesh.data=8"]
-    arguments += ["--config.log.sample_every=4", "--config.log.validate_every=4", "--config.train.batch_size=64"]
+    arguments += ["--config.train.steps=4", "--config.model.num_blocks=2", *EIGHT]
+    arguments += ["--config.log.sample_every=4", "--config.log.validate_every=4"]
     assert main.main(arguments) == 0
     return folder / "run"
 
@@ -32,7 +38,7 @@ def test_a_run_leaves_everything_it_promises(workdir):
     assert {"validation_loss/train", "validation_loss/validation", "validation_loss/novel"} <= names
     assert any(name.startswith("loss_t/") for name in names)
     assert all(np.isfinite(value) for line in lines for value in line.values())
-    assert Image.open(workdir / "images" / "samples_0000004.png").width > 500
+    assert pixels(workdir / "images" / "samples_0000004.png").shape[1] > 500
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "checkpoints" / "4").is_dir()
 
@@ -49,8 +55,8 @@ def test_sampling_writes_pictures_and_settings_and_repeats_itself(workdir, tmp_p
     assert facts["nfe"] == 2 * (2 * 3 - 1)
     assert (facts["sampler"], facts["step"], facts["prompts"]) == ("heun", 4, ["two squares", "a red circle"])
     for index in range(2):
-        a = np.asarray(Image.open(tmp_path / "a" / f"00000_{index:04d}.png"), int)
-        b = np.asarray(Image.open(tmp_path / "b" / f"00001_{index:04d}.png"), int)
+        a = pixels(tmp_path / "a" / f"00000_{index:04d}.png")
+        b = pixels(tmp_path / "b" / f"00001_{index:04d}.png")
         assert np.abs(a - b).max() <= 1
     assert (tmp_path / "b" / "sheet.png").exists()
 
@@ -72,15 +78,20 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (main, [], "--config=FILE is needed"),
         (main, ["--config=configs/shape.py"], "Did you mean configs/shapes.py"),
         (main, ["--config=configs/shapes.py"], "--workdir=DIR is needed"),
-        (main, [SMOKE, "--config.optimizer.lr=1"], "Keys of optimizer: name, learning_rate"),
+        (main, [SMOKE, "--config.optimizer.lr=1"], "learning_rate, momentum, name"),
         (main, [SMOKE, "--config.train.steps=many", "--workdir=x"], "--config.train.steps=many"),
         (main, [SMOKE, "--config.train.steps=0", "--workdir=x"], "must be at least 1"),
         (main, [SMOKE, "--config.moe.group_size=100", "--workdir=x"], "groups of 100 tokens do not divide"),
         (main, [SMOKE, "--config.moe.capacity_factor=0.001", "--workdir=x"], "capacity C = group size"),
         (main, [SMOKE, "--config.mesh.data=3", "--workdir=x"], "covers 3 devices, but 8 are here"),
         (main, [SMOKE, "--config.optimizer.name=moun", "--workdir=x"], "did you mean muon?"),
-        (main, ["--config=configs/m_64e.py", "--workdir=x"], "no cache is given"),
-        (main, [SMOKE, "--config.data.source=folder", "--config.data.path=nowhere", "--workdir=x"], "no data set at"),
+        (main, ["--config=configs/m_64e.py", "--workdir=x"], "so that their product is 8"),
+        (main, ["--config=configs/m_64e.py", "--workdir=x", "--config.mesh.expert=8"], "no cache is given"),
+        (
+            main,
+            [SMOKE, *EIGHT, "--config.data.source=folder", "--config.data.path=no", "--workdir=x"],
+            "no data set at",
+        ),
         (sample, ["--workdir=nowhere", "--out=x", "--prompt=a"], "nowhere is no workdir of a run"),
         (sample, ["--workdir=nowhere", "--out=x"], "nothing to draw"),
         (evaluate, ["--workdir=nowhere"], "nowhere is no workdir of a run"),
@@ -93,6 +104,16 @@ def test_a_mistake_ends_with_one_message(entry, arguments, message, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
+def test_data_prepared_otherwise_are_refused(workdir, tmp_path, capsys):
+    data = f"--config.data.path={workdir.parent / 'data'}"
+    arguments = ["main", SMOKE, data, f"--workdir={tmp_path / 'run'}", *EIGHT, "--config.data.options.train=300"]
+    assert main.main(arguments) == 2
+    assert "has train 256 instead of 300" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_a_suite_that_does_not_exist(workdir, capsys):
     assert evaluate.main(["evaluate", f"--workdir={workdir}", "--suite=shape"]) == 2
     assert "choose one of shapes" in capsys.readouterr().err

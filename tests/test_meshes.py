@@ -29,6 +29,7 @@ def train(system, start):
     """(losses, state) after STEPS steps from the state `start`, given as NumPy arrays."""
     tx = system.optimizer()
     _, shardings = system.abstract_state(tx)
+    start = start._replace(key=jax.random.wrap_key_data(start.key))
     state, step = jax.device_put(start, shardings), system.step(tx, shardings)
     losses = []
     with jax.set_mesh(system.mesh):
@@ -56,8 +57,7 @@ def start_state(system):
 def test_eight_devices_train_as_one(routing, accumulate, meshes):
     one = make(routing, ONE, accumulate)
     start = start_state(one)
-    key = start.key  # typed keys stay as they are; NumPy has no such type
-    start = jax.device_get(start._replace(key=0))._replace(key=key)
+    start = jax.device_get(start._replace(key=jax.random.key_data(start.key)))
     losses_one, state_one = train(one, start)
     for mesh in meshes:
         losses, state = train(make(routing, mesh, accumulate), start)

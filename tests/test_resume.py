@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from ec_dit.data import dataset, registry
-
 STEPS = 12
 SETTINGS = f"""
 from ec_dit import config
@@ -34,11 +32,9 @@ def get_config(arg=""):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a config file and a prepared data set."""
+    """A folder with a config file; the first run prepares its data beside it."""
     folder = tmp_path_factory.mktemp("resume")
     (folder / "tiny.py").write_text(SETTINGS)
-    options = {"train": 64, "validation": 8, "novel": 4}
-    dataset.write(registry.make_source("shapes", options), folder / "data" / "shapes_smoke", progress=False)
     return folder
 
 

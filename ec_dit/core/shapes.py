@@ -14,6 +14,7 @@ AXES: dict[str, str] = {
     "T": "text tokens",
     "M": "text width",
     "D": "model width",
+    "I": "model width going in, beside D coming out",
     "H": "attention heads",
     "N": "key-value heads",
     "K": "head dim",

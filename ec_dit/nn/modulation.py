@@ -24,13 +24,13 @@ class TimeModulation(nnx.Module):
 
     def __init__(self, width: int, vectors: int = VECTORS, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.w_DAD = param.matrix(rngs, (width, vectors, width), ("embed", None, None), "ibo", zero=True)
+        self.w_IAD = param.matrix(rngs, (width, vectors, width), ("embed", None, None), "ibo", zero=True)
         self.b_AD = param.table(jnp.zeros((vectors, width)), (None, "embed"))
 
     def __call__(self, time_BD: jax.Array) -> jax.Array:
-        cond_BD = jax.nn.silu(time_BD.astype(self.dtype))
-        w_DAD = self.w_DAD[...].astype(self.dtype)
-        return jnp.einsum("Bd,dAD->BAD", cond_BD, w_DAD, preferred_element_type=jnp.float32) + self.b_AD[...]
+        cond_BI = jax.nn.silu(time_BD.astype(self.dtype))
+        w_IAD = self.w_IAD[...].astype(self.dtype)
+        return jnp.einsum("BI,IAD->BAD", cond_BI, w_IAD, preferred_element_type=jnp.float32) + self.b_AD[...]
 
 
 class ModulationTable(nnx.Module):

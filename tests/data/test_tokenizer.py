@@ -75,3 +75,10 @@ def test_mistakes_say_what_to_do(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"bad.model: not a sentencepiece model"):
         tokenizer.Tokenizer.load(tmp_path / "bad.model")
+
+
+def test_words_of_a_small_corpus_are_whole_pieces():
+    captions = [f"a {color} circle and a {other} square" for color in ("red", "purple") for other in ("green", "blue")]
+    model = tokenizer.Tokenizer(tokenizer.train(captions * 5, 4096))
+    assert [model.length(caption) for caption in captions] == [8] * 4  # seven words and the end
+    assert model.length("") == 1

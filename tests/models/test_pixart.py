@@ -61,7 +61,7 @@ OUTSIDE: dict[str, tuple[str, Transform]] = {
     "time_embed/mlp/b_up_F": ("adaln_single.emb.timestep_embedder.linear_1.bias", same),
     "time_embed/mlp/w_down_FD": ("adaln_single.emb.timestep_embedder.linear_2.weight", transposed),
     "time_embed/mlp/b_down_D": ("adaln_single.emb.timestep_embedder.linear_2.bias", same),
-    "time_modulation/w_DAD": ("adaln_single.linear.weight", six),
+    "time_modulation/w_IAD": ("adaln_single.linear.weight", six),
     "time_modulation/b_AD": ("adaln_single.linear.bias", six_bias),
     "text_projection/w_up_DF": ("caption_projection.linear_1.weight", transposed),
     "text_projection/b_up_F": ("caption_projection.linear_1.bias", same),

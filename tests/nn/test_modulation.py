@@ -26,7 +26,7 @@ def test_time_modulation_equals_its_formula():
     modulation = TimeModulation(4, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     w, b, time = rng.normal(size=(4, 3, 4)), rng.normal(size=(3, 4)), rng.normal(size=(2, 4))
-    modulation.w_DAD[...], modulation.b_AD[...] = jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)
+    modulation.w_IAD[...], modulation.b_AD[...] = jnp.asarray(w, jnp.float32), jnp.asarray(b, jnp.float32)
     silu = time / (1 + np.exp(-time))
     expected = np.stack([silu @ w[:, a] + b[a] for a in range(3)], axis=1)
     np.testing.assert_allclose(modulation(jnp.asarray(time, jnp.float32)), expected, atol=1e-5)
