@@ -105,6 +105,17 @@ def test_a_mistake_ends_with_one_message(entry, arguments, message, capsys):
 
 
 @pytest.mark.slow
+def test_cached_latents_and_embeddings_train_on_random_ones(tmp_path, capsys):
+    arguments = ["main", "--config=configs/m_64e.py:smoke", f"--workdir={tmp_path / 'run'}", *EIGHT]
+    arguments += ["--config.data.source=synthetic", "--config.data.space=latents", "--config.data.channels=4"]
+    arguments += ["--config.text.encoder=cached", "--config.text.width=48", "--config.train.steps=2"]
+    assert main.main(arguments) == 0
+    assert "step 2/2  loss" in capsys.readouterr().out
+    assert sample.main(["sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", f"--out={tmp_path / 'o'}"]) == 2
+    assert "pictures need its autoencoder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_data_prepared_otherwise_are_refused(workdir, tmp_path, capsys):
     data = f"--config.data.path={workdir.parent / 'data'}"
     arguments = ["main", SMOKE, data, f"--workdir={tmp_path / 'run'}", *EIGHT, "--config.data.options.train=300"]

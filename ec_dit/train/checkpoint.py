@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ec_dit.core.errors import UserError
+from ec_dit.core.tree import named_leaves
 
 
 class Checkpointer:
@@ -31,7 +32,8 @@ class Checkpointer:
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=asynchronous,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "meta"))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """The newest complete step, None if there is none."""
@@ -52,15 +54,35 @@ class Checkpointer:
         Raises:
             UserError: when the checkpoint is damaged or holds another model.
         """
+        where = self._directory / str(step)
+        if step not in self._manager.all_steps():
+            raise UserError(f"there is no checkpoint {where}; there are {sorted(self._manager.all_steps())}.")
+        self._check_shapes(step, abstract)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             return self._manager.restore(step, args=args)["state"]
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"checkpoint {self._directory / str(step)} cannot be restored: {reason} "
+                f"checkpoint {where} cannot be restored: {reason} "
                 f"Remove that folder to go on from the checkpoint before it."
             ) from error
+
+    def _check_shapes(self, step: int, abstract: Any) -> None:
+        """Raises UserError where the arrays on disk are not those of `abstract`, before anything is read."""
+        saved = {name: tuple(a.shape) for name, a in named_leaves(self._manager.item_metadata(step)["state"].tree)}
+        wanted = {
+            # A typed random key is stored as its words.
+            name: tuple(jax.eval_shape(jax.random.key_data, a).shape if _is_key(a) else a.shape)
+            for name, a in named_leaves(abstract)
+        }
+        differing = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
+        if differing:
+            name = differing[0]
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} holds another model: {len(differing)} arrays differ, first {name}: "
+                f"{saved.get(name, 'missing')} saved, {wanted.get(name, 'none')} wanted."
+            )
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state."""
@@ -74,6 +96,10 @@ class Checkpointer:
         """Waits and frees the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def abstract_like(abstract: Any, shardings: Any) -> Any:
