@@ -33,9 +33,7 @@ def default() -> ConfigDict:
     m.modulation = "adaln"  # adaln: each block its own map of time; adaln_single: one for all (PixArt-alpha)
     m.qk_norm = False  # RMSNorm on queries and keys
     m.bias = False  # biases in attention and feed-forward layers
-    m.position_scale = (
-        1.0  # positions are divided by it (PixArt-alpha's interpolation scale); < 1 tells few patches apart
-    )
+    m.position_scale = 1.0  # divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart
     m.remat = "none"  # what the backward pass recomputes: none, dots (all but weight products), full
     m.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), bfloat16, float32
 
@@ -57,9 +55,7 @@ def default() -> ConfigDict:
     t.tower_heads = 4
 
     c.data = d = ConfigDict()
-    d.source = (
-        ""  # shapes, emoji, folder; synthetic: random latents and embeddings, to measure speed; '' = data.path only
-    )
+    d.source = ""  # shapes, emoji, folder; synthetic: random latents, to measure speed; '' = what data.path holds
     d.path = ""  # prepared data set (python -m ec_dit.prepare); made by itself for shapes and emoji where it is missing
     d.space = "latents"  # what the model denoises: pixels, or latents of an autoencoder
     d.size = 32  # rows and columns of what the model denoises: pixels, or latent pixels (image / 8)

@@ -61,7 +61,12 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     abstract, shardings = system.abstract_state(tx)
     say(f"parameters: {num_params(abstract.params):,}")
     checkpointer = workdir.checkpointer(keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous)
-    state, first_step = _start(system, checkpointer, abstract, shardings, say)
+    step = checkpointer.latest()
+    if step is None:
+        state, first_step = system.init_state(tx, shardings), 0
+    else:
+        say(f"resuming at step {step}")
+        state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
 
     loader = make_loader(config, data, tokenizer)
     with jax.set_mesh(system.mesh), MetricWriter(path) as writer:
@@ -142,20 +147,6 @@ def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer |
         process_index=jax.process_index(),
         process_count=processes,
     )
-
-
-def _start(
-    system: build.System,
-    checkpointer: Checkpointer,
-    abstract: TrainState,
-    shardings: TrainState,
-    say: Callable[[str], None],
-) -> tuple[TrainState, int]:
-    step = checkpointer.latest()
-    if step is None:
-        return system.init_state(system.optimizer(), shardings), 0
-    say(f"resuming at step {step}")
-    return checkpointer.restore(step, abstract_like(abstract, shardings)), step
 
 
 def _callbacks(

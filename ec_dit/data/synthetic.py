@@ -13,8 +13,6 @@ class SyntheticLoader:
         batch_size: of this process.
     """
 
-    fingerprint = "synthetic"
-
     def __init__(
         self, shape_YXZ: tuple[int, int, int], text_length: int, text_width: int, *, batch_size: int, seed: int
     ):

@@ -1,6 +1,5 @@
 """Orbax checkpoints: asynchronous, the newest few kept, restored onto whatever mesh the run now has."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,9 +42,7 @@ class Checkpointer:
         """Starts saving and returns once the arrays may be overwritten; a step that is there already stays as it is."""
         if step == self.latest():
             return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(json.loads(json.dumps(meta)))
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
         self._manager.save(step, args=args)
 
     def restore(self, step: int, abstract: Any) -> Any:
@@ -83,10 +80,6 @@ class Checkpointer:
                 f"checkpoint {self._directory / str(step)} holds another model: {len(differing)} arrays differ, first {name}: "
                 f"{saved.get(name, 'missing')} saved, {wanted.get(name, 'none')} wanted."
             )
-
-    def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def wait(self) -> None:
         """Until everything saved is on disk."""
