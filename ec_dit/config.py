@@ -4,7 +4,6 @@ A file in configs/ starts from `default()` and changes what differs. `smoke()` s
 seconds. `validate()` raises UserError with a message that names the key and the values that would do.
 """
 
-import difflib
 import importlib.util
 import json
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import UserError, did_you_mean
 
 
 def default() -> ConfigDict:
@@ -230,9 +229,9 @@ def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
             continue
         section = key.rpartition(".")[0]
         siblings = [name.removeprefix(f"{section}.") for name in valid if name.rpartition(".")[0] == section]
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         also = f" Keys of {section}: {', '.join(siblings)}." if section and siblings else ""
-        raise UserError(f"unknown key --config.{key}.{also} Did you mean --config.{near[0]}?")
+        hint = did_you_mean(f"--config.{key}", [f"--config.{name}" for name in valid], cutoff=0.0)
+        raise UserError(f"unknown key --config.{key}{hint}.{also}")
 
 
 def validate(config: ConfigDict) -> None:
@@ -247,8 +246,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"--config.{key}={get(config, key)!r}: {wanted}.")
 
     for key, choices in _CHOICES.items():
-        near = difflib.get_close_matches(str(get(config, key)), choices, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(str(get(config, key)), choices)
         check(get(config, key) in choices, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
     for key in _AT_LEAST_ONE:
         check(get(config, key) >= 1, key, "must be at least 1")

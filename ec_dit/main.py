@@ -4,7 +4,6 @@ Run again with the same arguments, it goes on from the last checkpoint. --config
 CPU steps. The last line printed is the fingerprint of the final parameters.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ec_dit import cli, config
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import UserError, did_you_mean
 
 
 def define_flags() -> flags.FlagValues:
@@ -39,9 +38,7 @@ def check_arguments(argv: Sequence[str]) -> None:
     name, _, argument = chosen[-1].partition(":")
     path = Path(name)
     if not path.is_file():
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
-        hint = f" Did you mean {path.parent / near[0]}.py?" if near else ""
-        raise UserError(f"there is no config file {path}.{hint}")
+        raise UserError(f"there is no config file {path}{did_you_mean(str(path), map(str, path.parent.glob('*.py')))}.")
     config.check_overrides(config.load(path, argument), argv)
 
 

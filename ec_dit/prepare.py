@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from ec_dit import cli
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset, registry
 
@@ -46,24 +47,21 @@ def _flags() -> flags.FlagValues:
     real("validation_share", "folder: share of the images held out for validation.")
     real("max_skipped_share", "Fail if more than this share of the examples cannot be used.", 0.1)
     flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show this help.", flag_values=values, short_name="h")
+    cli.define_help(values)
     return values
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs with `argv` (the program's name first) and returns the exit code."""
-    values = _flags()
+def prepare(values: flags.FlagValues) -> None:
+    """Writes the data set and prints the report's table.
+
+    Raises:
+        UserError: a needed flag is missing, or the source, its options or its files are no good.
+    """
+    for name in ("source", "out"):
+        if not values[name].value:
+            raise UserError(f"--{name}=... is needed; see --help")
+    chosen = {option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None}
     try:
-        extra = values(list(argv))[1:]
-        if values.help:
-            print(__doc__ + values.get_help())
-            return 0
-        if extra:
-            raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
-        for name in ("source", "out"):
-            if not values[name].value:
-                raise UserError(f"--{name}=... is needed; see --help")
-        chosen = {option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None}
         report = dataset.write(
             registry.make_source(values.source, chosen),
             values.out,
@@ -72,15 +70,15 @@ def main(argv: Sequence[str]) -> int:
             max_skipped_share=values.max_skipped_share,
             overwrite=values.overwrite,
         )
-    except (UserError, flags.Error, OSError) as error:
-        print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prepare: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(report.table())
-    print(f"\n{Path(values.out) / dataset.REPORT} lists every example that was skipped.")
-    return 0
+    except OSError as error:  # a full disk, a folder one may not write to
+        raise UserError(str(error)) from error
+    cli.say(f"{report.table()}\n\n{Path(values.out) / dataset.REPORT} lists every example that was skipped.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs with `argv` (the program's name first) and returns the exit code."""
+    values = _flags()
+    return cli.run("prepare", __doc__ or "", values, lambda: prepare(values), argv)
 
 
 if __name__ == "__main__":

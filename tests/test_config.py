@@ -29,15 +29,15 @@ def test_default_is_valid():
         ("--config.model.widht=1", "model.width"),
         ("-config.moe.experts=8", "moe.num_experts"),
         ("--config.learning_rate=1", "optimizer.learning_rate"),
-        ("--config.model=3", "mesh.data"),
+        ("--config.model=3", "model.bias"),
+        ("--config.zzz=1", "seed"),
     ],
 )
 def test_unknown_key_names_the_nearest(argument, nearest):
     with pytest.raises(UserError) as error:
         config.check_overrides(config.default(), ["--config=x.py", "--workdir=w", argument])
-    message = str(error.value)
-    assert message.startswith(f"unknown key --{argument.lstrip('-').partition('=')[0]}. ")
-    assert argument.startswith("--config.model=") or message.endswith(f"--config.{nearest}?")
+    key = argument.lstrip("-").partition("=")[0]
+    assert str(error.value).startswith(f"unknown key --{key} (did you mean --config.{nearest}?).")
 
 
 def test_every_key_passes_and_other_flags_are_left_alone():

@@ -76,7 +76,7 @@ def test_evaluation_writes_its_figures(workdir, capsys):
     ("entry", "arguments", "message"),
     [
         (main, [], "--config=FILE is needed"),
-        (main, ["--config=configs/shape.py"], "Did you mean configs/shapes.py"),
+        (main, ["--config=configs/shape.py"], "did you mean configs/shapes.py"),
         (main, ["--config=configs/shapes.py"], "--workdir=DIR is needed"),
         (main, [SMOKE, "--config.optimizer.lr=1"], "learning_rate, momentum, name"),
         (main, [SMOKE, "--config.train.steps=many", "--workdir=x"], "--config.train.steps=many"),

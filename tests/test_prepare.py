@@ -58,7 +58,7 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source=shaeps", "--out=OUT"], "did you mean 'shapes'"),
+        (["--source=shaeps", "--out=OUT"], "did you mean shapes?"),
         (["--sorce=shapes"], "Unknown command line flag 'sorce'. Did you mean: source"),
         (["--source=shapes"], "--out=... is needed"),
         (["--source=shapes", "OUT"], "unexpected argument"),

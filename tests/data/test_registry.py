@@ -13,8 +13,8 @@ def test_makes_sources_with_their_options():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("shaeps", {}, "no source 'shaeps' .did you mean 'shapes'.*shapes, emoji, folder"),
-        ("shapes", {"sed": 1}, "no option 'sed' .did you mean 'seed'"),
+        ("shaeps", {}, "no source 'shaeps' .did you mean shapes.*shapes, emoji, folder"),
+        ("shapes", {"sed": 1}, "no option 'sed' .did you mean seed"),
         ("folder", {}, "needs the option 'path'"),
     ],
 )
