@@ -8,13 +8,12 @@ feed-forward layers half as wide again, ffn_factor 6 instead of 4.
 
 from ml_collections import ConfigDict
 
-from configs import shapes
 from ec_dit import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
-    c = shapes.get_config()
+    c = presets.shapes()
     c.name = "shapes_dense"
     c.model.ffn_factor = 6
     c.moe.update(routing="dense", num_experts=0)

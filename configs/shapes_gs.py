@@ -5,13 +5,12 @@ python -m ec_dit.main --config=configs/shapes_gs.py --workdir=runs/shapes_gs
 
 from ml_collections import ConfigDict
 
-from configs import shapes
 from ec_dit import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
-    c = shapes.get_config()
+    c = presets.shapes()
     c.name = "shapes_gs"
     c.moe.routing = "token_choice"
     return presets.variant(c, arg)

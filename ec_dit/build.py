@@ -99,6 +99,11 @@ def sample_settings(config: ConfigDict) -> SampleSettings:
             f"group must divide that, so that no image depends on another. Use pair, image or a divisor of {2 * tokens}."
         )
     alone = min(size, tokens)
+    if tokens % alone:
+        raise UserError(
+            f"--config.sample.group_size={size}: an image alone has {tokens} tokens, which groups of {size} do not divide; one "
+            f"would hold tokens of two images. Use pair, image or a divisor of {tokens}."
+        )
     if config.moe.routing != "dense":
         for group in {size, alone} if s.guidance != 1 else {alone}:
             capacity(group, config.moe.num_experts, base.capacity_factor)
@@ -176,8 +181,8 @@ class System:
         return jax.jit(step, out_shardings=(shardings, everywhere), donate_argnums=0)
 
     def validation(self) -> Callable[[Any, Any, jax.Array], jax.Array]:
-        """Jitted (params, batch, record numbers) -> loss of each image, routed by itself so that it depends on no other."""
-        routing = replace(train_routing(self.config), group_size=0)
+        """Jitted (params, batch, record numbers) -> loss of each image, routed as sampling routes an image alone."""
+        routing = sample_settings(self.config).routing
         prediction = self.config.flow.prediction
 
         def loss_fn(params: Any, batch: tuple[jax.Array, Text], seed_B: jax.Array) -> jax.Array:
@@ -198,7 +203,7 @@ class System:
         def put(a: np.ndarray) -> jax.Array:
             shape = (a.shape[0] * jax.process_count(), *a.shape[1:])
             axes = ("batch", *(None,) * (a.ndim - 1))
-            where = sharding.named_sharding(axes, shape, self.mesh, "train.batch_size")
+            where = sharding.named_sharding(axes, shape, self.mesh, "the batch")
             return jax.make_array_from_process_local_data(where, a, shape)
 
         return jax.tree.map(put, tree)
@@ -215,7 +220,7 @@ class System:
         """The empty caption, without a batch dimension."""
         if self.tokenizer is None:
             t = self.config.text
-            return Text(jnp.zeros((t.length, t.width)), jnp.arange(t.length) == 0)
+            return Text(np.zeros((t.length, t.width), np.float32), np.arange(t.length) == 0)
         return jax.tree.map(lambda a: a[0], self.encode([""]))
 
     def generator(self, settings: SampleSettings | None = None) -> Generator:
@@ -236,9 +241,10 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     """Builds the model abstractly; no parameter takes memory until `init_state` or a restore.
 
     Raises:
-        UserError: if mesh, batch, groups and sizes do not fit together.
+        UserError: if the mesh does not fit the devices, or groups and capacities do not come out whole.
     """
-    mesh = check_mesh(config, devices)
+    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
+    sample_settings(config)
     spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config)
 
     def build(rngs: nnx.Rngs) -> TextToImage:
@@ -251,20 +257,8 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     return System(config, mesh, graphdef, infos, init_params, tokenizer)
 
 
-def check_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The config's mesh, once batch and routing groups are known to split evenly over it, in training and in sampling.
-
-    Raises:
-        UserError: naming the numbers that do not fit.
-    """
-    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
-    sample_settings(config)
-    check_batch(config, mesh)
-    return mesh
-
-
 def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
-    """Batch and routing groups must split evenly over the mesh.
+    """Batch and routing groups of training must split evenly over the mesh.
 
     Raises:
         UserError: naming the numbers.
@@ -276,8 +270,6 @@ def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
             f"--config.train.batch_size={config.train.batch_size} / accumulate {config.train.accumulate} = {micro_batch} images "
             f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}."
         )
-    if config.sample.batch_size % ways:
-        raise UserError(f"--config.sample.batch_size={config.sample.batch_size} must be a multiple of {ways} ({over}).")
     routing = train_routing(config)
     tokens = kept_tokens(config)
     groups = micro_batch * tokens // (routing.group_size or tokens)

@@ -48,7 +48,10 @@ def run(
         if extra:
             raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
         work()
-    except (UserError, flags.Error) as error:
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
+        return MISTAKE
+    except (UserError, flags.Error, OSError) as error:  # OSError: a full disk, a folder one may not write to
         print(f"{name}: {str(error).strip()}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
@@ -60,3 +63,29 @@ def run(
 def define_help(flag_values: flags.FlagValues) -> None:
     """Adds --help."""
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=flag_values, short_name="h")
+
+
+def define_run(flag_values: flags.FlagValues) -> None:
+    """Adds the flags of what reads a trained run: --workdir, --step, --ema, --mesh, --seed."""
+    flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=flag_values)
+    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=flag_values)
+    flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=flag_values)
+    flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_list(
+        "mesh",
+        ["-1", "1", "1", "1"],
+        "Devices along data, fsdp, expert, tensor; e.g. 1,1,8,1 for a model too large for one of 8.",
+        flag_values=flag_values,
+    )
+
+
+def mesh_of(flag_values: flags.FlagValues) -> dict[str, int]:
+    """--mesh as the config's mesh section.
+
+    Raises:
+        UserError: unless it is four whole numbers.
+    """
+    words: list[str] = flag_values["mesh"].value or []
+    if len(words) != 4 or not all(word.strip().lstrip("-").isdigit() for word in words):
+        raise UserError(f"--mesh={','.join(words)}: give four whole numbers: data,fsdp,expert,tensor")
+    return dict(zip(("data", "fsdp", "expert", "tensor"), map(int, words), strict=True))

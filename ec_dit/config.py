@@ -4,8 +4,10 @@ A file in configs/ starts from `default()` and changes what differs. `smoke()` s
 seconds. `validate()` raises UserError with a message that names the key and the values that would do.
 """
 
+import functools
 import importlib.util
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,9 +79,9 @@ def default() -> ConfigDict:
     o.warmup_steps = 20_000
     o.schedule = "constant"  # after warm-up: constant, cosine (to zero at train.steps)
     o.momentum = 0.9  # rmsprop and muon; the first-moment decay of adamw
-    o.decay = 0.999  # of the second moment (rmsprop, adamw)
+    o.decay = 0.999  # of the second moment (rmsprop, adamw, and the part of muon that is adamw)
     o.eps = 1e-8
-    o.weight_decay = 0.0  # decoupled, on weight matrices only
+    o.weight_decay = 0.0  # decoupled: learning_rate x this, of every weight matrix
     o.adam_learning_rate = 1e-3  # muon only: of everything that is no matrix
     o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     o.ema_decay = 0.9999  # ramps up as min(decay, (1 + step) / (10 + step))
@@ -167,15 +169,22 @@ def load(path: Path, argument: str = "") -> ConfigDict:
     """What `get_config(argument)` of a config file returns.
 
     Raises:
-        UserError: if the file defines no get_config.
+        UserError: if the file does not load, or defines no `get_config(arg)` that returns one.
     """
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no config file: it is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} is no config file: it has no function get_config(arg).")
-    return module.get_config(argument)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file of the user's may raise
+        raise UserError(f"{path} is no config file that loads: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path} is no config file: get_config(arg) returns {type(config).__name__}, not a ConfigDict.")
+    return config
 
 
 def get(config: ConfigDict, key: str) -> Any:
@@ -199,9 +208,16 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`; keys that a newer version added take their defaults."""
+    """The inverse of `to_json`; keys that a newer version added take their defaults.
+
+    Raises:
+        UserError: if the text is no such JSON.
+    """
     config = default()
-    config.update(ConfigDict(json.loads(text)))
+    try:
+        config.update(ConfigDict(json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the saved config is damaged: {error}") from error
     return config
 
 
@@ -240,14 +256,23 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
+    _validate_each(config)
+    _validate_together(config)
 
-    def check(good: bool, key: str, wanted: str) -> None:
-        if not good:
-            raise UserError(f"--config.{key}={get(config, key)!r}: {wanted}.")
 
+def _check(config: ConfigDict, good: bool, key: str, wanted: str) -> None:
+    if not good:
+        raise UserError(f"--config.{key}={get(config, key)!r}: {wanted}.")
+
+
+def _validate_each(config: ConfigDict) -> None:
+    """Values that are good or bad by themselves."""
+    check = functools.partial(_check, config)
     for key, choices in _CHOICES.items():
         hint = did_you_mean(str(get(config, key)), choices)
         check(get(config, key) in choices, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
+    for key, value in flatten(config).items():
+        check(not isinstance(value, float) or math.isfinite(value), key, "must be a finite number")
     for key in _AT_LEAST_ONE:
         check(get(config, key) >= 1, key, "must be at least 1")
     for key in _AT_LEAST_ZERO:
@@ -264,6 +289,17 @@ def validate(config: ConfigDict) -> None:
             key,
             f"give a number of tokens, or {' or '.join(words)}",
         )
+    interval = config.sample.guidance_interval
+    check(
+        isinstance(interval, tuple | list) and len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
+        "sample.guidance_interval",
+        "give two times, 0 <= low < high <= 1",
+    )
+
+
+def _validate_together(config: ConfigDict) -> None:
+    """Values that must fit each other."""
+    check = functools.partial(_check, config)
     sparse, experts = config.moe.routing != "dense", config.moe.num_experts
     check(
         experts >= 2 if sparse else experts == 0,
@@ -282,8 +318,14 @@ def validate(config: ConfigDict) -> None:
         "train.accumulate",
         f"must divide train.batch_size {config.train.batch_size}",
     )
-    low, high = config.sample.guidance_interval
-    check(0 <= low < high <= 1, "sample.guidance_interval", "give two times, 0 <= low < high <= 1")
+    if config.data.source in ("shapes", "emoji", "folder"):
+        check(config.text.encoder == "tower", "text.encoder", f"data.source '{config.data.source}' needs 'tower'")
+    for suite in config.eval.suites:
+        check(
+            suite == config.data.source == "shapes",
+            "eval.suites",
+            f"suite {suite!r} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
+        )
     tokens = (size // patch) ** 2 * (1 - config.flow.mask_ratio)
     check(
         tokens >= 1 and tokens == int(tokens),
@@ -304,7 +346,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """A few CPU steps of the same routing and structure: sparse pattern, key-value groups, modulation, optimizer.
 
     Sizes shrink, and the data become the embedded shapes in pixels with a jointly trained text tower, so that the run also
-    samples. Batch and group shrink together: 8 images to a group, as in the paper.
+    samples. Batch and group shrink together: 8 masked images to a group, as in the paper.
     """
     heads_per_kv = config.model.num_heads // config.model.num_kv_heads
     config.name += "_smoke"
@@ -313,7 +355,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
     )
     if config.moe.routing != "dense":
         config.moe.num_experts = min(8, config.moe.num_experts)
-        config.moe.group_size = "256"  # 8 images x 64 tokens x 0.5
+        config.moe.group_size = (
+            "256"  # 8 images x 64 tokens x mask ratio 0.5, as in the paper; 4 images without masking
+        )
     config.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2)
     config.data.update(source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0)
     config.data.options = ConfigDict({"image_size": 48, "train": 256, "validation": 64, "novel": 16})

@@ -12,13 +12,10 @@ from ec_dit import cli
 from ec_dit.core.errors import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=FLAGS)
 flags.DEFINE_string("suite", "shapes", "What to score.", flag_values=FLAGS)
 flags.DEFINE_integer("images_per_task", None, "Images for each task.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_bool("novel", False, "shapes: prompts with attribute combinations never trained on.", flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=FLAGS)
-flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=FLAGS)
+cli.define_run(FLAGS)
 cli.define_help(FLAGS)
 
 
@@ -34,7 +31,7 @@ def work() -> None:
     config = workdir.config()
     if FLAGS.images_per_task is not None:
         config.eval.images_per_task = FLAGS.images_per_task
-    config.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)
+    config.mesh.update(cli.mesh_of(FLAGS))
     system, params, step = workdir.load(config, ema=FLAGS.ema, step=FLAGS.step)
     evaluation.run(
         FLAGS.suite, system, params, step, workdir, cli.say, seed=FLAGS.seed, novel=FLAGS.novel, ema=FLAGS.ema

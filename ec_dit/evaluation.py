@@ -1,7 +1,10 @@
 """Runs an evaluation suite on a model and leaves its figures and pictures in the workdir."""
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from ec_dit import build
 from ec_dit.core.errors import UserError
@@ -47,7 +50,7 @@ def run(
         "step": step,
         "seed": seed,
         "weights": "ema" if ema else "params",
-        **describe(settings),
+        **describe(system, settings),
     }
     workdir.write_eval(name, figures)
     picture = workdir.path / f"eval_{name}.png"
@@ -58,7 +61,7 @@ def run(
     return outcome
 
 
-def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bool) -> Evaluator:
+def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bool = False) -> Evaluator:
     """The suite by its name, with the prompts that fit the run's data.
 
     Raises:
@@ -75,9 +78,14 @@ def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bo
     return ShapesEvaluator(ShapesOptions(**options), system.config.eval.images_per_task, novel)
 
 
-def describe(settings: SampleSettings) -> dict[str, Any]:
-    """Every setting an image depends on, for the files beside it."""
+def describe(system: build.System, settings: SampleSettings) -> dict[str, Any]:
+    """Every setting an image depends on, and the versions and devices that made it, for the files beside it."""
     return {
+        "dtype": str(build.compute_dtype(system.config)),
+        "prediction": settings.prediction,
+        "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
+        "mesh": dict(system.mesh.shape),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         "sampler": settings.sampler,
         "steps": settings.steps,
         "nfe": settings.evaluations,

@@ -4,6 +4,7 @@ Run again with the same arguments, it goes on from the last checkpoint. --config
 CPU steps. The last line printed is the fingerprint of the final parameters.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +32,15 @@ def check_arguments(argv: Sequence[str]) -> None:
         UserError: naming the nearest file or key.
     """
     chosen = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
-    if not chosen:
+    chosen += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
+    if not any(chosen):
         if any(a in ("--help", "-h", "--helpfull") for a in argv):
             return
         raise UserError("--config=FILE is needed, for example --config=configs/shapes.py")
     name, _, argument = chosen[-1].partition(":")
     path = Path(name)
+    if path.is_dir():
+        raise UserError(f"--config={name}: {path} is a folder; choose a file in it.")
     if not path.is_file():
         raise UserError(f"there is no config file {path}{did_you_mean(str(path), map(str, path.parent.glob('*.py')))}.")
     config.check_overrides(config.load(path, argument), argv)
@@ -48,7 +52,7 @@ def train(run_config: ConfigDict, workdir: str | None) -> None:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
     config.validate(run_config)
 
-    from ec_dit import training  # after the checks: importing jax takes seconds that a typo need not cost
+    from ec_dit import training  # after the checks: these imports take seconds that a typo need not cost
 
     fingerprint = training.run(run_config, workdir, cli.say)
     cli.say(f"done: {workdir}  params_sha256={fingerprint}")

@@ -1,7 +1,7 @@
 """Prepares a data set: python -m ec_dit.prepare --source=shapes|emoji|folder --out=DIR [options].
 
 Writes a TFDS data set in ArrayRecord, a sentencepiece tokenizer of its captions and a report of what was kept and why
-the rest was skipped. Options that a source does not have are refused.
+the rest was skipped. Options that a source does not have are refused; --option=key=value gives any that it has.
 """
 
 import sys
@@ -45,7 +45,13 @@ def _flags() -> flags.FlagValues:
     whole("seed", "shapes: seed of the scenes.")
     whole("vocab_size", "Pieces of the tokenizer, at most.", 4096)
     real("validation_share", "folder: share of the images held out for validation.")
-    real("max_skipped_share", "Fail if more than this share of the examples cannot be used.", 0.1)
+    real("max_skipped_share", "Fail if more than this share of the examples, from 0 to 1, cannot be used.", 0.1)
+    flags.DEFINE_multi_string(
+        "option",
+        [],
+        "key=value: any option of the source, as JSON or a Python literal, such as --option=cells=3. May be repeated.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=values)
     cli.define_help(values)
     return values
@@ -61,9 +67,12 @@ def prepare(values: flags.FlagValues) -> None:
         if not values[name].value:
             raise UserError(f"--{name}=... is needed; see --help")
     chosen = {option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None}
+    others = registry.parse_options(values.source, values.option)
+    for name in chosen.keys() & others.keys():
+        raise UserError(f"option {name!r} is given twice, by its own flag and by --option")
     try:
         report = dataset.write(
-            registry.make_source(values.source, chosen),
+            registry.make_source(values.source, chosen | others),
             values.out,
             vocab_size=values.vocab_size,
             tokenizer_path=values.tokenizer,

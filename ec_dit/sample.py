@@ -1,6 +1,7 @@
 """Draws: python -m ec_dit.sample --workdir=DIR --prompt="a red circle" [--prompt=...] [--prompts_file=F] --out=DIR.
 
-Writes one PNG per image, a contact sheet and settings.json. An image depends on its prompt, seed, index and settings
+Writes one PNG per image, 00000_0000.png by prompt and index, a contact sheet and settings.json; pictures that an earlier
+call left in the folder are removed. An image depends on its prompt, seed, index and settings
 only. Sampling settings default to those of the run's config.
 """
 
@@ -18,12 +19,10 @@ from ec_dit.core.errors import UserError
 _SHEET = 64  # pictures on the contact sheet, at most
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=FLAGS)
 flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", flag_values=FLAGS)
 flags.DEFINE_string("prompts_file", None, "A text file with one prompt a line.", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("sampler", None, ["euler", "heun"], "Integrator.", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
@@ -32,8 +31,7 @@ flags.DEFINE_float("time_shift", None, "> 1 spends more steps near noise.", flag
 flags.DEFINE_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=FLAGS)
-flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=FLAGS)
+cli.define_run(FLAGS)
 cli.define_help(FLAGS)
 
 _OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "capacity_factor", "group_size", "batch_size")
@@ -50,8 +48,14 @@ def prompts() -> list[str]:
         path = Path(FLAGS.prompts_file)
         if not path.is_file():
             raise UserError(f"there is no prompts file {path}")
-        found += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    found = list(dict.fromkeys(p for p in found if p))
+        try:
+            found += path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompts file {path} is not UTF-8: {error}") from error
+    found = list(dict.fromkeys(p.strip() for p in found if p.strip()))
+    for prompt in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UserError(f"the prompt {prompt!r} is no valid Unicode; check the terminal's encoding")
     if not found:
         raise UserError('nothing to draw: give --prompt="..." or --prompts_file=F with one prompt a line')
     return found
@@ -77,14 +81,13 @@ def work() -> None:
             run_config.sample[name] = FLAGS[name].value
     if FLAGS.guidance_interval is not None:
         run_config.sample.guidance_interval = _interval(FLAGS.guidance_interval)
-    run_config.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)
+    run_config.mesh.update(cli.mesh_of(FLAGS))
     config.validate(run_config)
+    out = _empty_folder(FLAGS.out)
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
     settings = build.sample_settings(run_config)
     generator = system.generator(settings)
 
-    out = Path(FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
     jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]
     numbers, captions, indices = zip(*jobs, strict=True)
     sheet: list[np.ndarray] = []
@@ -101,14 +104,26 @@ def work() -> None:
         "num": FLAGS.num,
         "seed": FLAGS.seed,
         "workdir": FLAGS.workdir,
+        "config": run_config.name,
         "step": step,
         "weights": "ema" if FLAGS.ema else "params",
-        **evaluation.describe(settings),
+        **evaluation.describe(system, settings),
     }
     (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if len(jobs) > len(sheet):
+        cli.say(f"the sheet shows the first {len(sheet)}")
     cli.say(
         f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}"
     )
+
+
+def _empty_folder(name: str) -> Path:
+    """The folder, made, without the pictures of an earlier call."""
+    folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9]*_[0-9]*.png"):
+        old.unlink()
+    return folder
 
 
 def _interval(parts: Sequence[str]) -> tuple[float, float]:

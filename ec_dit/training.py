@@ -11,7 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ec_dit import build, evaluation
+from ec_dit import config as config_lib
 from ec_dit.core.errors import UserError
+from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.core.tree import num_params, sha256
 from ec_dit.data import dataset as datasets
 from ec_dit.data import images, registry
@@ -47,7 +49,9 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     Raises:
         UserError: for everything a user can mend.
     """
-    build.check_mesh(config)  # before a data set is prepared for nothing
+    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES])  # checked before a data set is prepared for nothing
+    build.check_batch(config, mesh)
+    build.sample_settings(config)
     data = open_data(config, say)
     tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
     if data is not None and tokenizer is not None:
@@ -55,6 +59,8 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     system = build.make_system(config, tokenizer)
     workdir = Workdir(path)
     workdir.claim(config, data)
+    for suite in config.eval.suites:
+        evaluation.make_evaluator(suite, system, workdir)  # what does not fit should say so before the training
     say(f"devices: {system.mesh.size} x {jax.devices()[0].device_kind}; mesh {dict(system.mesh.shape)}; {path}")
 
     tx = system.optimizer()
@@ -67,6 +73,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     else:
         say(f"resuming at step {step}")
         state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
+        workdir.check(config_lib.from_json(json.dumps(checkpointer.meta(step)["config"])), config)
 
     loader = make_loader(config, data, tokenizer)
     with jax.set_mesh(system.mesh), MetricWriter(path) as writer:
@@ -91,10 +98,10 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
     d = config.data
     if d.source == "synthetic":
         return None
-    if d.space == "latents":
+    if d.space == "latents" or config.text.encoder == "cached":
         raise UserError(
-            "this config trains on cached latents, and no cache is given. To measure its speed on random ones: "
-            "--config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
+            "this config trains on cached latents and text embeddings, which this version cannot read yet. To measure its speed "
+            "on random ones: --config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
         )
     if not d.path:
         raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
@@ -130,9 +137,15 @@ def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer |
     """This process's share of the training batches."""
     d, t, processes = config.data, config.text, jax.process_count()
     if data is None or tokenizer is None:
-        size = config.train.batch_size // processes
-        seed = config.seed * processes + jax.process_index()
-        return SyntheticLoader((d.size, d.size, d.channels), t.length, t.width, batch_size=size, seed=seed)
+        return SyntheticLoader(
+            (d.size, d.size, d.channels),
+            t.length,
+            t.width,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=processes,
+        )
     return Loader(
         data,
         "train",
@@ -158,7 +171,13 @@ def _callbacks(
     say: Callable[[str], None],
 ) -> list[loop.Callback]:
     config, last = system.config, system.config.train.steps
-    save = loop.SaveEvery(checkpointer, config.checkpoint.every, last, {"name": config.name})
+
+    def meta(done: int) -> dict[str, Any]:
+        where = {"examples_seen": done * config.train.batch_size, "seed": config.seed}
+        where |= {"fingerprint": data.fingerprint if data else "synthetic"}
+        return {"config": json.loads(config_lib.to_json(config)), "data": where}
+
+    save = loop.SaveEvery(checkpointer, config.checkpoint.every, last, meta)
     peak, origin = peak_flops(jax.devices()[0])
     say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     spec, tower = build.dit_spec(config), build.tower_spec(config, system.tokenizer)

@@ -5,6 +5,7 @@ tensorboard/, images/, eval_*.json.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from ec_dit.data.dataset import Dataset
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
 
-_CONFIG, _TOKENIZER, _DATA = "config.json", "tokenizer.model", "data.json"
+_CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
 
 
 class Workdir:
@@ -33,17 +34,12 @@ class Workdir:
         Raises:
             UserError: naming every setting, or the data, that differ from the run that started here.
         """
-        if (self.path / _CONFIG).exists():
-            changed = config_lib.difference(self.config(), config)
-            if dataset is not None and self._data().get("fingerprint") != dataset.fingerprint:
-                changed.append(
-                    f"records of the data set: {self._data().get('path')} -> {dataset.path} (not the same content)"
-                )
-            if changed:
-                raise UserError(
-                    f"{self.path} belongs to a run with other settings:\n  " + "\n  ".join(changed) + "\n"
-                    "Give this run another --workdir, or the same settings as before."
-                )
+        # Before its first checkpoint a run has nothing that other settings could spoil.
+        if (self.path / _CONFIG).exists() and any(p.name.isdigit() for p in (self.path / _CHECKPOINTS).glob("*")):
+            started, moved = self._data(), []
+            if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
+                moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
+            self.check(self.config(), config, moved)
         self.path.mkdir(parents=True, exist_ok=True)
         if dataset is not None:
             report = json.loads(dataset.report.to_json())
@@ -51,6 +47,21 @@ class Workdir:
             self._write(_DATA, json.dumps(data, indent=2))
             (self.path / _TOKENIZER).write_bytes(epath.Path(dataset.tokenizer_path).read_bytes())
         self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
+
+    def check(self, old: ConfigDict, new: ConfigDict, also: Sequence[str] = ()) -> None:
+        """Refuses to go on with other settings.
+
+        Args:
+            also: other differences, one a line.
+
+        Raises:
+            UserError: naming every setting that differs.
+        """
+        if changed := [*config_lib.difference(old, new), *also]:
+            raise UserError(
+                f"{self.path} belongs to a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                "Give this run another --workdir, or the same settings as before."
+            )
 
     def config(self) -> ConfigDict:
         """The config of the run.
@@ -73,10 +84,10 @@ class Workdir:
 
     def checkpointer(self, **options: Any) -> Checkpointer:
         """The run's checkpoints; options as Checkpointer has them."""
-        return Checkpointer(str(self.path / "checkpoints"), **options)
+        return Checkpointer(str(self.path / _CHECKPOINTS), **options)
 
     def load(self, config: ConfigDict, *, ema: bool = True, step: int | None = None) -> tuple[System, Any, int]:
-        """(system, parameters on its mesh, step) of the newest or the given checkpoint.
+        """(system, parameters on its mesh, step) of the newest or the given checkpoint; no other arrays are read.
 
         Args:
             config: of the run, its sampling keys and mesh changed as wished.
@@ -91,9 +102,10 @@ class Workdir:
         if step is None:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
         abstract, shardings = system.abstract_state(system.optimizer())
-        state = checkpoints.restore(step, abstract_like(abstract, shardings))
+        wanted = "ema" if ema else "params"
+        state = checkpoints.restore(step, abstract_like(abstract, shardings), only=(wanted,))
         checkpoints.close()
-        return system, state.ema if ema else state.params, step
+        return system, getattr(state, wanted), step
 
     def write_eval(self, name: str, figures: dict[str, Any]) -> None:
         """Writes eval_<name>.json."""

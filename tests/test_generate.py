@@ -32,13 +32,14 @@ def test_alone_or_in_company(routing, group):
     assert np.abs(company[2] - company[1]).max() > 0.01
 
 
-def test_one_device_or_eight():
+@pytest.mark.parametrize("mesh", [{}, {"mesh__expert": 8}, {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__tensor": 2}])
+def test_one_device_or_eight(mesh):
+    """Also where neither the training batch nor the sampling batch splits over the devices."""
     draw, params = generator()
-    draw_eight, _ = generator(devices=8)
-    prompts = ["abc", "fed", "cab"]
-    np.testing.assert_allclose(
-        draw(params, prompts, [0, 1, 2], seed=1), draw_eight(params, prompts, [0, 1, 2], seed=1), atol=1e-4
-    )
+    draw_eight, _ = generator(devices=8, train__batch_size=6, sample__batch_size=3, **mesh)
+    prompts = ["abc", "fed", "cab", "ace", "bed"]
+    one, eight = (d(params, prompts, range(5), seed=1) for d in (draw, draw_eight))
+    np.testing.assert_allclose(one, eight, atol=1e-4)
 
 
 def test_seed_and_index_make_other_images():
@@ -52,6 +53,9 @@ def test_seed_and_index_make_other_images():
 def test_a_group_that_spans_images_is_refused():
     with pytest.raises(UserError, match="an image has 16 tokens"):
         build.sample_settings(helpers.tiny_config(sample__group_size="64"))
+    small = helpers.tiny_config(data__size=12, sample__group_size="24")  # 36 tokens: 24 divides the pair, not the image
+    with pytest.raises(UserError, match="an image alone has 36 tokens"):
+        build.sample_settings(small)
 
 
 def test_capacity_and_group_may_be_raised_for_sampling():

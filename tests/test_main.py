@@ -85,8 +85,15 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (main, [SMOKE, "--config.moe.capacity_factor=0.001", "--workdir=x"], "capacity C = group size"),
         (main, [SMOKE, "--config.mesh.data=3", "--workdir=x"], "covers 3 devices, but 8 are here"),
         (main, [SMOKE, "--config.optimizer.name=moun", "--workdir=x"], "did you mean muon?"),
+        (main, [SMOKE, "--config.optimizer.eps=nan", "--workdir=x"], "must be a finite number"),
+        (main, [SMOKE, "--config.eval.suites=('shape',)", "--workdir=x"], "suite 'shape' does not fit"),
+        (main, [SMOKE, "--config.text.encoder=cached", "--workdir=x"], "needs 'tower'"),
+        (main, ["--config", "configs/shape.py"], "did you mean configs/shapes.py"),
+        (main, ["--config=configs"], "configs is a folder"),
+        (main, ["--config="], "--config=FILE is needed"),
+        (main, ["--config=README.md"], "it is not a Python file"),
         (main, ["--config=configs/m_64e.py", "--workdir=x"], "so that their product is 8"),
-        (main, ["--config=configs/m_64e.py", "--workdir=x", "--config.mesh.expert=8"], "no cache is given"),
+        (main, ["--config=configs/m_64e.py", "--workdir=x", "--config.mesh.expert=8"], "cannot read yet"),
         (
             main,
             [SMOKE, *EIGHT, "--config.data.source=folder", "--config.data.path=no", "--workdir=x"],
@@ -94,6 +101,8 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         ),
         (sample, ["--workdir=nowhere", "--out=x", "--prompt=a"], "nowhere is no workdir of a run"),
         (sample, ["--workdir=nowhere", "--out=x"], "nothing to draw"),
+        (sample, ["--workdir=nowhere", "--out=x", "--prompt= "], "nothing to draw"),
+        (sample, ["--workdir=nowhere", "--out=x", "--prompt=a\udcff"], "no valid Unicode"),
         (evaluate, ["--workdir=nowhere"], "nowhere is no workdir of a run"),
     ],
 )
@@ -102,6 +111,47 @@ def test_a_mistake_ends_with_one_message(entry, arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(arg):\n  return", "returns NoneType, not a ConfigDict"),
+        ("def get_config(:", "SyntaxError"),
+        ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
+        ("x = 1", "has no attribute 'get_config'"),
+        ("def get_config():\n  return 1", "takes 0 positional arguments"),
+    ],
+)
+def test_a_config_file_that_does_not_load(tmp_path, capsys, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    assert main.main(["main", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'mine.py'} is no config file" in error and message in error
+
+
+@pytest.mark.slow
+def test_sampling_leaves_no_picture_of_an_earlier_call(workdir, tmp_path):
+    common = ["sample", f"--workdir={workdir}", "--steps=1", "--sampler=euler", f"--out={tmp_path / 'out'}"]
+    assert sample.main([*common, "--prompt=a red circle", "--num=3"]) == 0
+    assert sample.main([*common, "--prompt= a blue star ", "--num=1", "--mesh=1,2,4,1"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["00000_0000.png", "sheet.png"]
+    facts = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert facts["prompts"] == ["a blue star"] and facts["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "tensor": 1}
+    assert {"dtype", "prediction", "versions", "devices", "config"} <= set(facts)
+    assert sample.main([*common, "--prompt=a", "--mesh=8"]) == 2
+
+
+@pytest.mark.slow
+def test_before_the_first_checkpoint_settings_may_change(tmp_path, capsys):
+    """A run whose first loss was not finite goes on in its workdir once the cause is mended."""
+    common = ["main", SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.data.path={tmp_path / 'data'}", *EIGHT]
+    common += ["--config.model.num_blocks=2", "--config.train.steps=2", "--config.optimizer.schedule=constant"]
+    assert main.main([*common, "--config.optimizer.learning_rate=1e30"]) == 2
+    assert "There is no checkpoint yet" in capsys.readouterr().err
+    assert main.main([*common, "--config.optimizer.learning_rate=1e-3"]) == 0
+    assert main.main([*common, "--config.optimizer.learning_rate=1e-2"]) == 2
+    assert "optimizer.learning_rate: 0.001 -> 0.01" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -55,6 +55,16 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path):
     assert len(dataset.open(out)["train"]) == 30
 
 
+def test_any_option_of_a_source_can_be_given(tmp_path):
+    out = tmp_path / "set"
+    more = ["--option=cells=3", "--option=novel=4", "--option=object_size=[0.5, 0.75]", "--image_size=48"]
+    assert prepare.main(["prepare", *SHAPES, f"--out={out}", *more]) == 0
+    report = dataset.open(out).report
+    assert report.kept == {"train": 30, "validation": 5, "novel": 4}
+    wanted = {"cells": 3, "novel": 4, "object_size": [0.5, 0.75], "image_size": 48}
+    assert {name: report.options[name] for name in wanted} == wanted
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +75,11 @@ def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path):
         (["--source=folder", "--out=OUT", "--path=/nonexistent/images"], "does not exist"),
         (["--source=folder", "--out=OUT", "--path=.", "--placement=cell"], "folder has no option 'placement'"),
         (["--source=shapes", "--out=OUT", "--num_train=many"], "--num_train=many"),
+        (["--source=shapes", "--out=OUT", "--option=cels=3"], "did you mean cells?"),
+        (["--source=shapes", "--out=OUT", "--option=cells=many"], "cells=many of source shapes is no int"),
+        (["--source=shapes", "--out=OUT", "--option=train=3", "--num_train=3"], "option 'train' is given twice"),
+        (["--source=shapes", "--out=OUT", "--max_skipped_share=nan"], "max_skipped_share is nan"),
+        (["--source=folder", "--out=OUT", "--path=.", "--validation_share=nan"], "validation_share is nan"),
         (["--source=shapes", "--out=OUT", "--placement=here"], "placement is 'here'"),
         (["--source=shapes", "--out=OUT", "--num_train=5", "--tokenizer=/nonexistent"], "cannot read the tokenizer"),
     ],

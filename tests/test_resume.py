@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = 12
+STEPS = 40  # many more than pass between a line and the kill that it calls for
 SETTINGS = f"""
 from ec_dit import config
 
@@ -62,13 +62,17 @@ def finish(process):
 
 
 def kill_after(process, step, delay):
-    """SIGKILL, `delay` seconds after the line of `step`."""
+    """SIGKILL, `delay` seconds after the first line of `step` or a later one."""
+    output = ""
     for line in process.stdout:
-        if line.startswith(f"step {step}/"):
+        output += line
+        found = re.match(r"step (\d+)/", line)
+        if found and int(found[1]) >= step:
             break
     time.sleep(delay)
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"the run ended before it was killed:\n{output}"
 
 
 def kill_inside_save(process, workdir):
@@ -100,7 +104,7 @@ def test_killed_five_times_it_ends_in_the_same_parameters(place, unbroken):
     workdir = place / "killed"
     kill_inside_save(start(place, workdir), workdir)
     torn = _entries(workdir / "checkpoints")
-    for first, last in ((1, 3), (4, 6), (6, 8), (9, 11)):
+    for first, last in ((1, 4), (8, 12), (16, 20), (24, 28)):
         kill_after(start(place, workdir), rng.randint(first, last), rng.uniform(0, 0.2))
     fingerprint, losses = finish(start(place, workdir))
     assert any(".orbax-checkpoint-tmp" in name for name in torn)
@@ -111,11 +115,13 @@ def test_killed_five_times_it_ends_in_the_same_parameters(place, unbroken):
 @pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_continues_on_four_and_on_one(place):
     rows = {}
+    steps = "--config.train.steps=12"
     for devices in (8, 4, 1):
         workdir = place / f"from8_on{devices}"
-        kill_after(start(place, workdir, "--config.mesh.data=1", "--config.mesh.expert=8", devices=8), 7, 0.0)
+        first = start(place, workdir, steps, "--config.mesh.data=1", "--config.mesh.expert=8", devices=8)
+        kill_after(first, 7, 0.0)
         expert = f"--config.mesh.expert={devices}"
-        rows[devices] = finish(start(place, workdir, "--config.mesh.data=1", expert, devices=devices))[1]
+        rows[devices] = finish(start(place, workdir, steps, "--config.mesh.data=1", expert, devices=devices))[1]
     assert rows[4] and rows[1]
     for devices in (4, 1):
         for step, loss in rows[devices].items():

@@ -6,7 +6,8 @@ its mesh axes do not divide (jit would replicate it without a word).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -18,7 +19,6 @@ LogicalAxes = Sequence[str | None]
 RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": ("data", "fsdp", "expert"),  # images, and the routing groups made of them
-    "group": ("data", "fsdp"),  # routing groups while their tokens sit with the experts
     # parameters
     "expert": ("expert",),
     "expert_embed": ("fsdp",),  # the width dimension of expert weights, which 'expert' shards already
@@ -28,6 +28,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "ffn": ("tensor",),
     # never sharded
     "layers": (),
+    # axes that hold copies of the experts' weights
+    "replica": ("data",),
 }
 
 
@@ -85,3 +87,44 @@ def constrain(array: jax.Array, *axes: str | None, name: str = "activation") -> 
     if mesh.empty or mesh.size == 1:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes, array.shape, mesh, name))
+
+
+def mesh_axes(*logical: str) -> tuple[str, ...]:
+    """The axes of the mesh in context, larger than 1, that the `logical` axes are laid over; () without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    return tuple(dict.fromkeys(a for word in logical for a in RULES[word] if mesh.shape[a] > 1))
+
+
+def per_device(
+    function: Callable[..., Any], in_axes: Sequence[LogicalAxes], out_axes: Any, name: str = "activation"
+) -> Callable[..., Any]:
+    """`function` run by each device of the mesh in context on its own parts, with collectives over `mesh_axes`.
+
+    The compiler then lays nothing out by itself. Without a mesh, or on one device, it is the function as it is.
+
+    Args:
+        in_axes: logical axes of each argument, which are arrays.
+        out_axes: logical axes of each output, in the structure of the outputs; () for what is the same everywhere.
+
+    Raises:
+        UserError: if a dimension of an argument does not divide over the mesh; `name` says of what.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def out_spec(axes: LogicalAxes) -> PartitionSpec:
+        return PartitionSpec(*((mesh_axes(axis) or None) if axis else None for axis in axes))
+
+    def call(*arrays: jax.Array) -> Any:
+        in_specs = tuple(partition_spec(axes, a.shape, mesh, name) for axes, a in zip(in_axes, arrays, strict=True))
+        out_specs = jax.tree.map(out_spec, out_axes, is_leaf=_is_axes)
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(*arrays)
+
+    return call
+
+
+def _is_axes(node: Any) -> bool:
+    return type(node) is tuple and all(axis is None or isinstance(axis, str) for axis in node)

@@ -24,6 +24,7 @@ from ec_dit.data.records import Record, Source
 from ec_dit.data.report import FORMAT, Report
 
 REPORT, TOKENIZER = "report.json", "tokenizer.model"
+_REPLACED = "replaced"  # where an old data set waits, in the working directory, until the new one has its place
 _LIBRARIES = ("tensorflow-datasets", "array-record", "sentencepiece", "pillow", "numpy")
 
 
@@ -42,13 +43,17 @@ def write(
     Args:
         vocab_size: pieces, at most, of the tokenizer trained on the captions of the split `train`.
         tokenizer_path: a sentencepiece model to copy instead of training one.
-        max_skipped_share: fails if more than this share of the examples is skipped.
+        max_skipped_share: fails if more than this share of the examples is skipped; from 0 to 1.
         overwrite: replaces a finished data set at `out`; never anything else.
         progress: shows a progress bar on stderr.
 
     Raises:
-        UserError: `out` is taken, too much was skipped, nothing was kept for training, or the tokenizer is unusable.
+        UserError: `out` is taken, too much was skipped, nothing was kept for training, the tokenizer is unusable, or
+            `max_skipped_share` is no share.
+        OSError: a file cannot be written; what was at `out` is still there.
     """
+    if not 0 <= max_skipped_share <= 1:
+        raise UserError(f"max_skipped_share is {max_skipped_share}; it must be from 0 to 1")
     out = Path(out).absolute()
     given = tokenizer.Tokenizer.load(tokenizer_path) if tokenizer_path else None
     with _workspace(out) as work:
@@ -71,15 +76,18 @@ def write(
             files={path.name: path.stat().st_size for path in sorted(files.iterdir())},
         )
         (files / REPORT).write_text(report.to_json(), encoding="utf-8")
-        if out.exists() and any(out.iterdir()):
-            out.rename(work / "replaced")
+        if not _is_free(out):
+            out.rename(work / _REPLACED)
         files.rename(out)
     return report
 
 
 @contextlib.contextmanager
 def _workspace(out: Path) -> Iterator[Path]:
-    """A locked directory beside `out`, cleared of what an interrupted run left there, and removed at the end."""
+    """A locked directory beside `out`, cleared of what an interrupted run left there, and removed at the end.
+
+    An old data set that has not been replaced yet goes back to `out`, after a failure and after a kill.
+    """
     path = out.parent / f".{out.name}.incomplete"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -94,22 +102,31 @@ def _workspace(out: Path) -> Iterator[Path]:
         except OSError:
             pass  # A file system without locks.
         try:
+            _put_back(path / _REPLACED, out)
             for leftover in path.iterdir():
                 shutil.rmtree(leftover)
             yield path
         finally:
+            _put_back(path / _REPLACED, out)
             shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(handle)
 
 
+def _put_back(replaced: Path, out: Path) -> None:
+    if replaced.exists() and _is_free(out):
+        replaced.rename(out)
+
+
+def _is_free(out: Path) -> bool:
+    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+
+
 def _refuse_taken(out: Path, overwrite: bool) -> None:
-    if not out.exists():
+    if _is_free(out):
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the data set")
-    if not any(out.iterdir()):
-        return
     if not (out / REPORT).is_file():
         raise UserError(f"{out} holds other files and is not a data set; name another folder")
     if not overwrite:
@@ -195,10 +212,6 @@ class Dataset:
     def tokenizer_path(self) -> Path:
         """The sentencepiece model of this data set."""
         return self.path / TOKENIZER
-
-    def __len__(self) -> int:
-        """Records over all splits."""
-        return sum(self.report.kept.values())
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:

@@ -124,16 +124,14 @@ def contact_sheet(
     images: Sequence[Image.Image | np.ndarray] | np.ndarray,
     captions: Sequence[str] | None = None,
     columns: int = 8,
-    scale: int | None = None,
     smooth: bool = False,
 ) -> Image.Image:
-    """Lays pictures out in rows, each with its caption beneath.
+    """Lays pictures out in rows, each with its caption beneath, enlarged until cells are at least 128 pixels wide.
 
     Args:
         images: what `to_pil` takes, of any sizes; all get the cell of the largest.
         captions: one text per picture, wrapped to at most four lines; None leaves the space out.
         columns: pictures per row, at most.
-        scale: enlargement; None takes the smallest whole factor that makes cells at least 128 pixels wide.
         smooth: enlarge by Lanczos instead of showing the pixels as they are.
     """
     pictures = [to_pil(image) for image in images]
@@ -142,7 +140,7 @@ def contact_sheet(
     if captions is not None and len(captions) != len(pictures):
         raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures")
     widest, tallest = (max(p.size[axis] for p in pictures) for axis in (0, 1))
-    scale = scale or max(1, -(-128 // widest))
+    scale = max(1, -(-128 // widest))
     filter_ = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
     pictures = [p.resize((p.width * scale, p.height * scale), filter_) for p in pictures]
     cell_x, cell_y = widest * scale, tallest * scale

@@ -1,7 +1,8 @@
 """Batches from a prepared data set, by Grain: deterministic from a seed and resumable at any step.
 
-The stream is one global order of examples. Shuffling, repeating and augmenting come before the slice that each process
-takes, so global batches are the same for any number of processes and workers. A batch is a dict of numpy arrays:
+The stream is one global order of examples. Shuffling, repeating and augmenting come before the block of each batch that
+a process takes, so the processes' blocks, one after another, are the global batch, the same for any number of processes
+and workers. A batch is a dict of numpy arrays:
 image_BYXZ float32 in [-1, 1], ids_BT int32, mask_BT bool (True = real token), record_B int32 (index within the split).
 """
 
@@ -128,8 +129,11 @@ class Loader:
         crop: `center`, or `random` along the longer side.
         flip: mirrors half of the examples whose record allows it.
         workers: processes that prepare batches; 0 prepares them in threads of this one.
-        process_index, process_count: which interleaved share of each global batch this process gets.
+        process_index, process_count: which block of each global batch this process gets.
         cache_bytes: memory for decoded images; smaller sets are decoded once.
+
+    Raises:
+        UserError: no such crop or split, or a batch that the processes cannot share.
     """
 
     def __init__(
@@ -151,17 +155,18 @@ class Loader:
     ):
         if crop not in CROPS:
             raise UserError(f"crop is {crop!r}; choose one of {', '.join(CROPS)}")
-        self._local = _local_size(batch_size, process_count)
+        local = local_size(batch_size, process_count)
         cache = cache_bytes // max(1, workers)
         examples = _Examples(dataset, split, tokenizer, image_size, text_length, crop, cache)
         order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-        self._stream = order.random_map(_Augment(image_size, flip))[process_index::process_count]
+        blocks = order.random_map(_Augment(image_size, flip)).batch(local, drop_remainder=True)
+        self._stream = blocks[process_index::process_count].map(_to_float)
         self._records = dataset[split]
         self._workers = workers
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Yields this process's share of the global batches start_step, start_step + 1, ... without end."""
-        stream = self._stream[start_step * self._local :].batch(self._local, drop_remainder=True).map(_to_float)
+        """Yields this process's block of the global batches start_step, start_step + 1, ... without end."""
+        stream = self._stream[start_step:]
         if not self._workers:
             return _plain_errors(stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
         if not flags.FLAGS.is_parsed():  # Grain hands absl flags to its workers; libraries and notebooks parse none.
@@ -190,22 +195,27 @@ def fixed_batches(
     """Yields a split once, in stored order, centre-cropped and never mirrored: the same batches every time.
 
     The stored order is that of a hash of the ids, so the first `max_batches` are a fair sample. The last batch is
-    filled up with records from the start, whose record_B is -1: leave those out of any mean.
+    filled up with records from the start, whose record_B is -1: leave those out of any mean. Processes take blocks as
+    in Loader.
+
+    Raises:
+        UserError: no such split, or a batch that the processes cannot share.
     """
-    local = _local_size(batch_size, process_count)
+    local = local_size(batch_size, process_count)
     examples = _Examples(dataset, split, tokenizer, image_size, text_length, "center", cache=0)
     batches = -(-len(examples) // batch_size)
     for step in range(batches if max_batches is None else min(batches, max_batches)):
         rows = []
         for position in range(local):
-            index = step * batch_size + position * process_count + process_index
+            index = step * batch_size + process_index * local + position
             example = examples[index % len(examples)]
             row = _row(example, example.pixels_YXZ)
             rows.append(row if index < len(examples) else row | {"record_B": np.array(-1, np.int32)})
         yield _to_float({key: np.stack([row[key] for row in rows]) for key in rows[0]})
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
+def local_size(batch_size: int, process_count: int) -> int:
+    """Rows of a global batch that each process gets. Raises UserError if they do not come out even."""
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"batch_size is {batch_size}; it must be a positive multiple of the {process_count} processes that share it"

@@ -26,7 +26,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An example left out, with the reason that the report gives."""
+    """An example left out, with the reason that the report gives: what follows a first colon is detail, not counted."""
 
     id: str
     reason: str

@@ -1,8 +1,12 @@
 """The sources by name. Each lives in a module of its own, imported only when it is asked for."""
 
+import ast
 import dataclasses
 import importlib
-from collections.abc import Mapping
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ec_dit.core.errors import UserError, did_you_mean
@@ -22,18 +26,68 @@ def make_source(name: str, options: Mapping[str, Any]) -> Source:
     Raises:
         UserError: no such source or option, an option that is needed and missing, or a value the source refuses.
     """
+    source_class, options_class = _classes(name)
+    for key in options:
+        _field(name, key)
+    for field in dataclasses.fields(options_class):
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in options:
+            raise UserError(f"source {name} needs the option {field.name!r}")
+    return source_class(options_class(**options))
+
+
+def parse_options(name: str, texts: Iterable[str]) -> dict[str, Any]:
+    """Options of the source `name` from texts 'key=value', each value JSON, a Python literal or the text itself.
+
+    Raises:
+        UserError: no such source or option, an option without a value or given twice, or a value of another type.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        field = _field(name, key)
+        if not equals:
+            raise UserError(f"option {key!r} has no value; write {key}=VALUE")
+        if key in options:
+            raise UserError(f"option {key!r} is given twice")
+        for read in (json.loads, ast.literal_eval, str):
+            try:
+                options[key] = _typed(read(value), field.type)
+                break
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # What literal_eval may raise.
+                continue
+        else:
+            kind = field.type.__name__ if isinstance(field.type, type) else field.type
+            raise UserError(f"option {key}={value} of source {name} is no {kind}; write for example {field.default!r}")
+    return options
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """`value` as an annotation asks for it: lists become tuples, whole numbers floats. ValueError where it is not."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if type(value) in parts:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return tuple(_typed(item, part) for item, part in zip(value, kinds, strict=True))
+    elif type(value) is kind:
+        return value
+    elif kind is float and type(value) is int:
+        return float(value)
+    raise ValueError(f"{value!r} is no {kind}")
+
+
+def _classes(name: str) -> tuple[Any, Any]:
     if name not in _SOURCES:
         raise UserError(f"there is no source {name!r}{did_you_mean(name, NAMES)}; choose one of {', '.join(NAMES)}")
-    module_name, source_name, options_name = _SOURCES[name]
+    module_name, *names = _SOURCES[name]
     module = importlib.import_module(module_name)
-    options_class = getattr(module, options_name)
-    fields = {field.name: field for field in dataclasses.fields(options_class)}
-    for key in options:
-        if key not in fields:
-            raise UserError(
-                f"source {name} has no option {key!r}{did_you_mean(key, fields)}; it has {', '.join(fields)}"
-            )
-    for key, field in fields.items():
-        if field.default is field.default_factory is dataclasses.MISSING and key not in options:
-            raise UserError(f"source {name} needs the option {key!r}")
-    return getattr(module, source_name)(options_class(**options))
+    source_class, options_class = (getattr(module, each) for each in names)
+    return source_class, options_class
+
+
+def _field(name: str, key: str) -> dataclasses.Field[Any]:
+    fields = {field.name: field for field in dataclasses.fields(_classes(name)[1])}
+    if key not in fields:
+        raise UserError(f"source {name} has no option {key!r}{did_you_mean(key, fields)}; it has {', '.join(fields)}")
+    return fields[key]

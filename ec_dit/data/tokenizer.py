@@ -111,8 +111,3 @@ class Tokenizer:
     def length(self, caption: str) -> int:
         """Tokens of a caption, the end-of-text token included, however many there are."""
         return len(self._processor.encode(caption)) + 1
-
-    def decode(self, ids_BT: np.ndarray, mask_BT: np.ndarray) -> list[str]:
-        """The texts of encoded rows, as the model normalises them."""
-        rows = [ids[mask].tolist() for ids, mask in zip(ids_BT, mask_BT, strict=True)]
-        return [self._processor.decode([i for i in row if i != self.eos_id]) for row in rows]

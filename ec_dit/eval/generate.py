@@ -94,6 +94,8 @@ class Generator:
     ):
         self.settings = settings
         self._mesh, self._shape_YXZ = mesh, shape_YXZ
+        ways = sharding.batch_ways(mesh)
+        self._batch_size = -(-settings.batch_size // ways) * ways  # the devices share a batch evenly
         self._encode, self._decode = encode, decode
         self._null_text = jax.tree.map(lambda a: a[0], encode([""]))
         self._sample = jax.jit(lambda params, *args: sample(graphdef, settings, params, *args))
@@ -102,7 +104,7 @@ class Generator:
         self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields (which of the prompts, their uint8 images) as batches finish."""
-        size = self.settings.batch_size
+        size = self._batch_size
         for start in range(0, len(prompts), size):
             part = slice(start, min(start + size, len(prompts)))
             padded = list(prompts[part]) + [""] * (size - (part.stop - part.start))
@@ -119,6 +121,6 @@ class Generator:
     def _put(self, tree: Any) -> Any:
         def put(a: np.ndarray) -> jax.Array:
             axes = ("batch", *(None,) * (a.ndim - 1))
-            return jax.device_put(a, sharding.named_sharding(axes, a.shape, self._mesh, "sample.batch_size"))
+            return jax.device_put(a, sharding.named_sharding(axes, a.shape, self._mesh, "the batch"))
 
         return jax.tree.map(put, tree)

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 
 from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE
+from ec_dit.data.sources.shapes_scene import stands
 from ec_dit.eval.shapes_vision import Found, find_objects
-
-
-def _in_relation(first: Found, second: Found, relation: str) -> bool:
-    """Whether `first` stands left of, ... `second`, by the larger part of the offset between their centres."""
-    (first_x, first_y), (second_x, second_y) = first.centre(), second.centre()
-    x, y = second_x - first_x, second_y - first_y
-    ahead, aside = {"left": (x, y), "right": (-x, y), "above": (y, x), "below": (-y, x)}[relation]
-    return ahead > abs(aside)
 
 
 def agrees(found: Sequence[Found], requirement: Mapping[str, Any]) -> bool:
@@ -34,7 +27,7 @@ def agrees(found: Sequence[Found], requirement: Mapping[str, Any]) -> bool:
     if left:
         return False
     relation = requirement["relation"]
-    return relation is None or _in_relation(matched[0], matched[1], relation)
+    return relation is None or stands(relation, matched[0].centre(), matched[1].centre())
 
 
 def check(

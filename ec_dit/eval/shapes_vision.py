@@ -24,15 +24,11 @@ _SPLIT_SHARE = 0.75  # a component with less than this share in one colour is se
 
 @dataclass(frozen=True)
 class Found:
-    """An object in an image: shape and colour (None if like none known), box (left, top, right, bottom) in pixels.
-
-    `overlap` is the intersection over union with the best fitting outline.
-    """
+    """An object in an image: shape and colour (None if like none known), box (left, top, right, bottom) in pixels."""
 
     shape: str | None
     color: str | None
     box: tuple[int, int, int, int]
-    overlap: float
 
     def centre(self) -> tuple[float, float]:
         """(x, y) of the middle of the box, in pixels."""
@@ -74,8 +70,8 @@ def _components(mask_YX: np.ndarray) -> list[np.ndarray]:
     return [labels == label for label in range(1, number + 1)]
 
 
-def _classify(soft_YX: np.ndarray, shapes: Sequence[str]) -> tuple[str | None, float]:
-    """Shape of one object from its soft mask, and the overlap with it. Blur keeps centroid and area: they place it."""
+def _classify(soft_YX: np.ndarray, shapes: Sequence[str]) -> str | None:
+    """Shape of one object from its soft mask, by best overlap. Blur keeps centroid and area: they place it."""
     height, width = soft_YX.shape
     area = float(soft_YX.sum())
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
@@ -85,7 +81,7 @@ def _classify(soft_YX: np.ndarray, shapes: Sequence[str]) -> tuple[str | None, f
         drawn = coverage(_template(shape) * np.sqrt(area) + centroid, height, width)
         overlaps[shape] = float(np.minimum(drawn, soft_YX).sum() / np.maximum(drawn, soft_YX).sum())
     best = max(overlaps, key=lambda shape: overlaps[shape])
-    return (best if overlaps[best] >= _MIN_OVERLAP else None), overlaps[best]
+    return best if overlaps[best] >= _MIN_OVERLAP else None
 
 
 def find_objects(
@@ -111,7 +107,7 @@ def find_objects(
         soft = np.pad(np.where(region | rim, amount, 0.0).clip(0.0, 1.0), _MARGIN)
         ys, xs = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
         box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
-        shape, overlap = _classify(soft[box[1] : box[3] + 2 * _MARGIN, box[0] : box[2] + 2 * _MARGIN], shapes)
+        shape = _classify(soft[box[1] : box[3] + 2 * _MARGIN, box[0] : box[2] + 2 * _MARGIN], shapes)
         known = residual[region].mean() <= _MAX_RESIDUAL
-        found.append(Found(shape, colors[color] if known else None, box, overlap))
+        found.append(Found(shape, colors[color] if known else None, box))
     return sorted(found, key=lambda item: (item.box[1], item.box[0]))

@@ -6,6 +6,8 @@ x_t = (1 - t) x_0 + t x_1 with x_1 ~ N(0, I); the target velocity is dx/dt = x_1
 import jax
 import jax.numpy as jnp
 
+LOSS_FLOOR = 0.05
+
 
 def interpolate(data: jax.Array, noise: jax.Array, t_B: jax.Array) -> jax.Array:
     """x_t for every example; data and noise share one shape that starts with B."""
@@ -18,11 +20,15 @@ def velocity_target(data: jax.Array, noise: jax.Array) -> jax.Array:
     return noise - data
 
 
-def velocity_from_data(x_t: jax.Array, data: jax.Array, t_B: jax.Array, floor: float = 0.05) -> jax.Array:
+def velocity_from_data(x_t: jax.Array, data: jax.Array, t_B: jax.Array, floor: float) -> jax.Array:
     """The velocity that leads from x_t to `data`: (x_t - data) / t.
 
     A model that predicts data instead of velocity need not carry the noise through its width (2511.13720), which serves
-    patches with more numbers than the width. Below `floor` the division would only amplify errors.
+    patches with more numbers than the width.
+
+    Args:
+        floor: smallest t to divide by. Training sets LOSS_FLOOR, below which the division would only amplify errors;
+            a sampler 0, so that its last step lands on the data.
     """
     t = jnp.maximum(t_B, floor).reshape(-1, *(1,) * (data.ndim - 1))
     return (x_t - data) / t

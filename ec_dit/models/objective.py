@@ -107,7 +107,7 @@ def velocity_fn(model: TextToImage, prediction: Prediction, routing: RoutingSpec
         patch = model.dit.spec.patch
         out_BSP, _ = model.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, routing=routing)
         out_BYXZ = unpatchify(out_BSP, patch, x_BYXZ.shape[1] // patch, x_BYXZ.shape[2] // patch)
-        return out_BYXZ if prediction == "velocity" else path.velocity_from_data(x_BYXZ, out_BYXZ, t_B)
+        return out_BYXZ if prediction == "velocity" else path.velocity_from_data(x_BYXZ, out_BYXZ, t_B, floor=0.0)
 
     return velocity
 
@@ -146,10 +146,10 @@ def _velocity_loss(
     out_BSP, stats = model.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, routing=routing, keep_BS=keep_BS)
     target_BYXZ = path.velocity_target(x0_BYXZ, noise_BYXZ)
     if prediction == "data":
-        target_BYXZ = path.velocity_from_data(x_BYXZ, x0_BYXZ, t_B)
+        target_BYXZ = path.velocity_from_data(x_BYXZ, x0_BYXZ, t_B, path.LOSS_FLOOR)
     x_BSP, target_BSP = (patchify(image, model.dit.spec.patch) for image in (x_BYXZ, target_BYXZ))
     if keep_BS is not None:
         x_BSP, target_BSP = take_tokens(x_BSP, keep_BS), take_tokens(target_BSP, keep_BS)
     if prediction == "data":
-        out_BSP = path.velocity_from_data(x_BSP, out_BSP, t_B)
+        out_BSP = path.velocity_from_data(x_BSP, out_BSP, t_B, path.LOSS_FLOOR)
     return flow_loss.velocity_loss(out_BSP, target_BSP), stats

@@ -4,19 +4,24 @@
 gated output back to its token. A token in no slot gets zero, and the block's residual carries it (Algorithm 1).
 """
 
-from typing import NamedTuple
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from ec_dit.core.sharding import constrain
+from ec_dit.core import sharding
 from ec_dit.nn import param
 from ec_dit.nn.mlp import gelu
 from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, group_tokens, route
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
+
+GROUPS = ("batch", None, None)
+UP, DOWN = ("expert", "expert_embed", "ffn"), ("expert", "ffn", "expert_embed")
+UP_BIAS, DOWN_BIAS = ("expert", "ffn"), ("expert", "expert_embed")
 
 
 class RouterStats(NamedTuple):
@@ -45,10 +50,14 @@ def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
     return slots_GECD.transpose(1, 0, 2, 3)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def combine(
     slots_EGCD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, group_size: int, how: CombineKind = "scatter"
 ) -> jax.Array:
-    """Sum over the slots that hold a token of gate x output: (G, S, D), summed in float32, returned in the slots' dtype."""
+    """Sum over the slots that hold a token of gate x output: (G, S, D), summed in float32, returned in the slots' dtype.
+
+    Its gradient is a gather, however it sums. 'one_hot' rounds gates to the slots' dtype, 'scatter' does not.
+    """
     if how == "one_hot":
         place_GECS = jax.nn.one_hot(index_GEC, group_size) * gate_GEC[..., None]
         place_GECS = place_GECS.astype(slots_EGCD.dtype)
@@ -63,63 +72,140 @@ def combine(
     return jax.vmap(add, in_axes=(1, 0))(gated_EGCD, index_GEC).astype(slots_EGCD.dtype)
 
 
+def _combine_forward(
+    slots_EGCD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, group_size: int, how: CombineKind
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return combine(slots_EGCD, index_GEC, gate_GEC, group_size, how), (slots_EGCD, index_GEC, gate_GEC)
+
+
+def _combine_backward(
+    _group_size: int, _how: CombineKind, kept: tuple[jax.Array, jax.Array, jax.Array], grad_GSD: jax.Array
+) -> tuple[jax.Array, None, jax.Array]:
+    slots_EGCD, index_GEC, gate_GEC = kept
+    grad_EGCD = dispatch(grad_GSD, index_GEC).astype(jnp.float32)
+    gate_EGC = gate_GEC.transpose(1, 0, 2)
+    grad_gate_EGC = (grad_EGCD * slots_EGCD.astype(jnp.float32)).sum(-1)
+    return (grad_EGCD * gate_EGC[..., None]).astype(slots_EGCD.dtype), None, grad_gate_EGC.transpose(1, 0, 2)
+
+
+combine.defvjp(_combine_forward, _combine_backward)
+
+
 class MoE(nnx.Module):
-    """E feed-forward experts behind a router without bias."""
+    """E feed-forward experts behind a router without bias.
+
+    Every device routes the groups of its own images. One all-to-all takes each slot's token to the expert's device and one
+    brings the output back; the experts' weights are gathered over the axes that shard them beyond 'expert'.
+    """
 
     def __init__(
         self, width: int, hidden: int, num_experts: int, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        self.dtype, self.bias = dtype, bias
+        self.dtype = dtype
         self.w_router_DE = param.router(rngs, (width, num_experts), ("embed", None))
-        self.w_up_EDF = param.matrix(rngs, (num_experts, width, hidden), ("expert", "expert_embed", "ffn"), "bio")
-        self.w_down_EFD = param.matrix(rngs, (num_experts, hidden, width), ("expert", "ffn", "expert_embed"), "bio")
-        if bias:
-            self.b_up_EF = param.table(jnp.zeros((num_experts, hidden)), ("expert", "ffn"))
-            self.b_down_ED = param.table(jnp.zeros((num_experts, width)), ("expert", "expert_embed"))
+        self.w_up_EDF = param.matrix(rngs, (num_experts, width, hidden), UP, "bio")
+        self.w_down_EFD = param.matrix(rngs, (num_experts, hidden, width), DOWN, "bio")
+        self.b_up_EF = param.table(jnp.zeros((num_experts, hidden)), UP_BIAS) if bias else None
+        self.b_down_ED = param.table(jnp.zeros((num_experts, width)), DOWN_BIAS) if bias else None
 
     def __call__(self, x_BSD: jax.Array, spec: RoutingSpec) -> tuple[jax.Array, RouterStats]:
         """Routes the tokens of the batch in groups; the output has the shape of x."""
         images, tokens, width = x_BSD.shape
         group_size = group_tokens(images * tokens, tokens, spec.group_size)
-        groups_GSD = constrain(x_BSD.reshape(-1, group_size, width), "batch", None, None, name="routing groups")
-
-        scores_GSE = self.scores(groups_GSD)
-        routing = route(scores_GSE, spec)
-        slots_EGCD = dispatch(groups_GSD.astype(self.dtype), routing.index_GEC)
-        slots_EGCD = self.experts(constrain(slots_EGCD, "expert", "group", None, None, name="expert slots"))
-        slots_EGCD = constrain(slots_EGCD, "expert", "group", None, None, name="expert slots")
-        out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
-        out_GSD = constrain(out_GSD, "batch", None, None, name="routing groups")
-        return out_GSD.reshape(x_BSD.shape), _stats(routing, scores_GSE, (images, tokens))
-
-    def scores(self, x_GSD: jax.Array) -> jax.Array:
-        """softmax over experts of x W_r, in float32 whatever the dtype of x."""
-        logits_GSE = jnp.einsum(
-            "GSD,DE->GSE",
-            x_GSD.astype(jnp.float32),
-            self.w_router_DE[...],
-            precision=jax.lax.Precision.HIGHEST,
+        groups_GSD = x_BSD.reshape(-1, group_size, width)
+        experts = [(self.w_up_EDF, UP), (self.w_down_EFD, DOWN), (self.b_up_EF, UP_BIAS), (self.b_down_ED, DOWN_BIAS)]
+        weights, axes = zip(*((p[...], a) for p, a in experts if p is not None), strict=True)
+        layer = sharding.per_device(
+            functools.partial(_layer, spec=spec, dtype=self.dtype),
+            (GROUPS, (None, None), *axes),
+            (GROUPS, _STATS),
+            name="routing groups and experts",
         )
-        return jax.nn.softmax(logits_GSE, axis=-1)
-
-    def experts(self, slots_EGCD: jax.Array) -> jax.Array:
-        """Every expert's feed-forward layer on its own slots."""
-        up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, self.w_up_EDF[...].astype(self.dtype))
-        up = checkpoint_name(up, EXPERT_PRODUCT)
-        if self.bias:
-            up += self.b_up_EF[...].astype(self.dtype)[:, None, None]
-        down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), self.w_down_EFD[...].astype(self.dtype))
-        down = checkpoint_name(down, EXPERT_PRODUCT)
-        return down + self.b_down_ED[...].astype(self.dtype)[:, None, None] if self.bias else down
+        out_GSD, stats = layer(groups_GSD, self.w_router_DE[...], *weights)
+        return out_GSD.reshape(x_BSD.shape), stats._replace(experts_BS=stats.experts_BS.reshape(images, tokens))
 
 
-def _stats(routing: Routing, scores_GSE: jax.Array, shape_BS: tuple[int, int]) -> RouterStats:
-    scores_GSE = jax.lax.stop_gradient(scores_GSE)
+_STATS = RouterStats._make(
+    [(), (), (), (), (), ("batch", None)]
+)  # logical axes of the statistics: scalars, and experts by group
+
+
+def _layer(
+    groups_GSD: jax.Array, w_router_DE: jax.Array, *weights: jax.Array, spec: RoutingSpec, dtype: jnp.dtype
+) -> tuple[jax.Array, RouterStats]:
+    """The layer on the groups and experts of one device; `RouterStats.experts_BS` comes by group."""
+    groups_GSD = groups_GSD.astype(jnp.float32)  # so that the gradient of a token in many slots adds up in float32
+    scores_GSE = router_scores(groups_GSD, w_router_DE)
+    routing = route(scores_GSE, spec)
+    slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(dtype), "to experts")
+    slots_EGCD = _exchange(_experts(slots_EGCD, *weights), "to groups")
+    out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, groups_GSD.shape[1], spec.combine)
+    return out_GSD, _stats(routing, scores_GSE)
+
+
+def router_scores(x_GSD: jax.Array, w_router_DE: jax.Array) -> jax.Array:
+    """softmax over experts of x W_r, in float32."""
+    highest = jax.lax.Precision.HIGHEST
+    return jax.nn.softmax(jnp.einsum("GSD,DE->GSE", x_GSD, w_router_DE, precision=highest), axis=-1)
+
+
+def _exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) -> jax.Array:
+    """(E, G of this device, C, D) <-> (E of this device, G of all that share the experts, C, D)."""
+    axes = sharding.mesh_axes("expert")
+    split, join = (0, 1) if way == "to experts" else (1, 0)
+    return jax.lax.all_to_all(slots_EGCD, axes, split, join, tiled=True) if axes else slots_EGCD
+
+
+def _experts(
+    slots_EGCD: jax.Array,
+    w_up_EDF: jax.Array,
+    w_down_EFD: jax.Array,
+    b_up_EF: jax.Array | None = None,
+    b_down_ED: jax.Array | None = None,
+) -> jax.Array:
+    """Each expert's feed-forward layer on its own slots."""
+    dtype = slots_EGCD.dtype
+    up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, _whole(w_up_EDF, 1, dtype))
+    up = checkpoint_name(up, EXPERT_PRODUCT)
+    if b_up_EF is not None:
+        up += b_up_EF.astype(dtype)[:, None, None]
+    down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), _whole(w_down_EFD, 2, dtype))
+    if split := sharding.mesh_axes("ffn"):
+        down = jax.lax.psum(down, split)
+    down = checkpoint_name(down, EXPERT_PRODUCT)
+    return down if b_down_ED is None else down + _whole(b_down_ED, 1, dtype)[:, None, None]
+
+
+def _whole(weight: jax.Array, dimension: int, dtype: jnp.dtype) -> jax.Array:
+    """Expert weights in the dtype of the computation, gathered along their 'expert_embed' dimension.
+
+    A single expert loses its own dimension for the gather: the compiler would turn the gradient's reduce-scatter into an
+    all-reduce behind a dimension of size 1.
+    """
+    # Here, and not at the product: gradients are then summed over copies after they were scattered.
+    weight = jax.lax.pcast(weight, sharding.mesh_axes("replica"), to="varying")
+    weight = weight.astype(dtype)
+    axes = sharding.mesh_axes("expert_embed")
+    if not axes:
+        return weight
+    if weight.shape[0] == 1:
+        return jax.lax.all_gather(weight[0], axes, axis=dimension - 1, tiled=True)[None]
+    return jax.lax.all_gather(weight, axes, axis=dimension, tiled=True)
+
+
+def _stats(routing: Routing, scores_GSE: jax.Array) -> RouterStats:
+    everyone = sharding.mesh_axes("batch")
+
+    def mean(value: jax.Array) -> jax.Array:
+        return jax.lax.pmean(value, everyone) if everyone else value
+
+    most = routing.experts_GS.max().astype(jnp.float32)
+    entropy = jax.scipy.special.entr(jax.lax.stop_gradient(scores_GSE)).sum(-1).mean()
     return RouterStats(
-        untaken=(routing.experts_GS == 0).mean(dtype=jnp.float32),
-        max_experts=routing.experts_GS.max().astype(jnp.float32),
-        gate_entropy=jax.scipy.special.entr(scores_GSE).sum(-1).mean(),
-        dropped=routing.dropped,
-        aux_loss=routing.aux_loss,
-        experts_BS=routing.experts_GS.reshape(shape_BS),
+        untaken=mean((routing.experts_GS == 0).mean(dtype=jnp.float32)),
+        max_experts=jax.lax.pmax(most, everyone) if everyone else most,
+        gate_entropy=mean(entropy),
+        dropped=mean(routing.dropped),
+        aux_loss=mean(routing.aux_loss),
+        experts_BS=routing.experts_GS,
     )

@@ -1,6 +1,7 @@
 """Orbax checkpoints: asynchronous, the newest few kept, restored onto whatever mesh the run now has."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from etils import epath
 
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
+from ec_dit.train.state import TrainState
 
 
 class Checkpointer:
@@ -31,7 +33,7 @@ class Checkpointer:
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=asynchronous,
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -42,26 +44,53 @@ class Checkpointer:
         """Starts saving and returns once the arrays may be overwritten; a step that is there already stays as it is."""
         if step == self.latest():
             return
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
         self._manager.save(step, args=args)
 
-    def restore(self, step: int, abstract: Any) -> Any:
+    def restore(self, step: int, abstract: TrainState, only: Collection[str] = TrainState._fields) -> TrainState:
         """The state of `step`; the ShapeDtypeStructs of `abstract` carry the shardings it gets.
+
+        Args:
+            only: fields of the state to read; the others come back as None.
 
         Raises:
             UserError: when the checkpoint is damaged or holds another model.
         """
-        where = self._directory / str(step)
+        self._check_there(step)
+        with self._damage_named(step):
+            self._check_shapes(step, abstract)
+            # Orbax keeps a state as a dict of its fields.
+            asked = {name: field for name, field in abstract._asdict().items() if name in only}
+            how = ocp.checkpoint_utils.construct_restore_args(asked)
+            args = ocp.args.PyTreeRestore(asked, restore_args=how, partial_restore=True)
+            found = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+            return TrainState(**{name: found.get(name) for name in TrainState._fields})
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of `step`.
+
+        Raises:
+            UserError: when the checkpoint is damaged.
+        """
+        self._check_there(step)
+        with self._damage_named(step):
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def _check_there(self, step: int) -> None:
         if step not in self._manager.all_steps():
-            raise UserError(f"there is no checkpoint {where}; there are {sorted(self._manager.all_steps())}.")
-        self._check_shapes(step, abstract)
+            there = sorted(self._manager.all_steps())
+            raise UserError(f"there is no checkpoint {self._directory / str(step)}; there are {there}.")
+
+    @contextlib.contextmanager
+    def _damage_named(self, step: int) -> Iterator[None]:
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
+            yield
+        except UserError:
+            raise
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:  # what broken files end in
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"checkpoint {where} cannot be restored: {reason} "
+                f"checkpoint {self._directory / str(step)} cannot be restored: {reason} "
                 f"Remove that folder to go on from the checkpoint before it."
             ) from error
 

@@ -18,7 +18,7 @@ from ec_dit.flow.loss import LEVELS
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.state import TrainState
-from ec_dit.train.step import StepFn
+from ec_dit.train.step import MAXIMA, StepFn
 
 Callback = Callable[[int, TrainState, Mapping[str, jax.Array], Any], None]  # (steps done, state, metrics, batch tag)
 
@@ -110,11 +110,12 @@ class Progress:
         while self._pending:
             step, metrics, tag = self._pending.popleft()
             values = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
-            if not math.isfinite(float(values["loss"])) or not math.isfinite(float(values["grad_norm"])):
+            loss, *norms = (float(values[name]) for name in ("loss", "grad_norm", "param_norm"))
+            if not all(map(math.isfinite, (loss, *norms))):  # the parameters' norm tells of the update itself
                 raise NonFiniteLossError(
-                    f"loss {float(values['loss'])}, gradient norm {float(values['grad_norm'])} at step {step}. Records of that "
-                    f"batch: {self._describe(tag)}. {self._last_good()} Look at those records, or lower "
-                    f"--config.optimizer.learning_rate."
+                    f"loss {loss}, gradient norm {norms[0]}, parameter norm {norms[1]} at step {step}. Records of that "
+                    f"batch: {self._describe(tag)}. {self._last_good()} Look at those records, or start in another "
+                    f"--workdir with a lower --config.optimizer.learning_rate."
                 )
             self._window.append(values)
 
@@ -157,9 +158,11 @@ class _Pause:
 
 
 class SaveEvery:
-    """Saves a checkpoint every so many steps and at the end."""
+    """Saves a checkpoint every so many steps and at the end, with what `meta` says of that step."""
 
-    def __init__(self, checkpointer: Checkpointer, every: int, total_steps: int, meta: Mapping[str, Any]):
+    def __init__(
+        self, checkpointer: Checkpointer, every: int, total_steps: int, meta: Callable[[int], Mapping[str, Any]]
+    ):
         self._checkpointer = checkpointer
         self._every = every
         self._total_steps = total_steps
@@ -172,7 +175,7 @@ class SaveEvery:
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
         """Saves where `due`."""
         if self.due(done):
-            self._checkpointer.save(done, state, self._meta)
+            self._checkpointer.save(done, state, self._meta(done))
 
 
 class Every:
@@ -200,7 +203,7 @@ def _average(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
         if values.ndim == 1:
             means[name] = float(values.mean())
             continue
-        for block, value in enumerate(values.max(0) if name.endswith("max_experts") else values.mean(0)):
+        for block, value in enumerate(values.max(0) if name in MAXIMA else values.mean(0)):
             means[f"{name}/{block}"] = float(value)
     for level in range(LEVELS):
         if level_count[level]:

@@ -39,7 +39,7 @@ def make_schedule(spec: OptimizerSpec, peak: float) -> optax.Schedule:
 
 
 def make_optimizer(spec: OptimizerSpec, infos: Any) -> optax.GradientTransformation:
-    """Clipping, then the optimizer.
+    """Clipping, the optimizer, decoupled weight decay.
 
     Args:
         infos: `nn.param.ParamInfo` of every parameter; its roles tell Muon and weight decay where the matrices are.
@@ -51,23 +51,22 @@ def make_optimizer(spec: OptimizerSpec, infos: Any) -> optax.GradientTransformat
         main = optax.rmsprop(
             rate, decay=spec.decay, eps=spec.eps, momentum=spec.momentum, eps_in_sqrt=False, bias_correction=True
         )
-        decay = optax.add_decayed_weights(spec.weight_decay, is_matrix)
-        main = optax.chain(decay, main) if spec.weight_decay else main
     elif spec.name == "adamw":
-        main = optax.adamw(
-            rate, b1=spec.momentum, b2=spec.decay, eps=spec.eps, weight_decay=spec.weight_decay, mask=is_matrix
-        )
+        main = optax.adam(rate, b1=spec.momentum, b2=spec.decay, eps=spec.eps)
     else:
         main = optax.contrib.muon(
             rate,
             beta=spec.momentum,
-            weight_decay=spec.weight_decay,
-            weight_decay_mask=is_matrix,
+            eps=spec.eps,
             adam_learning_rate=make_schedule(spec, spec.adam_learning_rate),
             adam_b2=spec.decay,
             muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, infos),
         )
-    return optax.chain(optax.clip_by_global_norm(spec.clip_norm), main) if spec.clip_norm else main
+    parts = [optax.clip_by_global_norm(spec.clip_norm), main] if spec.clip_norm else [main]
+    if spec.weight_decay:
+        # Decoupled: after everything else, each step takes rate x weight_decay of every matrix.
+        parts.append(optax.add_decayed_weights(lambda step: -spec.weight_decay * rate(step), is_matrix))
+    return optax.chain(*parts)
 
 
 def _muon_dimensions(info: Any) -> optax.contrib.MuonDimensionNumbers | None:

@@ -11,6 +11,7 @@ from ec_dit.core.tree import global_norm
 from ec_dit.train.state import TrainState
 
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]  # (params, batch, key)
+MAXIMA = ("router/max_experts",)  # metrics of which the largest counts, not the mean; none is negative
 StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -18,7 +19,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: floa
     """The step that `loop.train` runs; jit it with the state's shardings, the state donated.
 
     Args:
-        loss_fn: mean loss of a (micro-)batch, and metrics that average over micro-batches.
+        loss_fn: mean loss of a (micro-)batch, and metrics; over micro-batches they average, and MAXIMA keep the largest.
         ema_decay: of the moving average, ramped up as min(decay, (1 + step) / (10 + step)).
         accumulate: micro-batches whose gradients are averaged before the update.
     """
@@ -50,9 +51,13 @@ def _gradients(
 
     def add(total: Any, item: tuple[Any, jax.Array]) -> tuple[Any, None]:
         micro_batch, index = item
-        return jax.tree.map(jnp.add, total, grad_fn(params, micro_batch, jax.random.fold_in(key, index))), None
+        grads, metrics = grad_fn(params, micro_batch, jax.random.fold_in(key, index))
+        largest = {name: jnp.maximum(total[1][name], metrics[name]) for name in metrics if name in MAXIMA}
+        grads, metrics = jax.tree.map(jnp.add, total, (grads, metrics))
+        return (grads, metrics | largest), None
 
     first = jax.tree.map(lambda a: a[0], micro_batches)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(grad_fn, params, first, key))
-    total, _ = jax.lax.scan(add, zeros, (micro_batches, jnp.arange(accumulate)))
-    return jax.tree.map(lambda a: a / accumulate, total)
+    (grads, metrics), _ = jax.lax.scan(add, zeros, (micro_batches, jnp.arange(accumulate)))
+    means = jax.tree.map(lambda a: a / accumulate, (grads, metrics))
+    return means[0], means[1] | {name: metrics[name] for name in metrics if name in MAXIMA}

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def write(source, out, **options):
 
 
 def test_records_come_back_as_they_were(numbers, counting):
-    assert numbers.splits == ("train", "validation") and len(numbers) == 30
+    assert numbers.splits == ("train", "validation") and len(numbers["train"]) == 23 and len(numbers["validation"]) == 7
     for split in numbers.splits:
         stored = {record.id: record for record in numbers[split]}
         expected = {record.id: record for record in counting().records(split)}
@@ -69,6 +70,13 @@ def test_too_many_skipped_is_an_error(tmp_path, counting):
         write(source, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
     write(source, tmp_path / "set", max_skipped_share=0.2)
+
+
+@pytest.mark.parametrize("share", [float("nan"), -1, 1.01])
+def test_a_share_is_from_0_to_1(tmp_path, counting, share):
+    with pytest.raises(UserError, match=r"max_skipped_share is .*; it must be from 0 to 1"):
+        write(counting(), tmp_path / "set", max_skipped_share=share)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_train_on(tmp_path, counting):
@@ -129,6 +137,56 @@ def test_taken_folders(tmp_path, counting):
     with pytest.raises(UserError, match=r"is a file"):
         write(counting(), tmp_path / "photos" / "mine.txt", overwrite=True)
     assert (tmp_path / "photos" / "mine.txt").read_text() == "precious"
+
+
+def test_a_failed_replacement_keeps_the_old_set(tmp_path, counting, monkeypatch):
+    out = tmp_path / "set"
+    write(counting(), out)
+    before, rename = hashes(out), Path.rename
+
+    def failing(path, target):
+        if path.name == "set" and Path(target) == out:
+            raise OSError("disk gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match=r"disk gone"):
+        write(counting(train=3), out, overwrite=True)
+    assert hashes(out) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("empty_folder", [False, True])
+def test_killed_between_the_renames_the_old_set_comes_back(tmp_path, counting, empty_folder):
+    out, left = tmp_path / "set", tmp_path / ".set.incomplete"
+    write(counting(), out)
+    before = hashes(out)
+
+    def interrupt():
+        left.mkdir()
+        out.rename(left / "replaced")
+        (left / "set").mkdir()
+        (left / "set" / "report.json").write_text("{}")
+        if empty_folder:
+            out.mkdir()
+
+    interrupt()
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        write(counting(train=3), out)
+    assert hashes(out) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
+    interrupt()
+    write(counting(train=3), out, overwrite=True)
+    assert len(dataset.open(out)["train"]) == 3 and [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_killed_after_the_renames_the_new_set_stays(tmp_path, counting):
+    out, left = tmp_path / "set", tmp_path / ".set.incomplete"
+    write(counting(train=3), out)
+    before = hashes(out)
+    left.mkdir()
+    write(counting(), left / "replaced")
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        write(counting(), out)
+    assert hashes(out) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_leftovers_are_cleared_and_a_running_preparation_is_left_alone(tmp_path, counting):

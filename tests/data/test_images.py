@@ -134,7 +134,7 @@ def test_contact_sheet_shows_every_picture_and_its_caption():
 
 def test_contact_sheet_takes_floats_pil_and_mixed_sizes():
     mixed = [np.zeros((4, 4, 3), np.float32), Image.new("RGB", (8, 6))]
-    assert images.contact_sheet(mixed, columns=5, scale=2).size == (2 * (16 + 8) + 8, 12 + 8 + 8)
+    assert images.contact_sheet(mixed, columns=5).size == (2 * (128 + 8) + 8, 96 + 8 + 8)
     with pytest.raises(ValueError, match=r"at least one"):
         images.contact_sheet([])
     with pytest.raises(ValueError, match=r"1 captions for 2"):

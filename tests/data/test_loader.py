@@ -74,14 +74,20 @@ def test_epochs_are_whole_and_differ(numbers, words):
     assert other["record_B"].tolist() not in orders
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_same_global_batches(numbers, words, count):
+def joined(parts):
+    """One batch of the blocks of all processes, as the trainer makes it: one block after another."""
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_blocks_of_the_processes_are_the_global_batches(numbers, words, count):
     whole = take(make(numbers, words).batches(), 14)  # Beyond two epochs, which do not divide into batches.
     shares = [make(numbers, words, process_index=i, process_count=count) for i in range(count)]
     for expected, *parts in zip(whole, *(take(share.batches(), 14) for share in shares), strict=True):
         assert all(len(part["record_B"]) == 4 // count for part in parts)
-        joined = {key: np.stack([part[key] for part in parts], axis=1) for key in expected}
-        assert_same({key: value.reshape(expected[key].shape) for key, value in joined.items()}, expected)
+        assert_same(joined(parts), expected)
+    late = [take(share.batches(9), 2) for share in shares]
+    assert_same(joined([part[1] for part in late]), whole[10])
 
 
 def test_a_restart_continues_the_stream(numbers, words):
@@ -107,6 +113,9 @@ def test_workers_give_the_same_batches(numbers, words):
     expected = take(make(numbers, words).batches(), 9)
     for left, right in zip(take(make(numbers, words, workers=2).batches(2), 7), expected[2:], strict=True):
         assert_same(left, right)
+    shares = [make(numbers, words, workers=1, process_index=i, process_count=2) for i in range(2)]
+    for *parts, right in zip(*(take(share.batches(2), 7) for share in shares), expected[2:], strict=True):
+        assert_same(joined(parts), right)
 
 
 def test_fixed_batches_are_the_split_once(numbers, words):
@@ -117,13 +126,13 @@ def test_fixed_batches_are_the_split_once(numbers, words):
         for index, pixels_YXZ in zip(batch["record_B"], to_uint8(batch["image_BYXZ"]), strict=True):
             assert (pixels_YXZ[..., 0] == numbers["validation"][max(int(index), 0)].meta["index"]).all()
             np.testing.assert_array_equal(pixels_YXZ[0, :, 1], np.arange(20, 100, 10))
-    halves = [
-        list(loader.fixed_batches(numbers, "validation", words, **settings, process_index=i, process_count=2))
-        for i in (0, 1)
-    ]
-    assert [batch["record_B"].tolist() for batch in halves[1]] == [[1, 3], [5, -1]]
-    for whole, left, right in zip(batches, *halves, strict=True):
-        assert_same({key: np.stack([left[key], right[key]], 1).reshape(whole[key].shape) for key in whole}, whole)
+    for count in (1, 2, 4):
+        shares = [
+            list(loader.fixed_batches(numbers, "validation", words, **settings, process_index=i, process_count=count))
+            for i in range(count)
+        ]
+        for whole, *parts in zip(batches, *shares, strict=True):
+            assert_same(joined(parts), whole)
     assert len(list(loader.fixed_batches(numbers, "validation", words, **settings, max_batches=1))) == 1
 
 

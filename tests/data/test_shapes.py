@@ -2,17 +2,22 @@
 
 import dataclasses
 import io
+import itertools
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import shapes as shapes_config
 from ec_dit.core.errors import UserError
+from ec_dit.data.records import Record
+from ec_dit.data.sources import shapes as shapes_source
 from ec_dit.data.sources.shapes import ShapesSource
 from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE, Thing, coverage, draw_scene
-from ec_dit.data.sources.shapes_scene import TASKS, ShapesOptions, caption_of, eval_prompts
+from ec_dit.data.sources.shapes_scene import TASKS, ShapesOptions, caption_of, eval_prompts, for_validation
 
 EASY = ShapesOptions(train=240, validation=60, novel=40)
 ALL = dataclasses.replace(EASY, image_size=64, ground="textured", shapes=tuple(OUTLINES), colors=tuple(PALETTE))
@@ -31,7 +36,7 @@ def test_records_are_the_same_in_any_order(options: ShapesOptions) -> None:
     again = [ShapesSource(options).record("validation", index) for index in reversed(range(60))][::-1]
     assert in_order == again
     assert len({record.id for record in in_order}) == 60
-    assert len({record.image for record in in_order}) > 50
+    assert len({record.image for record in in_order}) > 45  # single objects repeat
     other_seed = ShapesSource(dataclasses.replace(options, seed=1)).record("validation", 0)
     assert other_seed.image != in_order[0].image
     assert ShapesSource(options).record("train", 0).image != in_order[0].image
@@ -87,6 +92,89 @@ def test_held_out_pairs_are_in_every_novel_caption_and_never_in_training() -> No
     for record in ShapesSource(EASY).records("novel"):
         assert held_out & {(thing["color"], thing["shape"]) for thing in record.meta["objects"]}
         assert any(f"{color} {shape}" in record.caption for color, shape in held_out)
+
+
+def _scene(record: Record) -> tuple[tuple[str, str, float, ...], ...]:
+    """What decides the picture on plain ground: every object with its colour and place."""
+    return tuple(sorted((thing["shape"], thing["color"], *thing["box"]) for thing in record.meta["objects"]))
+
+
+def _mirrored(record: Record) -> tuple[tuple[str, str, float, ...], ...]:
+    """The scene as the loader may show it, where the record allows that."""
+    if not record.flip:
+        return _scene(record)
+    width = _pixels(record.image).shape[1]
+    return tuple(
+        sorted(
+            (shape, color, round(width - right, 2), top, round(width - left, 2), bottom)
+            for shape, color, left, top, right, bottom in _scene(record)
+        )
+    )
+
+
+def test_validation_is_held_out() -> None:
+    """On the options of configs/shapes.py, where single objects have 256 scenes, at reduced counts."""
+    config = dict(shapes_config.get_config().data.options)
+    options = ShapesOptions(**config | {"train": 1800, "validation": 240, "novel": 60})
+    splits = {split: list(ShapesSource(options).records(split)) for split in ("train", "validation", "novel")}
+    for content in (lambda record: _pixels(record.image).tobytes(), _scene):
+        train, validation, novel = ({content(record) for record in records} for records in splits.values())
+        assert len(train) > 1200 and len(validation) > 150 and len(novel) > 40
+        assert not train & validation and not train & novel and not validation & novel
+    for split, size in (("train", 300), ("validation", 40)):
+        tasks = Counter(record.meta["task"] for record in splits[split])
+        assert tasks == dict.fromkeys(TASKS, size)
+    assert not {_mirrored(record) for record in splits["train"]} & {_scene(record) for record in splits["validation"]}
+    trained, held_out = (
+        {scene for record in splits[split] if len(scene := _scene(record)) == 1} for split in ("train", "validation")
+    )
+    assert 150 < len(trained) <= 256 - 32 and 16 < len(held_out) <= 32
+    assert len({scene[0][:2] for scene in held_out}) == 16  # Every colour and shape.
+
+
+@pytest.mark.parametrize(
+    ("cells", "shapes", "colors"), [(2, 2, 3), (2, 4, 5), (3, 2, 3), (3, 7, 7), (4, 2, 3), (5, 4, 5), (8, 3, 4)]
+)
+@pytest.mark.parametrize("placement", ["cell", "free"])
+def test_every_world_has_validation_scenes(cells: int, shapes: int, colors: int, placement: str) -> None:
+    names = {"shapes": tuple(OUTLINES)[:shapes], "colors": tuple(PALETTE)[:colors]}
+    options = dataclasses.replace(EASY, image_size=96, cells=cells, placement=placement, **names)
+    source = ShapesSource(options)
+    pictures = [{record.image for record in source.records(split)} for split in ("train", "validation")]
+    assert pictures[0] and pictures[1] and not pictures[0] & pictures[1]
+
+
+@pytest.mark.parametrize(("cells", "places"), [(2, 2), (4, 2), (8, 4)])
+def test_each_object_has_its_own_validation_places(cells: int, places: int) -> None:
+    options = dataclasses.replace(EASY, image_size=160, cells=cells)
+    side = 160 / cells
+    chosen = {}
+    for shape, color in itertools.product(options.shapes, options.colors):
+        for x, y in itertools.product(range(cells), repeat=2):
+            thing = Thing(shape, color, (x + 0.5) * side, (y + 0.5) * side, 12.0)
+            moved = dataclasses.replace(thing, x=thing.x + 0.4 * side, y=thing.y - 0.4 * side, size=14.0)
+            assert for_validation(options, [thing]) == for_validation(options, [moved])
+            if for_validation(options, [thing]):
+                chosen.setdefault((shape, color), []).append((x, y))
+    assert {len(found) for found in chosen.values()} == {places} and len(chosen) == 20
+    assert all((cells - 1 - x, y) in found for found in chosen.values() for x, y in found)
+    assert len({tuple(found) for found in chosen.values()}) > cells / 2  # Not the same places for every object.
+    if cells == 4:
+        assert chosen["circle", "red"] == [(1, 3), (2, 3)]  # On every machine.
+
+
+def test_the_order_of_objects_does_not_decide_the_split() -> None:
+    for record in ShapesSource(EASY).records("validation"):
+        boxes = [(thing, thing["box"]) for thing in record.meta["objects"]]
+        things = [Thing(t["shape"], t["color"], (b[0] + b[2]) / 2, (b[1] + b[3]) / 2, 13.76) for t, b in boxes]
+        assert for_validation(EASY, things) and for_validation(EASY, things[::-1])
+
+
+def test_too_few_scenes_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes_source, "for_validation", lambda options, things: False)
+    assert ShapesSource(EASY).record("train", 0)
+    with pytest.raises(UserError, match="no single_object scene for 'validation'; raise cells"):
+        ShapesSource(EASY).record("validation", 0)
 
 
 def _requirement(task: str, *include: tuple[str, str | None, int], relation: str | None = None) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_an_empty_image_holds_nothing(value: int) -> None:
 
 
 def _found(shape: str | None, color: str | None, x: int, y: int) -> Found:
-    return Found(shape, color, (x - 4, y - 4, x + 4, y + 4), 0.9)
+    return Found(shape, color, (x - 4, y - 4, x + 4, y + 4))
 
 
 def test_rules_of_agreement() -> None:

@@ -20,12 +20,12 @@ def test_velocity_from_data_is_the_target_where_data_are_known():
     data, noise = jax.random.normal(jax.random.key(0), (2, 3, 4))
     t_B = jnp.array([0.05, 0.4, 1.0])
     x_t = path.interpolate(data, noise, t_B)
-    np.testing.assert_allclose(path.velocity_from_data(x_t, data, t_B), noise - data, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(path.velocity_from_data(x_t, data, t_B, 0.0), noise - data, rtol=1e-3, atol=1e-5)
 
 
 def test_velocity_from_data_is_bounded_near_zero():
     assert float(
-        path.velocity_from_data(jnp.array([[2.0]]), jnp.array([[1.0]]), jnp.array([0.0]))[0, 0]
+        path.velocity_from_data(jnp.array([[2.0]]), jnp.array([[1.0]]), jnp.array([0.0]), path.LOSS_FLOOR)[0, 0]
     ) == pytest.approx(20)
 
 

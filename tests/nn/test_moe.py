@@ -10,7 +10,7 @@ from flax import nnx
 
 from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.moe import MoE, combine, dispatch
+from ec_dit.nn.moe import MoE, combine, dispatch, router_scores
 from ec_dit.nn.routing import RoutingSpec
 
 # (images, tokens per image, group size, experts, capacity factor, width)
@@ -55,39 +55,86 @@ def plain_expert(params, expert, x_D):
 
 
 def algorithm_1(scores_SE, slots):
-    """(token, expert, gate): each expert takes its best tokens, among equals the first."""
+    """(token, expert, experts that share the gate): each expert takes its best tokens, among equals the first."""
     tokens, experts = scores_SE.shape
     return [
-        (token, expert, scores_SE[token, expert])
+        (token, expert, None)
         for expert in range(experts)
         for token in sorted(range(tokens), key=lambda s, e=expert: (-scores_SE[s, e], s))[:slots]
     ]
 
 
 def gshard_top2(scores_SE, slots):
-    """(token, expert, gate): each token asks two experts, all first choices before any second, while there is room."""
+    """(token, expert, experts that share the gate): each token asks two, all first choices before any second."""
     ranked = [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e)) for row in scores_SE]
     served, room = [], [slots] * scores_SE.shape[1]
     for choice in range(2):
         for token, order in enumerate(ranked):
             if room[order[choice]]:
                 room[order[choice]] -= 1
-                both = scores_SE[token, order[0]] + scores_SE[token, order[1]]
-                served.append((token, order[choice], scores_SE[token, order[choice]] / both))
+                served.append((token, order[choice], order[:2]))
     return served
 
 
-def plain_moe(params, x_BSD, group, slots, kind):
-    """The sparse layer in float64, one token and one expert at a time. Returns outputs and experts per token."""
+def plain_choices(params, x_BSD, group, slots, kind):
+    """What `algorithm_1` or `gshard_top2` chooses in every group, first tokens of the groups added."""
     choose = {"expert_choice": algorithm_1, "token_choice": gshard_top2}[kind]
     x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
-    out_RD, experts_R = np.zeros_like(x_RD), np.zeros(len(x_RD), int)
-    for start in range(0, len(x_RD), group):
-        scores_SE = plain_scores(params, x_RD[start : start + group])
-        for token, expert, gate in choose(scores_SE, slots):
-            out_RD[start + token] += gate * plain_expert(params, expert, x_RD[start + token])
-            experts_R[start + token] += 1
-    return out_RD.reshape(x_BSD.shape), experts_R.reshape(x_BSD.shape[:2])
+    return [
+        (start + token, expert, shared)
+        for start in range(0, len(x_RD), group)
+        for token, expert, shared in choose(plain_scores(params, x_RD[start : start + group]), slots)
+    ]
+
+
+def plain_outputs(params, x_BSD, choices):
+    """The sparse layer in float64 after its choices are made, one token and one expert at a time."""
+    x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
+    scores_RE, out_RD = plain_scores(params, x_RD), np.zeros_like(x_RD)
+    for token, expert, shared in choices:
+        gate = scores_RE[token, expert] / (scores_RE[token, shared].sum() if shared else 1)
+        out_RD[token] += gate * plain_expert(params, expert, x_RD[token])
+    return out_RD.reshape(x_BSD.shape)
+
+
+def plain_moe(params, x_BSD, group, slots, kind):
+    """The whole layer: outputs and experts per token."""
+    choices = plain_choices(params, x_BSD, group, slots, kind)
+    experts_R = np.bincount([token for token, _, _ in choices], minlength=x_BSD[..., 0].size)
+    return plain_outputs(params, x_BSD, choices), experts_R.reshape(x_BSD.shape[:2])
+
+
+def assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots):
+    """Compares outputs, experts per token, and the gradients of sum(output x target). Returns those of the layer."""
+
+    def loss(params, x_BSD):
+        out_BSD, stats = nnx.merge(graphdef, params)(x_BSD, spec)
+        return (out_BSD * target_BSD).sum(), (out_BSD, stats.experts_BS)
+
+    (_, (out_BSD, experts_BS)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+        params, jnp.asarray(x_BSD, jnp.float32)
+    )
+    group = spec.group_size or x_BSD.shape[1]
+    inputs = wide(params) | {"x": x_BSD}
+    expected_BSD, expected_BS = plain_moe(inputs, x_BSD, group, slots, spec.kind)
+    np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(experts_BS, expected_BS)
+
+    # Central differences along random directions, one input at a time. The choices stay: a step would break a tie.
+    choices = plain_choices(inputs, x_BSD, group, slots, spec.kind)
+
+    def plain_loss(inputs):
+        return (plain_outputs(inputs, inputs["x"], choices) * target_BSD).sum()
+
+    rng = np.random.default_rng(2)
+    gradients = gradients[0] | {"x": gradients[1]}
+    for name, gradient in gradients.items():
+        for _ in range(3):
+            direction = rng.normal(size=inputs[name].shape)
+            ahead, behind = (plain_loss(inputs | {name: inputs[name] + step * direction}) for step in (1e-6, -1e-6))
+            slope = (np.asarray(gradient, np.float64) * direction).sum()
+            np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-3, atol=1e-4, err_msg=name)
+    return gradients
 
 
 @pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
@@ -95,44 +142,23 @@ def plain_moe(params, x_BSD, group, slots, kind):
 def test_values_and_gradients_equal_plain_loops(images, tokens, group, experts, factor, width, kind):
     graphdef, params = make(width, experts, bias=width == 8)
     x_BSD, target_BSD = np.random.default_rng(1).normal(size=(2, images, tokens, width))
-    spec = RoutingSpec(kind, factor, group)
-    group = group or tokens
-    slots = round(group * factor / experts)
-
-    def loss(params, x_BSD):
-        out_BSD, stats = nnx.merge(graphdef, params)(x_BSD, spec)
-        return (out_BSD * target_BSD).sum(), (out_BSD, stats.experts_BS)
-
-    def plain_loss(inputs):
-        return (plain_moe(inputs, inputs["x"], group, slots, kind)[0] * target_BSD).sum()
-
-    (_, (out_BSD, experts_BS)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
-        params, jnp.asarray(x_BSD, jnp.float32)
-    )
-    inputs = wide(params) | {"x": x_BSD}
-    expected_BSD, expected_BS = plain_moe(inputs, x_BSD, group, slots, kind)
-    np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(experts_BS, expected_BS)
-
-    # Central differences along random directions, one input at a time.
-    rng = np.random.default_rng(2)
-    for name, gradient in (gradients[0] | {"x": gradients[1]}).items():
-        for _ in range(3):
-            direction = rng.normal(size=inputs[name].shape)
-            ahead, behind = (plain_loss(inputs | {name: inputs[name] + step * direction}) for step in (1e-6, -1e-6))
-            slope = (np.asarray(gradient, np.float64) * direction).sum()
-            np.testing.assert_allclose(slope, (ahead - behind) / 2e-6, rtol=1e-3, atol=1e-4, err_msg=name)
+    slots = round((group or tokens) * factor / experts)
+    assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, RoutingSpec(kind, factor, group), slots)
 
 
+@pytest.mark.parametrize("how", ["scatter", "one_hot"])
 @pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
-def test_ties_go_to_the_first_token(kind):
+def test_ties_go_to_the_first_token_and_so_do_their_gradients(kind, how):
     # Four of each of four different tokens, and every expert takes two of the sixteen.
-    graphdef, params = make(4, 4, seed=3)
-    x_BSD = np.tile(np.random.default_rng(0).normal(size=(4, 4)), (1, 4, 1))
-    out_BSD, stats = run(graphdef, params, x_BSD, RoutingSpec(kind, 0.5))
-    expected_BSD, expected_BS = plain_moe(wide(params), x_BSD, 16, 2, kind)
-    np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(stats.experts_BS, expected_BS)
+    graphdef, params = make(4, 4, bias=True, seed=3)
+    rng = np.random.default_rng(0)
+    x_BSD, target_BSD = np.tile(rng.normal(size=(4, 4)), (1, 4, 1)), rng.normal(size=(1, 16, 4))
+    spec = RoutingSpec(kind, 0.5, combine=how)
+    gradients = assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots=2)
+    assert all(np.abs(gradient).max() > 1e-2 for gradient in gradients.values())
+    # All experts are full after the first two copies of each token: the others get nothing, not even a share.
+    np.testing.assert_array_equal(np.asarray(gradients["x"])[0, 8:], 0)
+    assert (np.abs(gradients["x"][0, :8]).max(-1) > 1e-3).any()
 
 
 def test_a_router_of_zeros_gives_everything_to_the_first_tokens():
@@ -238,7 +264,7 @@ def test_the_auxiliary_loss_reaches_the_router_only():
 def test_bfloat16_routes_in_float32():
     graphdef, params = make(16, 4, dtype=jnp.bfloat16)
     x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16)), jnp.float32).astype(jnp.bfloat16)
-    scores_BSE = nnx.merge(graphdef, params).scores(x_BSD)
+    scores_BSE = router_scores(x_BSD.astype(jnp.float32), params["w_router_DE"])
     assert scores_BSE.dtype == jnp.float32
     exact_BSD = np.asarray(x_BSD, np.float64)
     np.testing.assert_allclose(scores_BSE[0], plain_scores(wide(params), exact_BSD[0]), rtol=1e-5)

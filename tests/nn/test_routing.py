@@ -35,6 +35,14 @@ def tied_scores(groups, tokens, experts, seed=0):
     return jnp.asarray(np.random.default_rng(seed).choice(np.float32(FEW), size=(groups, tokens, experts)))
 
 
+def duplicated_scores(groups, tokens, experts, seed=0):
+    """Every token twice, half a group apart, and the last expert as good as the first."""
+    half_GSE = np.random.default_rng(seed).normal(size=(groups, tokens // 2, experts))
+    half_GSE[..., -1] = half_GSE[..., 0]
+    weights = np.exp(np.tile(half_GSE, (1, 2, 1)))
+    return jnp.asarray(weights / weights.sum(-1, keepdims=True), jnp.float32)
+
+
 def plain_expert_choice(scores_SE, slots):
     """Algorithm 1 for one group: each expert's tokens, best first, among equals the first."""
     taken = []
@@ -79,7 +87,7 @@ def plain_top2(scores_SE, slots):
     return token_of, gate_of, experts_of, refused, aux
 
 
-@pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores])
+@pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores, duplicated_scores])
 @pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
 def test_expert_choice_equals_algorithm_1(groups, tokens, experts, slots, make_scores):
     scores_GSE = make_scores(groups, tokens, experts)
@@ -96,6 +104,21 @@ def test_expert_choice_equals_algorithm_1(groups, tokens, experts, slots, make_s
     assert taken.dropped == taken.aux_loss == 0
 
 
+@pytest.mark.parametrize("make_scores", [tied_scores, duplicated_scores])
+@pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
+def test_gradients_of_expert_choice_go_to_the_first_of_equals(groups, tokens, experts, slots, make_scores):
+    scores_GSE = make_scores(groups, tokens, experts)
+    weight_GEC = np.random.default_rng(1).normal(size=(groups, experts, slots)).astype(np.float32)
+    gradient_GSE = jax.jit(jax.grad(lambda scores: (expert_choice(scores, slots).gate_GEC * weight_GEC).sum()))(
+        scores_GSE
+    )
+    expected_GSE = np.zeros(scores_GSE.shape, np.float32)  # a gate is a score, and no other score has a part in it
+    for g, scores_SE in enumerate(np.asarray(scores_GSE)):
+        for expert, row in enumerate(plain_expert_choice(scores_SE, slots)):
+            expected_GSE[g, row, expert] = weight_GEC[g, expert]
+    np.testing.assert_array_equal(gradient_GSE, expected_GSE)
+
+
 def test_expert_choice_by_hand():
     scores_GSE = jnp.array([[[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.5, 0.5]]])
     taken = expert_choice(scores_GSE, 2)
@@ -104,7 +127,7 @@ def test_expert_choice_by_hand():
     np.testing.assert_array_equal(taken.experts_GS, [[1, 1, 1, 1]])
 
 
-@pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores])
+@pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores, duplicated_scores])
 @pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
 def test_token_choice_equals_gshard(groups, tokens, experts, slots, make_scores):
     scores_GSE = make_scores(groups, tokens, experts)
@@ -120,6 +143,35 @@ def test_token_choice_equals_gshard(groups, tokens, experts, slots, make_scores)
         aux.append(aux_here)
     np.testing.assert_allclose(taken.dropped, refused / (2 * groups * tokens), atol=1e-6)
     np.testing.assert_allclose(taken.aux_loss, np.mean(aux), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make_scores", [tied_scores, duplicated_scores])
+@pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
+def test_gradients_of_token_choice_go_to_the_first_of_equals(groups, tokens, experts, slots, make_scores):
+    scores_GSE = make_scores(groups, tokens, experts)
+    weight_GEC = np.random.default_rng(1).normal(size=(groups, experts, slots)).astype(np.float32)
+
+    def loss(scores_GSE):
+        taken = token_choice(scores_GSE, slots)
+        return (taken.gate_GEC * weight_GEC).sum() + taken.aux_loss
+
+    expected_GSE = np.zeros(scores_GSE.shape)
+    for g, scores_SE in enumerate(np.asarray(scores_GSE, np.float64)):
+        best = [sorted(range(experts), key=lambda e, row=row: (-row[e], e))[:2] for row in scores_SE]
+        for expert, row in enumerate(plain_top2(scores_SE, slots)[0]):
+            for slot, token in enumerate(row):
+                if token < 0:
+                    continue
+                # A gate is a / (a + b), a the score of this expert and b that of the token's other one.
+                (other,) = set(best[token]) - {expert}
+                a, b = scores_SE[token, [expert, other]]
+                expected_GSE[g, token, [expert, other]] += (
+                    weight_GEC[g, expert, slot] * np.array([b, -a]) / (a + b) ** 2
+                )
+        # The auxiliary loss: E f_e p_e, f_e a constant.
+        share_E = np.bincount([first for first, _ in best], minlength=experts) / tokens
+        expected_GSE[g] += experts * share_E / (tokens * groups)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(scores_GSE), expected_GSE, rtol=1e-5, atol=1e-5)
 
 
 def test_token_choice_by_hand():

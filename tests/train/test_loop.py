@@ -12,10 +12,11 @@ from ec_dit.train.metrics import MetricWriter
 STEPS = 6
 
 
-def metrics(step, loss):
+def metrics(step, loss, param_norm=1.0):
     return {
         "loss": jnp.float32(loss),
         "grad_norm": jnp.float32(1.0),
+        "param_norm": jnp.float32(param_norm),
         "level_sum": jnp.array([1.0, 0.0, 6.0, 2.0]) * step,
         "level_count": jnp.array([1.0, 0.0, 2.0, 1.0]),
         "router/max_experts": jnp.array([step, 2.0]),
@@ -23,9 +24,9 @@ def metrics(step, loss):
     }
 
 
-def run(tmp_path, losses, saved, lines):
+def run(tmp_path, losses, saved, lines, param_norms=(1.0,) * STEPS):
     def step_fn(state, batch):
-        return state + 1, metrics(state + 1, losses[state])
+        return state + 1, metrics(state + 1, losses[state], param_norms[state])
 
     with MetricWriter(str(tmp_path)) as writer:
         progress = loop.Progress(
@@ -77,3 +78,11 @@ def test_a_loss_that_is_not_finite_stops_before_anything_bad_is_saved(tmp_path, 
     assert f"records of batch {bad - 1}" in message
     assert f"Last good checkpoint: step {saved_before[-1]}." in message
     assert saved == saved_before
+
+
+def test_an_update_that_is_not_finite_is_not_saved_either(tmp_path):
+    """The loss of a step is that before its update: without this the last step could save what nobody can use."""
+    saved = []
+    with pytest.raises(loop.NonFiniteLossError, match="parameter norm inf at step 4"):
+        run(tmp_path, [1.0] * STEPS, saved, [], [1.0, 1.0, 1.0, np.inf, np.inf, np.inf])
+    assert saved == [2]

@@ -30,6 +30,7 @@ def spec(**changes):
 
 
 MATRIX, TABLE = ParamInfo(("embed", "ffn"), "io", hidden=True), ParamInfo(("embed",), None, hidden=False)
+EDGE = ParamInfo((None, "embed"), "io", hidden=False)
 
 
 def test_schedules_at_their_corners():
@@ -57,10 +58,12 @@ def test_rmsprop_with_momentum_is_the_textbook_rule():
 
 @pytest.mark.parametrize("name", ["rmsprop", "adamw", "muon"])
 def test_weight_decay_shrinks_matrices_only(name):
-    tx = make_optimizer(spec(name=name, weight_decay=0.5), {"w": MATRIX, "b": TABLE})
-    params = {"w": jnp.full((2, 2), 3.0), "b": jnp.full(2, 3.0)}
+    """By rate x decay of the weight, whatever the optimizer; also those at the edges, which Muon leaves to Adam."""
+    tx = make_optimizer(spec(name=name, weight_decay=0.5), {"w": MATRIX, "edge": EDGE, "b": TABLE})
+    params = {"w": jnp.full((2, 2), 3.0), "edge": jnp.full((2, 2), 0.003), "b": jnp.full(2, 3.0)}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    assert (np.asarray(updates["w"]) < 0).all()
+    np.testing.assert_allclose(updates["w"], -0.1 * 0.5 * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(updates["edge"], -0.1 * 0.5 * 0.003, rtol=1e-6)
     np.testing.assert_allclose(updates["b"], 0)
 
 

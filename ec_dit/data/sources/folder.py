@@ -1,7 +1,7 @@
 """A folder of images with captions beside them: `x.jpg` with `x.txt`, or one `captions.jsonl` at the top.
 
 Each line of captions.jsonl is {"file": "sub/x.jpg", "caption": "..."}; a file may have several lines. Images that it
-does not list fall back to the text file beside them. Hidden files are passed over.
+does not list fall back to the text file beside them. Hidden files are passed over, links to folders not followed.
 """
 
 import hashlib
@@ -57,10 +57,14 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One example to be: `file` is the path within the folder; `problem` says why it is skipped unread."""
+    """One example to be: `file` is the path within the folder; `problem` says why it is skipped unread.
+
+    The caption is in the file `text`, beside the image, unless captions.jsonl gave one.
+    """
 
     id: str
     file: str
+    text: str | None = None
     caption: str | None = None
     problem: str | None = None
 
@@ -107,10 +111,14 @@ class FolderSource:
         files = {}
         for directory, subdirectories, names in os.walk(self._root):
             subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
-            for name in names:
-                if name.lower().endswith(SUFFIXES + _OTHER_IMAGES) and not name.startswith("."):
-                    file = Path(directory, name).relative_to(self._root).as_posix()
-                    files[file] = _Entry(_printable(file), file)
+            links = [name for name in subdirectories if Path(directory, name).is_symlink()]
+            texts = {name[:-4]: name for name in sorted(names) if name.lower().endswith(".txt")}  # x.txt before x.TXT
+            for name in names + links:
+                file = Path(directory, name).relative_to(self._root).as_posix()
+                if name in links:
+                    files[file] = _Entry(_printable(file), file, problem="link to a folder, which is not followed")
+                elif name.lower().endswith(SUFFIXES + _OTHER_IMAGES) and not name.startswith("."):
+                    files[file] = _Entry(_printable(file), file, texts.get(Path(name).stem))
         entries = list(self._listed(files))
         listed = {entry.file for entry in entries}
         entries += [entry for file, entry in files.items() if file not in listed]
@@ -119,7 +127,7 @@ class FolderSource:
     def _listed(self, files: dict[str, _Entry]) -> Iterator[_Entry]:
         """The examples that captions.jsonl names."""
         try:
-            lines = (self._root / CAPTIONS).read_text(encoding="utf-8-sig").splitlines()
+            lines = (self._root / CAPTIONS).read_text(encoding="utf-8-sig").split("\n")
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError) as error:
@@ -135,7 +143,7 @@ class FolderSource:
                 if not isinstance(file, str) or not isinstance(caption, str):
                     raise TypeError("not text")
             except (ValueError, KeyError, TypeError, RecursionError):
-                yield _Entry(where, where, problem='line is not {"file": "...", "caption": "..."}')
+                yield _Entry(where, where, problem='line is no object with the texts "file" and "caption"')
                 continue
             path = PurePosixPath(file)
             if path.is_absolute() or ".." in path.parts:
@@ -146,7 +154,7 @@ class FolderSource:
                 file = path.as_posix()
                 times[file] += 1
                 name = files[file].id
-                yield _Entry(name if times[file] == 1 else f"{name}#{times[file]}", file, caption)
+                yield _Entry(name if times[file] == 1 else f"{name}#{times[file]}", file, caption=caption)
 
     def _read(self, entry: _Entry) -> Record | Skipped:
         if entry.problem:
@@ -154,13 +162,13 @@ class FolderSource:
         path = self._root / entry.file
         if not entry.file.lower().endswith(SUFFIXES):
             return Skipped(entry.id, "not a PNG, JPEG or WebP image")
+        caption = entry.caption
         try:
-            caption = (
-                path.with_suffix(".txt").read_text(encoding="utf-8-sig") if entry.caption is None else entry.caption
-            )
+            if caption is None:
+                if entry.text is None:
+                    return Skipped(entry.id, "no caption")
+                caption = path.with_name(entry.text).read_text(encoding="utf-8-sig")
             data = path.read_bytes()
-        except FileNotFoundError:
-            return Skipped(entry.id, "no caption")
         except UnicodeDecodeError:
             return Skipped(entry.id, "caption is not UTF-8 text")
         except OSError as error:

@@ -1,21 +1,30 @@
 """The embedded data set: scenes of one to four simple objects with captions, drawn by this package.
 
-Split `train` and `validation` share one distribution; `novel` asks for colour-shape pairs that training never shows.
+Splits `train` and `validation` show the same kinds of scenes, and no scene is in both (shapes_scene.for_validation
+says where it belongs); `novel` asks for colour-shape pairs that training never shows.
 Every record is a function of (options, split, index), so any one of them can be drawn on its own.
 """
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
 from ec_dit.core.errors import UserError
+from ec_dit.data import images
 from ec_dit.data.records import Record
 from ec_dit.data.sources.shapes_draw import draw_scene
-from ec_dit.data.sources.shapes_scene import TASKS, ShapesOptions, caption_of, place, sample_requirement
+from ec_dit.data.sources.shapes_scene import (
+    TASKS,
+    ShapesOptions,
+    caption_of,
+    for_validation,
+    place,
+    sample_requirement,
+)
 
 _SPLITS = ("train", "validation", "novel")
+_SCENE_TRIES = 1000
 
 
 class ShapesSource:
@@ -37,23 +46,31 @@ class ShapesSource:
         return int(getattr(self.options, split))
 
     def record(self, split: str, index: int) -> Record:
-        """Draws one example. `meta` holds task, objects (shape, color, box as left, top, right, bottom) and require."""
+        """Draws one example. `meta` holds task, objects (shape, color, box as left, top, right, bottom) and require.
+
+        Raises:
+            UserError: there is no such split or index, or the options allow too few scenes.
+        """
         size = self.size(split)
         if not 0 <= index < size:
             raise UserError(f"shapes has {size} examples in {split!r}; there is no number {index}.")
         rng = np.random.default_rng([self.options.seed, _SPLITS.index(split), index])
         novel = split == "novel"
         tasks = ("colors", "color_attr") if novel else TASKS
-        requirement = sample_requirement(self.options, tasks[index % len(tasks)], novel, rng)
-        caption = caption_of(requirement, rng)
-        things = place(self.options, requirement, rng)
-        buffer = io.BytesIO()
+        task = tasks[index % len(tasks)]
+        for _ in range(_SCENE_TRIES):
+            requirement = sample_requirement(self.options, task, novel, rng)
+            caption = caption_of(requirement, rng)
+            things = place(self.options, requirement, rng)
+            if novel or for_validation(self.options, things) == (split == "validation"):
+                break
+        else:
+            raise UserError(f"shapes: found no {task} scene for {split!r}; raise cells, or name more shapes or colors.")
         image = draw_scene(self.options.image_size, things, self.options.ground, rng)
-        Image.fromarray(image).save(buffer, format="PNG")
         objects = [{"shape": t.shape, "color": t.color, "box": [round(v, 2) for v in t.box()]} for t in things]
         return Record(
             id=f"{split}-{index:07d}",
-            image=buffer.getvalue(),
+            image=images.encode_png(Image.fromarray(image)),
             caption=caption,
             flip=requirement["relation"] is None,
             meta={"task": requirement["task"], "objects": objects, "require": requirement},

@@ -6,6 +6,8 @@ Six task types, named as in GenEval: one object, two objects, counting, colours,
 where the relation ("left", "right", "above", "below") holds of the first included object relative to the second.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,7 @@ _RELATION_PHRASES = {
 }
 _FRAMES = ("{}", "a picture of {}", "a drawing of {}")
 _LAYOUT_TRIES = 1000
+_MOST_PLACES = 16
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,11 @@ def sample_requirement(options: ShapesOptions, task: str, novel: bool, rng: np.r
     return {"task": task, "include": include, "relation": relation}
 
 
-def _relation_holds(relation: str | None, first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the offset between two centres points clearly, by its larger part, the way `relation` says."""
-    x, y = second - first
-    if relation is None:
-        return True
+def stands(relation: str, first: Sequence[float], second: Sequence[float], ratio: float = 1.0) -> bool:
+    """Whether centre `first` (x, y) stands left of, ... `second`, by `ratio` times more than it stands aside."""
+    x, y = second[0] - first[0], second[1] - first[1]
     ahead, aside = {"left": (x, y), "right": (-x, y), "above": (y, x), "below": (-y, x)}[relation]
-    return bool(ahead > 1.5 * abs(aside))
+    return bool(ahead > ratio * abs(aside))
 
 
 def _layout(options: ShapesOptions, sizes: np.ndarray, placement: str, rng: np.random.Generator) -> np.ndarray | None:
@@ -192,7 +193,7 @@ def place(options: ShapesOptions, requirement: Mapping[str, Any], rng: np.random
         # A crowded scene may have no free layout left; cells always have room.
         placement = "jitter" if options.placement == "free" and attempt >= _LAYOUT_TRIES else options.placement
         centres = _layout(options, sizes, placement, rng)
-        if centres is not None and (relation is None or _relation_holds(relation, centres[0], centres[1])):
+        if centres is not None and (relation is None or stands(relation, centres[0], centres[1], 1.5)):
             break
     else:
         raise UserError(f"shapes: found no room for {len(wanted)} objects; lower object_size or raise cells.")
@@ -200,6 +201,22 @@ def place(options: ShapesOptions, requirement: Mapping[str, Any], rng: np.random
         Thing(item["shape"], color, float(x), float(y), float(size))
         for item, color, (x, y), size in zip(wanted, colors, centres, sizes, strict=True)
     ]
+
+
+def for_validation(options: ShapesOptions, things: Sequence[Thing]) -> bool:
+    """Whether a scene belongs to `validation`, not to `train`, by its objects and the cells their centres lie in.
+
+    A cell and its mirror image are one place, as training may mirror. The objects' hash shifts the sum of their places:
+    with n places (8 on a 4 x 4 grid) one scene in min(n, 16) does, and each object alone has a place where it does.
+    """
+    cell = options.image_size / options.cells
+    objects = json.dumps(sorted((thing.shape, thing.color) for thing in things))
+    shift = int.from_bytes(hashlib.sha256(objects.encode()).digest()[:8])
+    half = (options.cells + 1) // 2
+    columns = [int(thing.x // cell) for thing in things]
+    folded = [min(column, options.cells - 1 - column) for column in columns]
+    places = sum(int(thing.y // cell) * half + column for thing, column in zip(things, folded, strict=True))
+    return (shift + places) % min(_MOST_PLACES, options.cells * half) == 0
 
 
 def eval_prompts(

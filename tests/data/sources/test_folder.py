@@ -84,13 +84,60 @@ def test_captions_file(tmp_path):
         "sub/c.png": "see",
     }
     short = {name.removeprefix("captions.jsonl:"): reason.split(":")[0] for name, reason in skipped.items()}
-    broken = 'line is not {"file"'
+    broken = 'line is no object with the texts "file" and "caption"'
     assert short == {
         "d.png": "no caption",
         **dict.fromkeys(["5", "6", "7"], "path leaves the folder"),
         "8": "listed file is missing or no image",
         **dict.fromkeys(["9", "10", "11", "12"], broken),
     }
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_line_of_the_captions_file_ends_at_a_line_feed_alone(tmp_path, ending):
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    captions = {"a.png": "one\u2028two\u0085three\u2029four\x0bfive", "b.png": "six"}
+    lines = [
+        f'{{"file": "{name}", "caption": {json.dumps(text, ensure_ascii=False)}}}' for name, text in captions.items()
+    ]
+    (tmp_path / "captions.jsonl").write_bytes("".join(line + ending for line in lines).encode())
+    kept, skipped = everything(tmp_path)
+    assert {name: record.caption for name, record in kept.items()} == {
+        "a.png": "one two three four five",
+        "b.png": "six",
+    }
+    assert skipped == {}
+
+
+def test_text_files_of_any_case(tmp_path):
+    put(tmp_path, "05.PNG")
+    (tmp_path / "05.TXT").write_text("loud")
+    put(tmp_path, "06.png")
+    (tmp_path / "06.Txt").write_text("mixed")
+    put(tmp_path, "07.png", caption="plain")
+    (tmp_path / "07.TXT").write_text("loud")
+    if len(list(tmp_path.iterdir())) < 7:
+        pytest.skip("this file system does not tell cases apart")
+    kept, skipped = everything(tmp_path)
+    assert {name: record.caption for name, record in kept.items()} == {
+        "05.PNG": "loud",
+        "06.png": "mixed",
+        "07.png": "plain",
+    }
+    assert skipped == {}
+
+
+def test_links_to_folders_are_reported(tmp_path):
+    put(tmp_path, "root/a.png", caption="x")
+    put(tmp_path, "elsewhere/b.png", caption="x")
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "root" / "c.txt").write_text("a linked file")
+    kept, skipped = everything(tmp_path / "root")
+    assert list(kept) == ["a.png", "c.png"]
+    assert skipped == dict.fromkeys(["linked", "loop"], "link to a folder, which is not followed")
 
 
 def test_unusable_files_are_skipped_with_the_reason(tmp_path):
@@ -159,7 +206,7 @@ def test_mistakes(tmp_path):
     put(tmp_path, "a.png", caption="x")
     with pytest.raises(UserError, match=r"a.png is not a folder"):
         read(tmp_path / "a.png")
-    for options in ({"validation_share": 1.0}, {"image_size": 0}, {"min_size": -1}):
+    for options in ({"validation_share": 1.0}, {"validation_share": float("nan")}, {"image_size": 0}, {"min_size": -1}):
         with pytest.raises(UserError, match=rf"folder: {next(iter(options))} is"):
             read(tmp_path, **options)
     (tmp_path / "captions.jsonl").write_bytes(b"\xff\xfe\x00")

@@ -1,0 +1,45 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from ec_dit.core.errors import UserError
+from ec_dit.data.synthetic import SyntheticLoader
+
+
+def take(start, count, **options):
+    loader = SyntheticLoader((2, 3, 4), 5, 6, **({"batch_size": 8, "seed": 1} | options))
+    return list(itertools.islice(loader.batches(start), count))
+
+
+def test_batches_have_the_keys_and_shapes_of_cached_data():
+    (batch,) = take(3, 1)
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        "latent_BYXZ": ((8, 2, 3, 4), "float32"),
+        "text_BTM": ((8, 5, 6), "float32"),
+        "mask_BT": ((8, 5), "bool"),
+        "record_B": ((8,), "int32"),
+    }
+    assert batch["mask_BT"][:, 0].all()
+    assert batch["record_B"].tolist() == list(range(24, 32))
+    assert SyntheticLoader((1, 1, 1), 1, 1, batch_size=1, seed=0).record_ids([4]) == ["synthetic-4"]
+
+
+def test_numbers_follow_from_seed_and_step():
+    first, second = take(0, 2)
+    assert (take(1, 1)[0]["latent_BYXZ"] == second["latent_BYXZ"]).all()
+    for other in (second, take(0, 1, seed=2)[0]):
+        assert not np.isin(other["latent_BYXZ"], first["latent_BYXZ"]).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_blocks_of_the_processes_are_the_global_batches(count):
+    shares = [take(2, 3, process_index=i, process_count=count) for i in range(count)]
+    for whole, *parts in zip(take(2, 3), *shares, strict=True):
+        for key, array in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), array)
+
+
+def test_a_batch_that_the_processes_cannot_share():
+    with pytest.raises(UserError, match=r"batch_size is 8; .* 3 processes"):
+        SyntheticLoader((1, 1, 1), 1, 1, batch_size=8, seed=0, process_count=3)

@@ -1,0 +1,100 @@
+"""The sparse layer on meshes of eight devices against one device, and the collectives of its compiled program."""
+
+import math
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ec_dit.core.mesh import make_mesh
+from ec_dit.core.sharding import named_sharding
+from ec_dit.nn import param
+from ec_dit.nn.moe import MoE
+from ec_dit.nn.routing import RoutingSpec
+
+MESHES = [(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), (1, 2, 2, 2), (1, 4, 1, 2), (2, 1, 4, 1)]
+IMAGES, TOKENS, WIDTH, EXPERTS, GROUP = 16, 8, 32, 8, 16
+
+
+def value_and_gradients(spec, shape=None, bias=False):
+    """(outputs and gradients, compiled program) of one random layer; on one device without a mesh shape."""
+    graphdef, params, infos = param.split(
+        nnx.eval_shape(lambda: MoE(WIDTH, 2 * WIDTH, EXPERTS, bias=bias, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    )
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=leaf.shape).astype(np.float32) / 4 for name, leaf in params.items()}
+    x_BSD, target_BSD = rng.normal(size=(2, IMAGES, TOKENS, WIDTH)).astype(np.float32)
+
+    def loss(params, x_BSD):
+        out_BSD, stats = nnx.merge(graphdef, params)(x_BSD, spec)
+        return (out_BSD * target_BSD).sum() + stats.aux_loss, (out_BSD, stats)
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    if shape is None:
+        return step(params, x_BSD), None
+    mesh = make_mesh(shape)
+    params = {n: jax.device_put(a, named_sharding(infos[n].axes, a.shape, mesh, n)) for n, a in params.items()}
+    x_BSD = jax.device_put(x_BSD, named_sharding(("batch", None, None), x_BSD.shape, mesh))
+    with jax.set_mesh(mesh):
+        compiled = step.lower(params, x_BSD).compile()
+        return compiled(params, x_BSD), compiled.as_text()
+
+
+@pytest.mark.parametrize("combine", ["scatter", "one_hot"])
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+@pytest.mark.parametrize("shape", MESHES)
+def test_every_mesh_gives_what_one_device_gives(kind, combine, shape):
+    spec = RoutingSpec(kind, 2.0, GROUP, combine)
+    one, _ = value_and_gradients(spec, bias=True)
+    many, _ = value_and_gradients(spec, shape, bias=True)
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
+
+
+def collectives(program):
+    """Kind -> sizes in numbers of every collective of a compiled program."""
+    found = {}
+    for line in program.splitlines():
+        if match := re.search(
+            r"= (.*?) (all-to-all|all-reduce|all-gather|reduce-scatter|collective-permute)(-start)?\(", line
+        ):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            size = sum(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+            found.setdefault(match[2], []).append(size)
+    return found
+
+
+@pytest.mark.parametrize("combine", ["scatter", "one_hot"])
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+def test_tokens_travel_by_four_all_to_alls_and_weights_not_at_all(kind, combine):
+    _, program = value_and_gradients(RoutingSpec(kind, 2.0, GROUP, combine), (1, 1, 8, 1))
+    found = collectives(program)
+    slots = GROUP * 2  # of one group, which is what a device has: S f_c
+    assert found.pop("all-to-all") == [slots * WIDTH] * 4
+    (gathered,) = found.pop("all-gather")
+    assert gathered == WIDTH * EXPERTS  # the router
+    small = 2 * WIDTH * EXPERTS
+    assert all(size <= small for size in found.pop("all-reduce"))  # the router's gradient, loss and statistics
+    assert not found
+
+
+def test_weights_sharded_beyond_the_experts_are_gathered_and_their_gradients_scattered():
+    _, program = value_and_gradients(RoutingSpec("expert_choice", 2.0, GROUP), (1, 2, 4, 1))
+    found = collectives(program)
+    experts, weight = EXPERTS // 4, WIDTH * 2 * WIDTH
+    assert Counter(found.pop("all-gather")) == Counter([experts * weight] * 2 + [WIDTH * EXPERTS])
+    assert found.pop("reduce-scatter") == [experts * weight // 2] * 2
+    assert len(found.pop("all-to-all")) == 4
+    assert all(size <= 2 * WIDTH * EXPERTS for size in found.pop("all-reduce"))
+    assert not found
+
+
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+def test_every_device_routes_its_own_groups_only(kind):
+    """Left to itself the compiler gathers all scores to sort them on every device."""
+    _, program = value_and_gradients(RoutingSpec(kind, 2.0, GROUP), (8, 1, 1, 1))
+    assert set(collectives(program)) == {"all-reduce"}
