@@ -26,7 +26,7 @@ from ec_dit.nn import param
         ((1, 1, 8, 1), ("expert", "expert_embed", "ffn"), (8, 6, 5), (("expert",), None, None)),
         ((1, 2, 2, 2), ("expert", "expert_embed", "ffn"), (4, 6, 8), (("expert",), ("fsdp",), ("tensor",))),
         ((1, 2, 2, 2), ("layers", "embed", "heads"), (3, 4, 2), (None, ("fsdp", "expert"), ("tensor",))),
-        ((2, 2, 2, 1), ("expert", "group", None), (2, 4, 3), (("expert",), ("data", "fsdp"), None)),
+        ((2, 2, 2, 1), ("expert", "expert_embed", None), (2, 4, 3), (("expert",), ("fsdp",), None)),
     ],
 )
 def test_partition_spec(mesh_shape, axes, shape, expected):
