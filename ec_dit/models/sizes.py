@@ -17,6 +17,7 @@ from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
 from ec_dit.nn.embeddings import TimeEmbed
 from ec_dit.nn.modulation import VECTORS
 
+_IMAGE_TOKENS, _TEXT_LENGTH = 256, 77  # of the table: 256 x 256 pixels, a CLIP caption
 _OUT_VECTORS = 2  # shift and scale of the output layer
 
 
@@ -29,20 +30,23 @@ class Sizes:
         activated: those that work on a token on average (Algorithm 2).
         dense_total: of the same model with a dense feed-forward layer in place of the experts.
         sparse_blocks: k.
+        flops_per_token: of one velocity of a 256-token image with 77 text tokens, spread over its image tokens.
     """
 
     total: int
     activated: int
     dense_total: int
     sparse_blocks: int
+    flops_per_token: int
 
 
 def sizes(spec: DiTSpec, capacity_factor: float = CAPACITY_FACTOR) -> Sizes:
-    """All the counts of one model; `capacity_factor` matters to `activated` alone."""
+    """All the counts of one model; `capacity_factor` matters to `activated` and `flops_per_token`."""
     dense = num_params(replace(spec, sparse=SparseSpec()))
     router = spec.width * spec.sparse.num_experts
     more = spec.num_sparse * ((capacity_factor - 1) * _feed_forward(spec) + router)
-    return Sizes(num_params(spec), dense + round(more), dense, spec.num_sparse)
+    flops = forward_flops(spec, _IMAGE_TOKENS, _TEXT_LENGTH, capacity_factor) // _IMAGE_TOKENS
+    return Sizes(num_params(spec), dense + round(more), dense, spec.num_sparse, flops)
 
 
 def num_params(spec: DiTSpec) -> int:
@@ -139,10 +143,9 @@ def text_table() -> str:
     return "".join("  ".join(map(str.rjust, cells, widths)) + "\n" for cells in rows)
 
 
-_IMAGE_TOKENS, _TEXT_LENGTH = 256, 77
 _COLUMNS = (
     "config,width,blocks,heads,KV heads,experts,sparse blocks,total,activated,"
-    "total + encoders,paper's,activated + encoders,paper's,GFLOPs"
+    "total + encoders,paper's,activated + encoders,paper's,GFLOPs / token"
 ).split(",")
 _HEADER = f"""# The models of the paper
 
@@ -169,8 +172,7 @@ def _table() -> list[list[str]]:
         params = [_billions(count) for count in (ours.total, ours.activated)]
         params += [_billions(ours.total + encoders), _printed(row.total)]
         params += [_billions(ours.activated + encoders), _printed(row.activated)]
-        flops = forward_flops(spec, _IMAGE_TOKENS, _TEXT_LENGTH) / 1e9
-        rows.append([name, *(str(number) for number in structure), *params, f"{flops:.0f}"])
+        rows.append([name, *(str(number) for number in structure), *params, f"{ours.flops_per_token / 1e9:.2f}"])
     return rows
 
 
@@ -187,8 +189,8 @@ def _footer() -> str:
 - The paper does not print its block in every detail. With a time modulation of its own in every block (6 d^2) the
   sparse totals lie within {sparse:.1%} of the printed ones; the dense ones, in which the same surplus weighs more,
   within {dense:.0%}.
-- GFLOPs: one forward pass of a 256 x 256 image with {_IMAGE_TOKENS} tokens and {_TEXT_LENGTH} text tokens, matrix
-  products only.
+- GFLOPs / token: one forward pass of a 256 x 256 image with {_IMAGE_TOKENS} tokens and {_TEXT_LENGTH} text tokens, spread
+  over the image tokens; matrix products only.
 """
 
 

@@ -139,6 +139,8 @@ def test_command_prints_json_and_the_page_in_docs():
     rows = json.loads(command("--json"))
     assert list(rows) == list(PAPER)
     assert len(rows) == 20
+    per_token = rows["m_64e"].pop("flops_per_token")
+    assert per_token == sizes.forward_flops(PAPER["m_64e"].spec, 256, 77) // 256
     assert rows["m_64e"] == {
         "total": 97_113_173_008,
         "activated": 8_177_150_992,
