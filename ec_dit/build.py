@@ -28,6 +28,15 @@ from ec_dit.train.state import TrainState, init_state, state_shardings
 from ec_dit.train.step import make_step
 
 
+def make_config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The config's mesh over `devices` (default: all).
+
+    Raises:
+        UserError: if it does not fit their number.
+    """
+    return make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
+
+
 def dit_spec(config: ConfigDict) -> DiTSpec:
     """The transformer's structure."""
     m, e = config.model, config.moe
@@ -243,7 +252,7 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     Raises:
         UserError: if the mesh does not fit the devices, or groups and capacities do not come out whole.
     """
-    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
+    mesh = make_config_mesh(config, devices)
     sample_settings(config)
     spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config)
 

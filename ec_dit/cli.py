@@ -85,7 +85,9 @@ def mesh_of(flag_values: flags.FlagValues) -> dict[str, int]:
     Raises:
         UserError: unless it is four whole numbers.
     """
+    from ec_dit.core.mesh import MESH_AXES  # imports jax, which --help should not wait for
+
     words: list[str] = flag_values["mesh"].value or []
-    if len(words) != 4 or not all(word.strip().lstrip("-").isdigit() for word in words):
-        raise UserError(f"--mesh={','.join(words)}: give four whole numbers: data,fsdp,expert,tensor")
-    return dict(zip(("data", "fsdp", "expert", "tensor"), map(int, words), strict=True))
+    if len(words) != len(MESH_AXES) or not all(word.strip().lstrip("-").isdigit() for word in words):
+        raise UserError(f"--mesh={','.join(words)}: give {len(MESH_AXES)} whole numbers: {','.join(MESH_AXES)}")
+    return dict(zip(MESH_AXES, map(int, words), strict=True))

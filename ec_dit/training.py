@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from ec_dit import build, evaluation
 from ec_dit import config as config_lib
 from ec_dit.core.errors import UserError
-from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.core.tree import num_params, sha256
 from ec_dit.data import dataset as datasets
 from ec_dit.data import images, registry
@@ -49,8 +48,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     Raises:
         UserError: for everything a user can mend.
     """
-    mesh = make_mesh([config.mesh[axis] for axis in MESH_AXES])  # checked before a data set is prepared for nothing
-    build.check_batch(config, mesh)
+    build.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
     build.sample_settings(config)
     data = open_data(config, say)
     tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)

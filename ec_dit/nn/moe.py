@@ -125,9 +125,8 @@ class MoE(nnx.Module):
         return out_GSD.reshape(x_BSD.shape), stats._replace(experts_BS=stats.experts_BS.reshape(images, tokens))
 
 
-_STATS = RouterStats._make(
-    [(), (), (), (), (), ("batch", None)]
-)  # logical axes of the statistics: scalars, and experts by group
+# Logical axes of the statistics: scalars, and experts by group.
+_STATS = RouterStats._make([(), (), (), (), (), ("batch", None)])
 
 
 def _layer(
