@@ -5,7 +5,7 @@
 
 - Structure: width 2304, 42 blocks, 36 heads, 6 key-value heads,
   16 experts in every second block, expert choice.
-- Topology: v5p:4x8x8, 256 chips as expert 16 x data 16.
+- Topology: v5p:4x8x8, 256 chips as expert 16 x fsdp 16.
 - Expected parameters, transformer only: 17,523,931,408 in total, 5,038,536,976 activated.
 """
 
@@ -17,7 +17,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("3xl_16e")
-    c.topology = "v5p:4x8x8"
-    c.mesh.expert = 16  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    presets.pod(c, "v5p:4x8x8", expert=16, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
     c.sample.batch_size = 256  # an image a chip
     return presets.variant(c, arg)

@@ -16,7 +16,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("dense_3xl")
-    c.topology = "v5p:4x8x8"
-    c.mesh.fsdp = 32  # weights in as many parts as the expert axis makes of the sparse twin's dense weights
+    presets.pod(c, "v5p:4x8x8", fsdp=32, data=-1)  # weights in as many parts as those of the sparse twin's dense layers
     c.sample.batch_size = 256  # an image a chip
     return presets.variant(c, arg)

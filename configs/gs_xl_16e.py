@@ -5,7 +5,7 @@
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,
   16 experts in every second block, token choice (GShard top-2).
-- Topology: v4:4x4x8, 128 chips as expert 16 x data 8.
+- Topology: v4:4x4x8, 128 chips as expert 16 x fsdp 8.
 - Expected parameters, transformer only: 2,955,463,312 in total, 874,564,240 activated.
 """
 
@@ -17,7 +17,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("gs_xl_16e")
-    c.topology = "v4:4x4x8"
-    c.mesh.expert = 16  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    presets.pod(c, "v4:4x4x8", expert=16, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
     c.sample.batch_size = 128  # an image a chip
     return presets.variant(c, arg)

@@ -5,7 +5,7 @@
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,
   32 experts in every second block, token choice (GShard top-2).
-- Topology: v4:4x4x8, 128 chips as expert 32 x data 4.
+- Topology: v4:4x4x8, 128 chips as expert 32 x fsdp 4.
 - Expected parameters, transformer only: 5,333,891,728 in total, 874,822,288 activated.
 """
 
@@ -17,7 +17,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("gs_xl_32e")
-    c.topology = "v4:4x4x8"
-    c.mesh.expert = 32  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    presets.pod(c, "v4:4x4x8", expert=32, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
     c.sample.batch_size = 128  # an image a chip
     return presets.variant(c, arg)

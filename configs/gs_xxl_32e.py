@@ -5,7 +5,7 @@
 
 - Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,
   32 experts in every second block, token choice (GShard top-2).
-- Topology: v5p:4x8x8, 256 chips as expert 32 x data 8.
+- Topology: v5p:4x8x8, 256 chips as expert 32 x fsdp 8.
 - Expected parameters, transformer only: 12,821,755,408 in total, 2,063,365,648 activated.
 """
 
@@ -17,7 +17,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("gs_xxl_32e")
-    c.topology = "v5p:4x8x8"
-    c.mesh.expert = 32  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    presets.pod(c, "v5p:4x8x8", expert=32, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
     c.sample.batch_size = 256  # an image a chip
     return presets.variant(c, arg)

@@ -5,7 +5,7 @@
 
 - Structure: width 3072, 38 blocks, 48 heads, 12 key-value heads,
   64 experts in every second block, expert choice.
-- Topology: v5p:8x8x8 (the paper's), 512 chips as expert 64 x data 8.
+- Topology: v5p:8x8x8 (the paper's), 512 chips as expert 64 x fsdp 8.
 - Expected parameters, transformer only: 97,113,173,008 in total, 8,177,150,992 activated.
 """
 
@@ -17,7 +17,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("m_64e")
-    c.topology = "v5p:8x8x8"
-    c.mesh.expert = 64  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    presets.pod(c, "v5p:8x8x8", expert=64, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
     c.sample.batch_size = 512  # an image a chip
     return presets.variant(c, arg)

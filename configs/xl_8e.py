@@ -5,7 +5,7 @@
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,
   8 experts in every second block, expert choice.
-- Topology: v4:4x4x8, 128 chips as expert 8 x data 16.
+- Topology: v4:4x4x8, 128 chips as expert 8 x fsdp 16.
 - Expected parameters, transformer only: 1,766,249,104 in total, 874,435,216 activated.
 """
 
@@ -17,7 +17,6 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("xl_8e")
-    c.topology = "v4:4x4x8"
-    c.mesh.expert = 8  # one expert of every sparse block a chip; the other axis, data, takes what is left
+    presets.pod(c, "v4:4x4x8", expert=8, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
     c.sample.batch_size = 128  # an image a chip
     return presets.variant(c, arg)

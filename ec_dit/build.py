@@ -129,9 +129,9 @@ def sample_settings(config: ConfigDict) -> SampleSettings:
     )
 
 
-def compute_dtype(config: ConfigDict) -> jnp.dtype:
+def compute_dtype(config: ConfigDict, mesh: Mesh) -> jnp.dtype:
     """bfloat16 on accelerators, float32 on CPU, unless the config says."""
-    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    auto = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return jnp.dtype(auto if config.model.dtype == "auto" else config.model.dtype)
 
 
@@ -155,6 +155,16 @@ class System:
     init_params: Callable[[jax.Array], Any]
     tokenizer: Tokenizer | None
 
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """For what runs on the mesh: the config's for a TPU, none elsewhere."""
+        return dict(self.config.tpu_options) if self.mesh.devices.flat[0].platform == "tpu" else None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the computation."""
+        return compute_dtype(self.config, self.mesh)
+
     def optimizer(self) -> optax.GradientTransformation:
         """The config's optimizer for these parameters."""
         return make_optimizer(optimizer_spec(self.config), self.infos)
@@ -175,7 +185,7 @@ class System:
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
-    def step(self, tx: optax.GradientTransformation, shardings: TrainState) -> Callable[[TrainState, Any], Any]:
+    def step(self, tx: optax.GradientTransformation, shardings: TrainState) -> jax.stages.Wrapped:
         """The jitted training step; batches as `batch` gives them. Lower it to inspect what would run."""
         null_text = self.null_text()
         goal = training_objective(self.config)
@@ -187,7 +197,9 @@ class System:
 
         step = make_step(loss_fn, tx, self.config.optimizer.ema_decay, self.config.train.accumulate)
         everywhere = sharding.replicated(self.mesh)
-        return jax.jit(step, out_shardings=(shardings, everywhere), donate_argnums=0)
+        return jax.jit(
+            step, out_shardings=(shardings, everywhere), donate_argnums=0, compiler_options=self.compiler_options
+        )
 
     def validation(self) -> Callable[[Any, Any, jax.Array], jax.Array]:
         """Jitted (params, batch, record numbers) -> loss of each image, routed as sampling routes an image alone."""
@@ -243,7 +255,9 @@ class System:
             raise UserError("this config denoises latents: pictures need its autoencoder, which is not loaded.")
         settings = settings or sample_settings(self.config)
         shape_YXZ = (d.size, d.size, d.channels)
-        return Generator(self.graphdef, settings, self.mesh, shape_YXZ, self.encode, images.to_uint8)
+        return Generator(
+            self.graphdef, settings, self.mesh, shape_YXZ, self.encode, images.to_uint8, self.compiler_options
+        )
 
 
 def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequence[jax.Device] | None = None) -> System:
@@ -254,7 +268,7 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     """
     mesh = make_config_mesh(config, devices)
     sample_settings(config)
-    spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config)
+    spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config, mesh)
 
     def build(rngs: nnx.Rngs) -> TextToImage:
         return TextToImage(spec, tower, dtype=dtype, rngs=rngs)

@@ -27,7 +27,7 @@ def run(
     name: str,
     doc: str,
     flag_values: flags.FlagValues,
-    work: Callable[[], None],
+    work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[Sequence[str]], None] | None = None,
 ) -> int:
@@ -47,7 +47,7 @@ def run(
             return 0
         if extra:
             raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
-        work()
+        return work() or 0
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
         return MISTAKE
@@ -57,7 +57,6 @@ def run(
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def define_help(flag_values: flags.FlagValues) -> None:

@@ -97,6 +97,7 @@ def default() -> ConfigDict:
     g.expert = 1  # experts sharded
     g.tensor = 1  # heads and feed-forward width sharded
 
+    c.tpu_options = ConfigDict()  # of the TPU's compiler: what runs beside what
     c.topology = ""  # TPU slice this config is meant for, e.g. v5p:8x8x8
 
     c.checkpoint = k = ConfigDict()
@@ -128,7 +129,18 @@ def default() -> ConfigDict:
 
 
 # What may change between the runs of one workdir: nothing here alters what a step computes.
-RESUMABLE = ("mesh", "checkpoint", "log", "sample", "eval", "topology", "data.workers", "data.path", "train.steps")
+RESUMABLE = (
+    "mesh",
+    "checkpoint",
+    "log",
+    "sample",
+    "eval",
+    "topology",
+    "data.workers",
+    "data.path",
+    "train.steps",
+    "tpu_options",
+)
 
 _CHOICES = {
     "model.modulation": ("adaln", "adaln_single"),

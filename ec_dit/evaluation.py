@@ -81,7 +81,7 @@ def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bo
 def describe(system: build.System, settings: SampleSettings) -> dict[str, Any]:
     """Every setting an image depends on, and the versions and devices that made it, for the files beside it."""
     return {
-        "dtype": str(build.compute_dtype(system.config)),
+        "dtype": str(system.dtype),
         "prediction": settings.prediction,
         "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
         "mesh": dict(system.mesh.shape),

@@ -19,6 +19,32 @@ def paper(name: str) -> ConfigDict:
     return c
 
 
+# What the TPU's compiler runs beside what, chosen by comparing compiled programs (docs/scaling.md): collectives while kernels
+# compute, and gradients scattered one by one, since combined ones become all-reduces.
+TPU_OPTIONS = {
+    "xla_jf_crs_combiner_threshold_in_bytes": "0",
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_all_to_all": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
+SPARSE_CORE_OPTIONS = {  # v5p: the SparseCores carry gradients while the TensorCore computes
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+}
+
+
+def pod(c: ConfigDict, topology: str, **mesh: int) -> None:
+    """Places a config on a TPU slice: its topology, the mesh (axes not named have size 1), options of its compiler."""
+    c.topology = topology
+    c.mesh.update({"data": 1, "fsdp": 1, "expert": 1, "tensor": 1} | mesh)
+    c.tpu_options.update(TPU_OPTIONS)
+    if topology.startswith("v5p"):
+        c.tpu_options.update(SPARSE_CORE_OPTIONS)
+
+
 def shapes() -> ConfigDict:
     """The small world of configs/shapes.py, which its dense and token-choice twins share."""
     c = config.default()

@@ -74,7 +74,8 @@ def test_docstring_holds_what_the_formula_and_the_mesh_give(name):
     assert not spec.sparse.num_experts or f"{spec.sparse.num_experts} experts in every second block" in text
     axis = "expert" if spec.sparse.num_experts else "fsdp"
     assert c.topology in text
-    assert f"{chips(c)} chips as {axis} {mesh.shape[axis]} x data {mesh.shape['data']}." in text
+    rest = "data" if axis == "fsdp" else "fsdp"
+    assert f"{chips(c)} chips as {axis} {mesh.shape[axis]} x {rest} {mesh.shape[rest]}." in text
     assert f"--config=configs/{name}.py " in text
 
 

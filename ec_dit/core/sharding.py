@@ -6,35 +6,43 @@ its mesh axes do not divide (jit would replicate it without a word).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ec_dit.core.errors import UserError
 
 LogicalAxes = Sequence[str | None]
 
-RULES: dict[str, tuple[str, ...]] = {
+Entry = str | tuple[str, ...]  # a mesh axis; of several, the first that the mesh has
+WEIGHTS = (
+    "expert",
+    "fsdp",
+)  # for dense weights one of the two: over both, the shards of a large mesh would be a few rows
+
+RULES: dict[str, tuple[Entry, ...]] = {
     # activations
     "batch": ("data", "fsdp", "expert"),  # images, and the routing groups made of them
     # parameters
     "expert": ("expert",),
     "expert_embed": ("fsdp",),  # the width dimension of expert weights, which 'expert' shards already
-    "embed": ("fsdp", "expert"),  # the width dimension of every other weight
-    "head_dim": ("expert",),  # qk-norm scales and biases of heads
+    "embed": (WEIGHTS,),  # the width dimension of every other weight
+    "hidden": ("tensor", WEIGHTS),  # of dense feed-forward layers: longer than the width, so shards are larger
+    "head_dim": (WEIGHTS,),  # qk-norm scales and biases of heads
     "heads": ("tensor",),
     "ffn": ("tensor",),
     # never sharded
     "layers": (),
-    # axes that hold copies of the experts' weights
-    "replica": ("data",),
 }
+
+TOKENS_TRAVEL = ("expert",)  # weights are not gathered along these: tokens are sent to where they lie
 
 
 def partition_spec(
-    axes: LogicalAxes, shape: Sequence[int], mesh: Mesh | AbstractMesh, name: str = "array", rules: Mapping = RULES
+    axes: LogicalAxes, shape: Sequence[int], mesh: Mesh | AbstractMesh, name: str = "array"
 ) -> PartitionSpec:
     """The PartitionSpec of an array whose dimensions carry the logical `axes` (None = not sharded).
 
@@ -47,18 +55,18 @@ def partition_spec(
     entries: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
-        mesh_axes = tuple(a for a in (rules[axis] if axis else ()) if mesh.shape[a] > 1)
-        if clash := used & set(mesh_axes):
+        over = _over(mesh, axis) if axis else ()
+        if clash := used & set(over):
             raise UserError(f"{name} {tuple(axes)}: mesh axis {sorted(clash)} would shard two of its dimensions.")
-        used |= set(mesh_axes)
-        ways = math.prod(mesh.shape[a] for a in mesh_axes)
+        used |= set(over)
+        ways = math.prod(mesh.shape[a] for a in over)
         if size % ways:
-            over = " x ".join(f"{a}={mesh.shape[a]}" for a in mesh_axes)
+            named = " x ".join(f"{a}={mesh.shape[a]}" for a in over)
             raise UserError(
-                f"{name}: dimension '{axis}' of size {size} is not divisible by {ways} (mesh {over}). "
+                f"{name}: dimension '{axis}' of size {size} is not divisible by {ways} (mesh {named}). "
                 f"Choose another --config.mesh, or a size that {ways} divides."
             )
-        entries.append(mesh_axes or None)
+        entries.append(over or None)
     return PartitionSpec(*entries)
 
 
@@ -74,7 +82,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts `mesh` splits a batch."""
-    return math.prod(mesh.shape[a] for a in RULES["batch"])
+    return math.prod(mesh.shape[a] for a in _over(mesh, "batch"))
 
 
 def constrain(array: jax.Array, *axes: str | None, name: str = "activation") -> jax.Array:
@@ -89,41 +97,84 @@ def constrain(array: jax.Array, *axes: str | None, name: str = "activation") -> 
     return jax.lax.with_sharding_constraint(array, partition_spec(axes, array.shape, mesh, name))
 
 
-def mesh_axes(*logical: str) -> tuple[str, ...]:
-    """The axes of the mesh in context, larger than 1, that the `logical` axes are laid over; () without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return ()
-    return tuple(dict.fromkeys(a for word in logical for a in RULES[word] if mesh.shape[a] > 1))
-
-
 def per_device(
-    function: Callable[..., Any], in_axes: Sequence[LogicalAxes], out_axes: Any, name: str = "activation"
+    function: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any, name: str = "activation"
 ) -> Callable[..., Any]:
-    """`function` run by each device of the mesh in context on its own parts, with collectives over `mesh_axes`.
+    """`function` run by each device of the mesh in context on its own parts; what travels is what `function` says.
 
-    The compiler then lays nothing out by itself. Without a mesh, or on one device, it is the function as it is.
+    Inside it the compiler lays nothing out by itself: `whole` gathers weights, `summed` adds up partial results, and
+    `mesh_axes` names the axes for other collectives. Without a mesh, on one device, or inside another `per_device`, it is the
+    function as it is.
 
     Args:
-        in_axes: logical axes of each argument, which are arrays.
-        out_axes: logical axes of each output, in the structure of the outputs; () for what is the same everywhere.
+        in_axes: logical axes of each argument, in the argument's structure; None for an argument that is None.
+        out_axes: logical axes of the outputs, in their structure; () for what is the same everywhere.
 
     Raises:
         UserError: if a dimension of an argument does not divide over the mesh; `name` says of what.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return function
 
     def out_spec(axes: LogicalAxes) -> PartitionSpec:
-        return PartitionSpec(*((mesh_axes(axis) or None) if axis else None for axis in axes))
+        return PartitionSpec(*(_over(mesh, axis) or None if axis else None for axis in axes))
 
-    def call(*arrays: jax.Array) -> Any:
-        in_specs = tuple(partition_spec(axes, a.shape, mesh, name) for axes, a in zip(in_axes, arrays, strict=True))
+    def in_spec(axes: LogicalAxes, array: jax.Array) -> PartitionSpec:
+        return partition_spec(axes, array.shape, mesh, name)
+
+    def call(*arrays: Any) -> Any:
+        in_specs = jax.tree.map(in_spec, tuple(in_axes), arrays, is_leaf=_is_axes)
         out_specs = jax.tree.map(out_spec, out_axes, is_leaf=_is_axes)
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(*arrays)
 
     return call
+
+
+def mesh_axes(*logical: str) -> tuple[str, ...]:
+    """Inside `per_device`: the mesh axes, larger than 1, that the `logical` axes are laid over. Outside: none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not mesh.manual_axes:
+        return ()
+    return _over(mesh, *logical)
+
+
+def whole(weight: jax.Array, axes: LogicalAxes, dtype: jnp.dtype) -> jax.Array:
+    """Inside `per_device`: this device's part of a weight, in `dtype`, gathered along the axes that also split the batch.
+
+    In the backward pass its gradient is summed and scattered in `dtype`, then added up in float32 over devices that hold copies.
+    The shards lie along a dimension of their own, in front of a matrix: in other places the TPU's compiler pads their rows, or
+    turns the gradient's reduce-scatter into an all-reduce.
+    """
+    weight = own(weight, axes).astype(dtype)
+    for dimension, axis in enumerate(axes):
+        if axis is None or axis in TOKENS_TRAVEL:
+            continue
+        if over := tuple(a for a in mesh_axes(axis) if a in RULES["batch"]):
+            front = jnp.moveaxis(weight, dimension, 0)
+            parts = jax.lax.all_gather(front.reshape(front.shape[0], -1), over)
+            weight = jnp.moveaxis(parts.reshape(-1, *front.shape[1:]), 0, dimension)
+    return weight
+
+
+def own(weight: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """Inside `per_device`: a weight as this device's own copy, so that its gradient is added up over copies in its own dtype."""
+    sharded = mesh_axes(*(axis for axis in axes if axis))
+    copies = tuple(axis for axis in mesh_axes("batch") if axis not in sharded)
+    return jax.lax.pcast(weight, copies, to="varying") if copies else weight
+
+
+def summed(partial: jax.Array, axis: str) -> jax.Array:
+    """Inside `per_device`: the sum of a product over a dimension that the mesh splits beside the batch."""
+    over = tuple(a for a in mesh_axes(axis) if a not in RULES["batch"])
+    return jax.lax.psum(partial, over) if over else partial
+
+
+def _over(mesh: Mesh | AbstractMesh, *logical: str) -> tuple[str, ...]:
+    entries = (entry for word in logical for entry in RULES[word])
+    choices = ((entry,) if isinstance(entry, str) else entry for entry in entries)
+    chosen = (next((a for a in options if mesh.shape[a] > 1), None) for options in choices)
+    return tuple(dict.fromkeys(a for a in chosen if a is not None))
 
 
 def _is_axes(node: Any) -> bool:

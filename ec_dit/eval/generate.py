@@ -53,9 +53,8 @@ def sample(
         text: captions; null_text: the empty caption, leaves without B.
     """
     model: TextToImage = nnx.merge(graphdef, params)
-    condition = model.encode(text)
-    null_one = model.encode(jax.tree.map(lambda a: a[None], null_text))
-    null = jax.tree.map(lambda a: jnp.broadcast_to(a, (noise.shape[0], *a.shape[1:])), null_one)
+    null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (noise.shape[0], *a.shape)), null_text)
+    condition, null = model.encode(text), model.encode(null_text)
     velocity = guide(
         velocity_fn(model, settings.prediction, settings.routing),
         velocity_fn(model, settings.prediction, settings.paired_routing),
@@ -91,6 +90,7 @@ class Generator:
         shape_YXZ: tuple[int, int, int],
         encode: Callable[[Sequence[str]], Text],
         decode: Callable[[np.ndarray], np.ndarray],
+        compiler_options: dict[str, str] | None = None,
     ):
         self.settings = settings
         self._mesh, self._shape_YXZ = mesh, shape_YXZ
@@ -98,7 +98,9 @@ class Generator:
         self._batch_size = -(-settings.batch_size // ways) * ways  # the devices share a batch evenly
         self._encode, self._decode = encode, decode
         self._null_text = jax.tree.map(lambda a: a[0], encode([""]))
-        self._sample = jax.jit(lambda params, *args: sample(graphdef, settings, params, *args))
+        self._sample = jax.jit(
+            lambda params, *args: sample(graphdef, settings, params, *args), compiler_options=compiler_options
+        )
 
     def batches(
         self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ec_dit.core.sharding import constrain
 from ec_dit.models.block import Block, Condition
 from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stack import Stack
@@ -14,7 +13,7 @@ from ec_dit.nn import param
 from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sincos_2d
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
-from ec_dit.nn.moe import RouterStats
+from ec_dit.nn.moe import STATS_AXES, RouterStats
 from ec_dit.nn.routing import RoutingSpec
 
 
@@ -74,13 +73,35 @@ class DiT(nnx.Module):
             (B, S, P) velocity of the kept tokens in float32 (`nn.embeddings.unpatchify` makes a latent of all of them), and
             the statistics of the sparse blocks stacked on L, None for a dense model.
         """
+        kept = None if keep_BS is None else ("batch", None)
+        stats = (
+            RouterStats._make((None, *axes) if axes else () for axes in STATS_AXES) if self.spec.num_sparse else None
+        )
+        run = param.per_device(
+            self,
+            functools.partial(DiT._forward, routing=routing),
+            (("batch", None, None, None), ("batch",), ("batch", None, None), ("batch", None), kept),
+            (("batch", None, None), stats),
+            name="images of the batch",
+        )
+        return run(x_BYXZ, t_B, text_BTM, mask_BT, keep_BS)
+
+    def _forward(
+        self,
+        x_BYXZ: jax.Array,
+        t_B: jax.Array,
+        text_BTM: jax.Array,
+        mask_BT: jax.Array,
+        keep_BS: jax.Array | None,
+        routing: RoutingSpec,
+    ) -> tuple[jax.Array, RouterStats | None]:
+        """The images of one device."""
         spec = self.spec
         rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
         positions_SD = sincos_2d(rows, columns, spec.width, spec.grid, spec.position_scale)
         tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch)) + jnp.asarray(positions_SD, self.dtype)
         if keep_BS is not None:
             tokens_BSD = take_tokens(tokens_BSD, keep_BS)
-        tokens_BSD = constrain(tokens_BSD, "batch", None, None, name="image tokens")
 
         time_BD = self.time_embed(t_B)
         text_BTM = text_BTM.astype(self.dtype)
@@ -94,7 +115,7 @@ class DiT(nnx.Module):
             for block in blocks:
                 tokens_BSD, block_stats = block(tokens_BSD, condition, routing)
                 stats.append(block_stats)
-            return constrain(tokens_BSD, "batch", None, None, name="image tokens"), [s for s in stats if s is not None]
+            return tokens_BSD, [s for s in stats if s is not None]
 
         stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
         for stage in self.stages:
@@ -104,7 +125,7 @@ class DiT(nnx.Module):
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
         shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
         tokens_BSD = adaptive_norm(tokens_BSD, shift_BD, scale_BD)
-        out_BSP = tokens_BSD @ self.w_out_DP[...].astype(self.dtype) + self.b_out_P[...].astype(self.dtype)
+        out_BSP = tokens_BSD @ param.use(self.w_out_DP, self.dtype) + param.use(self.b_out_P, self.dtype)
         return out_BSP.astype(jnp.float32), jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
 
 

@@ -70,3 +70,6 @@ def _rows() -> dict[str, PaperRow]:
 
 
 PAPER: dict[str, PaperRow] = _rows()
+
+# Hours of the paper's runs, 800 k steps at batch 4096, on the topologies that the configs name.
+PAPER_HOURS: dict[str, float] = {"xl_32e": 75.6, "xxl_32e": 82.2, "3xl_32e": 96.1, "m_64e": 100.0}

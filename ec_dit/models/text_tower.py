@@ -39,6 +39,17 @@ class TextTower(nnx.Module):
 
     def __call__(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Embeds captions of at most `spec.length` tokens; what `mask_BT` hides is not attended to."""
-        x_BTM = self.token_VM[...][ids_BT] + self.position_TM[...][: ids_BT.shape[1]]
+        run = param.per_device(
+            self,
+            TextTower._forward,
+            (("batch", None), ("batch", None)),
+            ("batch", None, None),
+            name="captions of the batch",
+        )
+        return run(ids_BT, mask_BT)
+
+    def _forward(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """The captions of one device."""
+        x_BTM = param.use(self.token_VM)[ids_BT] + param.use(self.position_TM)[: ids_BT.shape[1]]
         x_BTM, _ = self.stack(x_BTM.astype(self.dtype), lambda block, x: (block(x, mask_BT), None))
         return layer_norm(x_BTM)

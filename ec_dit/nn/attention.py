@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ec_dit.core import sharding
 from ec_dit.nn import param
 from ec_dit.nn.norms import RMSNorm
 
@@ -60,16 +61,19 @@ class Attention(nnx.Module):
         """
         x_BSD = x_BSD.astype(self.dtype)
         context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
-        q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, self.w_q_DHK[...].astype(self.dtype))
-        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, self.w_k_MNK[...].astype(self.dtype))
-        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, self.w_v_MNK[...].astype(self.dtype))
+        q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, param.use(self.w_q_DHK, self.dtype))
+        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.use(self.w_k_MNK, self.dtype))
+        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.use(self.w_v_MNK, self.dtype))
         if self.bias:
-            q_BSHK += self.b_q_HK[...].astype(self.dtype)
-            k_BTNK += self.b_k_NK[...].astype(self.dtype)
-            v_BTNK += self.b_v_NK[...].astype(self.dtype)
+            q_BSHK += param.use(self.b_q_HK, self.dtype)
+            k_BTNK += param.use(self.b_k_NK, self.dtype)
+            v_BTNK += param.use(self.b_v_NK, self.dtype)
         if self.norm_q is not None and self.norm_k is not None:
             q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
-        out_BSHK = jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, mask=mask)
-        out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, self.w_o_HKD[...].astype(self.dtype))
-        return out_BSD + self.b_o_D[...].astype(self.dtype) if self.bias else out_BSD
+        # Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
+        attend = jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)
+        out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, mask=mask)
+        out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
+        out_BSD = sharding.summed(out_BSD, "heads")
+        return out_BSD + param.use(self.b_o_D, self.dtype) if self.bias else out_BSD

@@ -79,4 +79,4 @@ class PatchEmbed(nnx.Module):
         self.b_D = param.table(jnp.zeros(width), ("embed",))
 
     def __call__(self, patches_BSP: jax.Array) -> jax.Array:
-        return patches_BSP.astype(self.dtype) @ self.w_PD[...].astype(self.dtype) + self.b_D[...].astype(self.dtype)
+        return patches_BSP.astype(self.dtype) @ param.use(self.w_PD, self.dtype) + param.use(self.b_D, self.dtype)

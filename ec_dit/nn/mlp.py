@@ -1,16 +1,22 @@
 """The feed-forward layer of a dense block, and the small two-layer perceptrons of the embeddings."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ec_dit.core import sharding
 from ec_dit.nn import param
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form, as DiT and PixArt-alpha use it."""
+    """GELU in its tanh form, as DiT and PixArt-alpha use it.
+
+    Only x is kept for the backward pass: what lies between would be six arrays of x's size.
+    """
     return jax.nn.gelu(x, approximate=True)
 
 
@@ -30,14 +36,14 @@ class Mlp(nnx.Module):
     ):
         self.dtype, self.act, self.bias = dtype, act, bias
         out = width if out is None else out
-        self.w_up_DF = param.matrix(rngs, (width, hidden), ("embed", "ffn"), "io")
-        self.w_down_FD = param.matrix(rngs, (hidden, out), ("ffn", "embed"), "io")
+        self.w_up_DF = param.matrix(rngs, (width, hidden), (None, "hidden"), "io")
+        self.w_down_FD = param.matrix(rngs, (hidden, out), ("hidden", None), "io")
         if bias:
-            self.b_up_F = param.table(jnp.zeros(hidden), ("ffn",))
+            self.b_up_F = param.table(jnp.zeros(hidden), ("hidden",))
             self.b_down_D = param.table(jnp.zeros(out), ("embed",))
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        up = x_BSD.astype(self.dtype) @ self.w_up_DF[...].astype(self.dtype)
-        up = self.act(up + self.b_up_F[...].astype(self.dtype) if self.bias else up)
-        down = up @ self.w_down_FD[...].astype(self.dtype)
-        return down + self.b_down_D[...].astype(self.dtype) if self.bias else down
+        up = x_BSD.astype(self.dtype) @ param.use(self.w_up_DF, self.dtype)
+        up = self.act(up + param.use(self.b_up_F, self.dtype) if self.bias else up)
+        down = sharding.summed(up @ param.use(self.w_down_FD, self.dtype), "hidden")
+        return down + param.use(self.b_down_D, self.dtype) if self.bias else down

@@ -5,12 +5,14 @@
 Gates start at zero, so that every block starts as the identity.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ec_dit.core import sharding
 from ec_dit.nn import param
 from ec_dit.nn.norms import layer_norm
 
@@ -20,17 +22,26 @@ _GATES = (2, 5)
 
 
 class TimeModulation(nnx.Module):
-    """silu(time) W + b: (B, D) -> (B, A, D) in float32, starting at zero."""
+    """silu(time) W + b: (B, D) -> (B, A, D) in float32, starting at zero.
+
+    The 6 D^2 weights of a block serve one vector an image. So vectors travel, not weights: every device computes its own columns
+    for the images of all that hold the others, and gets all columns for its own images in exchange.
+    """
 
     def __init__(self, width: int, vectors: int = VECTORS, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.w_IAD = param.matrix(rngs, (width, vectors, width), ("embed", None, None), "ibo", zero=True)
+        self.w_IAD = param.matrix(rngs, (width, vectors, width), (None, None, "embed"), "ibo", zero=True)
         self.b_AD = param.table(jnp.zeros((vectors, width)), (None, "embed"))
 
     def __call__(self, time_BD: jax.Array) -> jax.Array:
         cond_BI = jax.nn.silu(time_BD.astype(self.dtype))
-        w_IAD = self.w_IAD[...].astype(self.dtype)
-        return jnp.einsum("BI,IAD->BAD", cond_BI, w_IAD, preferred_element_type=jnp.float32) + self.b_AD[...]
+        w_IAD = sharding.own(self.w_IAD[...], self.w_IAD.axes).astype(self.dtype)
+        b_AD = sharding.own(self.b_AD[...], self.b_AD.axes)
+        columns = sharding.mesh_axes("embed")
+        if columns:
+            cond_BI = jax.lax.all_gather(cond_BI, columns, axis=0, tiled=True)
+        out_BAD = jnp.einsum("BI,IAD->BAD", cond_BI, w_IAD, preferred_element_type=jnp.float32) + b_AD
+        return jax.lax.all_to_all(out_BAD, columns, 0, 2, tiled=True) if columns else out_BAD
 
 
 class ModulationTable(nnx.Module):
@@ -43,9 +54,10 @@ class ModulationTable(nnx.Module):
         self.b_AD = param.table(offsets_AD, (None, "embed"))
 
     def __call__(self, shared_BAD: jax.Array) -> jax.Array:
-        return shared_BAD.astype(jnp.float32) + self.b_AD[...]
+        return shared_BAD.astype(jnp.float32) + param.use(self.b_AD)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps x as it came, not its copies in float32
 def adaptive_norm(x_BSD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
     """LayerNorm(x) (1 + scale) + shift, all in float32 and rounded once: in bfloat16, 1 + a small scale would be 1."""
     return modulate(layer_norm(x_BSD.astype(jnp.float32)), shift_BD, scale_BD).astype(x_BSD.dtype)

@@ -5,7 +5,7 @@ gated output back to its token. A token in no slot gets zero, and the block's re
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, group_tokens, r
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
-GROUPS = ("batch", None, None)
 UP, DOWN = ("expert", "expert_embed", "ffn"), ("expert", "ffn", "expert_embed")
 UP_BIAS, DOWN_BIAS = ("expert", "ffn"), ("expert", "expert_embed")
 
@@ -42,6 +41,10 @@ class RouterStats(NamedTuple):
     dropped: jax.Array
     aux_loss: jax.Array
     experts_BS: jax.Array
+
+
+# Logical axes of the statistics: scalars, and experts by image.
+STATS_AXES: Any = RouterStats._make([(), (), (), (), (), ("batch", None)])
 
 
 def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
@@ -113,33 +116,23 @@ class MoE(nnx.Module):
         images, tokens, width = x_BSD.shape
         group_size = group_tokens(images * tokens, tokens, spec.group_size)
         groups_GSD = x_BSD.reshape(-1, group_size, width)
-        experts = [(self.w_up_EDF, UP), (self.w_down_EFD, DOWN), (self.b_up_EF, UP_BIAS), (self.b_down_ED, DOWN_BIAS)]
-        weights, axes = zip(*((p[...], a) for p, a in experts if p is not None), strict=True)
-        layer = sharding.per_device(
-            functools.partial(_layer, spec=spec, dtype=self.dtype),
-            (GROUPS, (None, None), *axes),
-            (GROUPS, _STATS),
-            name="routing groups and experts",
-        )
-        out_GSD, stats = layer(groups_GSD, self.w_router_DE[...], *weights)
-        return out_GSD.reshape(x_BSD.shape), stats._replace(experts_BS=stats.experts_BS.reshape(images, tokens))
+        groups_GSD = groups_GSD.astype(jnp.float32)  # so that the gradient of a token in many slots adds up in float32
+        scores_GSE = router_scores(groups_GSD, param.use(self.w_router_DE))
+        routing = route(scores_GSE, spec)
+        slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
+        slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
+        out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
+        return out_GSD.reshape(x_BSD.shape), _stats(routing, scores_GSE, (images, tokens))
 
-
-# Logical axes of the statistics: scalars, and experts by group.
-_STATS = RouterStats._make([(), (), (), (), (), ("batch", None)])
-
-
-def _layer(
-    groups_GSD: jax.Array, w_router_DE: jax.Array, *weights: jax.Array, spec: RoutingSpec, dtype: jnp.dtype
-) -> tuple[jax.Array, RouterStats]:
-    """The layer on the groups and experts of one device; `RouterStats.experts_BS` comes by group."""
-    groups_GSD = groups_GSD.astype(jnp.float32)  # so that the gradient of a token in many slots adds up in float32
-    scores_GSE = router_scores(groups_GSD, w_router_DE)
-    routing = route(scores_GSE, spec)
-    slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(dtype), "to experts")
-    slots_EGCD = _exchange(_experts(slots_EGCD, *weights), "to groups")
-    out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, groups_GSD.shape[1], spec.combine)
-    return out_GSD, _stats(routing, scores_GSE)
+    def _experts(self, slots_EGCD: jax.Array) -> jax.Array:
+        """Each expert's feed-forward layer on its own slots."""
+        up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.use(self.w_up_EDF, self.dtype))
+        up = checkpoint_name(up, EXPERT_PRODUCT)
+        if self.b_up_EF is not None:
+            up += param.use(self.b_up_EF, self.dtype)[:, None, None]
+        down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), param.use(self.w_down_EFD, self.dtype))
+        down = checkpoint_name(sharding.summed(down, "ffn"), EXPERT_PRODUCT)
+        return down if self.b_down_ED is None else down + param.use(self.b_down_ED, self.dtype)[:, None, None]
 
 
 def router_scores(x_GSD: jax.Array, w_router_DE: jax.Array) -> jax.Array:
@@ -155,44 +148,7 @@ def _exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) ->
     return jax.lax.all_to_all(slots_EGCD, axes, split, join, tiled=True) if axes else slots_EGCD
 
 
-def _experts(
-    slots_EGCD: jax.Array,
-    w_up_EDF: jax.Array,
-    w_down_EFD: jax.Array,
-    b_up_EF: jax.Array | None = None,
-    b_down_ED: jax.Array | None = None,
-) -> jax.Array:
-    """Each expert's feed-forward layer on its own slots."""
-    dtype = slots_EGCD.dtype
-    up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, _whole(w_up_EDF, 1, dtype))
-    up = checkpoint_name(up, EXPERT_PRODUCT)
-    if b_up_EF is not None:
-        up += b_up_EF.astype(dtype)[:, None, None]
-    down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), _whole(w_down_EFD, 2, dtype))
-    if split := sharding.mesh_axes("ffn"):
-        down = jax.lax.psum(down, split)
-    down = checkpoint_name(down, EXPERT_PRODUCT)
-    return down if b_down_ED is None else down + _whole(b_down_ED, 1, dtype)[:, None, None]
-
-
-def _whole(weight: jax.Array, dimension: int, dtype: jnp.dtype) -> jax.Array:
-    """Expert weights in the dtype of the computation, gathered along their 'expert_embed' dimension.
-
-    A single expert loses its own dimension for the gather: the compiler would turn the gradient's reduce-scatter into an
-    all-reduce behind a dimension of size 1.
-    """
-    # Here, and not at the product: gradients are then summed over copies after they were scattered.
-    weight = jax.lax.pcast(weight, sharding.mesh_axes("replica"), to="varying")
-    weight = weight.astype(dtype)
-    axes = sharding.mesh_axes("expert_embed")
-    if not axes:
-        return weight
-    if weight.shape[0] == 1:
-        return jax.lax.all_gather(weight[0], axes, axis=dimension - 1, tiled=True)[None]
-    return jax.lax.all_gather(weight, axes, axis=dimension, tiled=True)
-
-
-def _stats(routing: Routing, scores_GSE: jax.Array) -> RouterStats:
+def _stats(routing: Routing, scores_GSE: jax.Array, shape: tuple[int, int]) -> RouterStats:
     everyone = sharding.mesh_axes("batch")
 
     def mean(value: jax.Array) -> jax.Array:
@@ -206,5 +162,5 @@ def _stats(routing: Routing, scores_GSE: jax.Array) -> RouterStats:
         gate_entropy=mean(entropy),
         dropped=mean(routing.dropped),
         aux_loss=mean(routing.aux_loss),
-        experts_BS=routing.experts_GS,
+        experts_BS=routing.experts_GS.reshape(shape),
     )

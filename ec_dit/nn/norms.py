@@ -24,4 +24,4 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (wide * self.scale_K[...]).astype(x.dtype)
+        return (wide * param.use(self.scale_K)).astype(x.dtype)

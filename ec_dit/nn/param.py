@@ -5,7 +5,9 @@ layers). They serve initialisation, weight decay and Muon, which all must know w
 with no matrix in them (biases, tables, norm scales) have no roles.
 """
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ec_dit.core import sharding
 from ec_dit.core.sharding import LogicalAxes
 
 
@@ -47,6 +50,24 @@ def router(rngs: nnx.Rngs, shape: tuple[int, int], axes: LogicalAxes) -> nnx.Par
 def table(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
     """A float32 parameter that is no matrix: a bias, a norm scale, an embedding table."""
     return nnx.Param(value.astype(jnp.float32), axes=tuple(axes), roles=None, hidden=False)
+
+
+def use(parameter: nnx.Param, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """A parameter as its layer computes with it: in `dtype`, and whole where the mesh splits the batch."""
+    return sharding.whole(parameter[...], parameter.axes, dtype)
+
+
+def per_device(
+    module: nnx.Module, function: Callable[..., Any], in_axes: Sequence[Any], out_axes: Any, name: str
+) -> Callable[..., Any]:
+    """`function(module, *arrays)` run by each device on its part of the weights and of the arrays, as `sharding.per_device`."""
+    graphdef, params, infos = split(module)
+    axes = jax.tree.map(lambda info: info.axes, infos)
+
+    def run(params: Any, *arrays: Any) -> Any:
+        return function(nnx.merge(graphdef, params), *arrays)
+
+    return functools.partial(sharding.per_device(run, (axes, *in_axes), out_axes, name), params)
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

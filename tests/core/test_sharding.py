@@ -25,7 +25,10 @@ from ec_dit.nn import param
         ((8, 1, 1, 1), ("batch", None), (8, 3), (("data",), None)),
         ((1, 1, 8, 1), ("expert", "expert_embed", "ffn"), (8, 6, 5), (("expert",), None, None)),
         ((1, 2, 2, 2), ("expert", "expert_embed", "ffn"), (4, 6, 8), (("expert",), ("fsdp",), ("tensor",))),
-        ((1, 2, 2, 2), ("layers", "embed", "heads"), (3, 4, 2), (None, ("fsdp", "expert"), ("tensor",))),
+        ((1, 2, 2, 2), ("layers", "embed", "heads"), (3, 4, 2), (None, ("expert",), ("tensor",))),
+        ((1, 2, 2, 2), (None, "hidden"), (4, 8), (None, ("tensor", "expert"))),
+        ((2, 4, 1, 1), (None, "hidden"), (4, 8), (None, ("fsdp",))),
+        ((2, 4, 1, 1), ("embed", "heads"), (8, 3), (("fsdp",), None)),
         ((2, 2, 2, 1), ("expert", "expert_embed", None), (2, 4, 3), (("expert",), ("fsdp",), None)),
     ],
 )
@@ -37,9 +40,9 @@ def test_partition_spec(mesh_shape, axes, shape, expected):
 
 def test_an_indivisible_dimension_is_refused():
     with pytest.raises(
-        UserError, match=r"w_up: dimension 'embed' of size 6 is not divisible by 4 \(mesh fsdp=2 x expert=2\)"
+        UserError, match=r"w_up: dimension 'hidden' of size 6 is not divisible by 4 \(mesh tensor=2 x expert=2\)"
     ):
-        partition_spec(("embed", "ffn"), (6, 8), make_mesh((1, 2, 2, 2)), "w_up")
+        partition_spec((None, "hidden"), (8, 6), make_mesh((1, 2, 2, 2)), "w_up")
 
 
 def test_a_mesh_axis_shards_only_one_dimension():

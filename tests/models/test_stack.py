@@ -28,7 +28,7 @@ def test_every_repeat_starts_with_weights_of_its_own():
     _, params, infos = param.split(build(3)())
     w_LDF = params["blocks"]["w_up_DF"]
     assert w_LDF.shape == (3, WIDTH, 12)
-    assert infos["blocks"]["w_up_DF"].axes == ("layers", "embed", "ffn")
+    assert infos["blocks"]["w_up_DF"].axes == ("layers", None, "hidden")
     assert len(np.unique(w_LDF)) == w_LDF.size
 
 

@@ -13,11 +13,12 @@ from flax import nnx
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.sharding import named_sharding
 from ec_dit.nn import param
-from ec_dit.nn.moe import MoE
+from ec_dit.nn.moe import STATS_AXES, MoE
 from ec_dit.nn.routing import RoutingSpec
 
 MESHES = [(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), (1, 2, 2, 2), (1, 4, 1, 2), (2, 1, 4, 1)]
 IMAGES, TOKENS, WIDTH, EXPERTS, GROUP = 16, 8, 32, 8, 16
+STATISTICS = 8  # numbers: the loss and what the layer reports
 
 
 def value_and_gradients(spec, shape=None, bias=False):
@@ -30,7 +31,11 @@ def value_and_gradients(spec, shape=None, bias=False):
     x_BSD, target_BSD = rng.normal(size=(2, IMAGES, TOKENS, WIDTH)).astype(np.float32)
 
     def loss(params, x_BSD):
-        out_BSD, stats = nnx.merge(graphdef, params)(x_BSD, spec)
+        tokens = ("batch", None, None)
+        layer = param.per_device(
+            nnx.merge(graphdef, params), lambda layer, x: layer(x, spec), (tokens,), (tokens, STATS_AXES), "tokens"
+        )
+        out_BSD, stats = layer(x_BSD)
         return (out_BSD * target_BSD).sum() + stats.aux_loss, (out_BSD, stats)
 
     step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -77,19 +82,19 @@ def test_tokens_travel_by_four_all_to_alls_and_weights_not_at_all(kind, combine)
     assert found.pop("all-to-all") == [slots * WIDTH] * 4
     (gathered,) = found.pop("all-gather")
     assert gathered == WIDTH * EXPERTS  # the router
-    small = 2 * WIDTH * EXPERTS
-    assert all(size <= small for size in found.pop("all-reduce"))  # the router's gradient, loss and statistics
+    assert found.pop("reduce-scatter") == [WIDTH * EXPERTS // 8]  # its gradient
+    assert all(size <= STATISTICS for size in found.pop("all-reduce"))
     assert not found
 
 
 def test_weights_sharded_beyond_the_experts_are_gathered_and_their_gradients_scattered():
     _, program = value_and_gradients(RoutingSpec("expert_choice", 2.0, GROUP), (1, 2, 4, 1))
     found = collectives(program)
-    experts, weight = EXPERTS // 4, WIDTH * 2 * WIDTH
+    experts, weight, router = EXPERTS // 4, WIDTH * 2 * WIDTH, WIDTH * EXPERTS // 4
     assert Counter(found.pop("all-gather")) == Counter([experts * weight] * 2 + [WIDTH * EXPERTS])
-    assert found.pop("reduce-scatter") == [experts * weight // 2] * 2
+    assert Counter(found.pop("reduce-scatter")) == Counter([experts * weight // 2] * 2 + [router])
     assert len(found.pop("all-to-all")) == 4
-    assert all(size <= 2 * WIDTH * EXPERTS for size in found.pop("all-reduce"))
+    assert all(size <= router + STATISTICS for size in found.pop("all-reduce"))  # copies of the router, along fsdp
     assert not found
 
 

@@ -48,9 +48,9 @@ def test_split_gives_plain_trees_of_one_structure_and_merge_the_model_back():
         "b_down_D": (4,),
     }
     assert infos == {
-        "w_up_DF": ParamInfo(("embed", "ffn"), "io", hidden=True),
-        "w_down_FD": ParamInfo(("ffn", "embed"), "io", hidden=True),
-        "b_up_F": ParamInfo(("ffn",), None, hidden=False),
+        "w_up_DF": ParamInfo((None, "hidden"), "io", hidden=True),
+        "w_down_FD": ParamInfo(("hidden", None), "io", hidden=True),
+        "b_up_F": ParamInfo(("hidden",), None, hidden=False),
         "b_down_D": ParamInfo(("embed",), None, hidden=False),
     }
     x = jnp.arange(8.0).reshape(2, 4)
@@ -65,5 +65,5 @@ def test_a_stacked_parameter_names_its_layers():
     stack = lambda: nnx.merge(graphdef, make(jax.random.split(jax.random.key(0), 3)))  # noqa: E731
     _, params, infos = param.split(nnx.eval_shape(stack))
     assert params["w_up_DF"].shape == (3, 4, 8)
-    assert infos["w_up_DF"] == ParamInfo(("layers", "embed", "ffn"), "bio", hidden=True)
-    assert infos["b_up_F"] == ParamInfo(("layers", "ffn"), None, hidden=False)
+    assert infos["w_up_DF"] == ParamInfo(("layers", None, "hidden"), "bio", hidden=True)
+    assert infos["b_up_F"] == ParamInfo(("layers", "hidden"), None, hidden=False)

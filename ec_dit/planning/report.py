@@ -1,0 +1,289 @@
+"""What a compiled step needs and how long it must take, as text for people and JSON for programs."""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ec_dit import build
+from ec_dit.models import sizes
+from ec_dit.models.paper import PAPER_HOURS
+from ec_dit.planning import compile as compiler
+from ec_dit.planning import hlo, kernels
+from ec_dit.planning.collectives import Collective, collectives
+from ec_dit.planning.hardware import Chip
+from ec_dit.planning.roofline import EFFICIENCY, Coordinates, Roofline, collective_seconds, exposed_seconds, roofline
+
+STEPS, BATCH = 800_000, 4096  # the paper's schedule
+SMALL = 1e5  # bytes; collectives of fewer are left out of the text
+
+
+@dataclass(frozen=True)
+class Report:
+    """The plan of one step on one topology; bytes and FLOPs are those of one chip.
+
+    Attributes:
+        memory: bytes by kind; gradients and activations share what is left of the peak.
+        collectives: {kind, axes, count, bytes, seconds, hidden}, per step; `hidden` is the share of the seconds in which kernels
+            run beside it.
+        images: per step, over all chips.
+        paper_hours: of the paper's run, None where it prints none.
+    """
+
+    name: str
+    what: str
+    topology: str
+    mesh: dict[str, int]
+    chip: Chip
+    memory: dict[str, int]
+    hbm_bytes: int
+    params: sizes.Sizes
+    model_flops: float
+    compiled_flops: float
+    traffic: float
+    collectives: list[dict[str, Any]]
+    roofline: Roofline
+    images: int
+    paper_hours: float | None
+    compile_seconds: float
+    unknown_loops: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits the chip's memory."""
+        return self.hbm_bytes <= self.chip.hbm_bytes
+
+    @property
+    def devices(self) -> int:
+        """Chips."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs of the predicted step, as a share of the peak."""
+        return self.model_flops / (self.roofline.step_s * self.chip.flops)
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of 800 k steps at batch 4096, None for sampling."""
+        return STEPS * BATCH / self.images * self.roofline.step_s / 3600 if self.what == "train" else None
+
+    def json(self) -> str:
+        """All figures."""
+        r = self.roofline
+        return json.dumps(
+            {
+                "config": self.name,
+                "what": self.what,
+                "topology": self.topology,
+                "mesh": self.mesh,
+                "fits": self.fits,
+                "devices": self.devices,
+                "hbm_bytes_per_chip": self.hbm_bytes,
+                "hbm_limit_bytes": self.chip.hbm_bytes,
+                "memory": self.memory,
+                "params_total": self.params.total,
+                "params_activated": self.params.activated,
+                "model_flops_per_chip": self.model_flops,
+                "compiled_flops_per_chip": self.compiled_flops,
+                "hbm_traffic_bytes_per_chip": self.traffic,
+                "collectives": self.collectives,
+                "roofline": {
+                    "compute_s": r.compute_s,
+                    "hbm_s": r.hbm_s,
+                    "ici_s": r.ici_s,
+                    "kernels_s": r.kernels_s,
+                    "exposed_ici_s": r.exposed_ici_s,
+                    "bound": r.bound,
+                    "efficiency": EFFICIENCY,
+                },
+                "step_seconds": r.step_s,
+                "images_per_second": self.images / r.step_s,
+                "mfu": self.mfu,
+                "hours_800k": self.hours,
+                "paper_hours": self.paper_hours,
+                "compile_seconds": self.compile_seconds,
+                "unknown_loops": self.unknown_loops,
+            },
+            indent=2,
+        )
+
+    def text(self) -> str:
+        """For people."""
+        r, chip, mesh = self.roofline, self.chip, " x ".join(f"{axis} {n}" for axis, n in self.mesh.items() if n > 1)
+        step = "training step" if self.what == "train" else "guided network evaluation"
+        fit, ratio = "" if self.fits else ": DOES NOT FIT", self.compiled_flops / self.model_flops
+        speeds = {
+            "compute": f"{chip.flops / 1e12:.0f} TFLOP/s",
+            "hbm": f"{chip.hbm_bandwidth / 1e12:.2f} TB/s, {self.traffic / 1e9:.0f} GB",
+            "ici": f"{chip.link_bandwidth / 1e9:.0f} GB/s a link and direction",
+        }
+        lines = [
+            f"{self.name}: one {step} of {self.images} images",
+            f"{self.devices} chips of {self.topology} as {mesh or 'one'}; compiled in {self.compile_seconds:.0f} s",
+            f"parameters {self.params.total / 1e9:.2f} B, activated {self.params.activated / 1e9:.2f} B (transformer only)",
+            "",
+            _row("memory of a chip, GB", self.hbm_bytes / 1e9, f"of {chip.hbm_bytes / 1e9:.0f}{fit}"),
+            *(_row(f"  {kind}", size / 1e9) for kind, size in self.memory.items()),
+            "",
+            _row("FLOPs of a chip, T", self.compiled_flops / 1e12, f"{ratio:.3f} x the model's"),
+            "",
+            f"{'collectives of a step':42}{'count':>6}{'GB':>9}{'ms':>8}{'hidden':>8}",
+            *(_collective_row(c) for c in self.collectives if c["bytes"] > SMALL),
+            "",
+            _row("time of a step, ms", r.step_s * 1e3),
+            _row("  kernels", r.kernels_s * 1e3, "each at the slower of its computing and its memory"),
+            _row("  collectives nothing hides", r.exposed_ici_s * 1e3),
+            *(
+                _row(f"  {name} alone", getattr(r, f"{name}_s") * 1e3, f"at {share:.0%} of {speeds[name]}")
+                for name, share in EFFICIENCY.items()
+            ),
+            f"bound by {r.bound}; {self.images / r.step_s:.0f} images/s, MFU {self.mfu:.1%}",
+        ]
+        if self.unknown_loops:
+            lines.append(f"{self.unknown_loops} loops of unknown length were counted once: the figures are too low")
+        if self.hours is not None:
+            paper = "" if self.paper_hours is None else f"; the paper's run took {self.paper_hours:g}"
+            lines.append(f"{self.hours:.1f} hours for {STEPS:,} steps of {BATCH} images{paper}")
+        if not self.fits:
+            lines += ["", _advice(self)]
+        return "\n".join(lines)
+
+
+def _row(name: str, value: float, note: str = "") -> str:
+    return f"{name:32}{value:10.2f}  {note}".rstrip()
+
+
+def _collective_row(c: dict[str, Any]) -> str:
+    sizes = f"{c['count']:6d}{c['bytes'] / 1e9:9.3f}{c['seconds'] * 1e3:8.1f}{c['hidden']:8.0%}"
+    return f"  {c['kind']:20}{'+'.join(c['axes']):20}{sizes}"
+
+
+def make(config: ConfigDict, topology: str, what: str) -> Report:
+    """Compiles and measures.
+
+    Raises:
+        UserError: for a topology that nobody knows, or a config that does not fit it.
+    """
+    on, chip = compiler.devices(topology)
+    compiled = (compiler.train_step if what == "train" else compiler.sample_step)(config, on)
+    system = compiled.system
+    text, memory = compiled.program.as_text(), compiled.program.memory_analysis()
+    assert text is not None and memory is not None
+    program = hlo.parse(text)
+    found, work = collectives(program), kernels.kernels(program)
+    flops, traffic = (sum(getattr(w, what) * times for w, times in work) for what in ("flops", "bytes"))
+    total = memory.peak_memory_in_bytes or (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    spec = build.dit_spec(config)
+    images, model_flops = _work(config, what)
+    kinds = dict(compiled.held)
+    rest = total - sum(kinds.values())
+    if what == "train":
+        kinds["gradients"] = min(rest, kinds["parameters"])
+    kinds["activations and temporaries"] = total - sum(kinds.values())
+    places = compiler.coordinates(system.mesh)
+    return Report(
+        name=config.name,
+        what=what,
+        topology=topology,
+        mesh=dict(system.mesh.shape),
+        chip=chip,
+        memory=kinds,
+        hbm_bytes=total,
+        params=sizes.sizes(spec, config.moe.capacity_factor),
+        model_flops=model_flops / system.mesh.size,
+        compiled_flops=flops,
+        traffic=traffic,
+        collectives=_summary(found, system.mesh, chip, places),
+        roofline=roofline(chip, work, found, places),
+        images=images,
+        paper_hours=PAPER_HOURS.get(config.name),
+        compile_seconds=compiled.seconds,
+        unknown_loops=len(program.unknown_loops),
+    )
+
+
+def by_formula(config: ConfigDict, topology: str, what: str) -> str:
+    """What needs no compiler: parameters, state and model FLOPs of a chip, and how long computing takes at least."""
+    name, _, shape = topology.partition(":")
+    chip, chips = compiler.chip_of(topology), math.prod(int(side) for side in shape.split("x"))
+    spec, images, flops = build.dit_spec(config), *_work(config, what)
+    found = sizes.sizes(spec, config.moe.capacity_factor)
+    state = (16 if what == "train" else 2) * found.total / chips
+    lines = [
+        f"{config.name} on {chips} chips of {name}, by formula",
+        f"parameters {found.total / 1e9:.2f} B, activated {found.activated / 1e9:.2f} B (transformer only)",
+        _row("state of a chip, GB", state / 1e9, f"of {chip.hbm_bytes / 1e9:.0f}, sharded over all chips"),
+        _row("FLOPs of a chip, T", flops / chips / 1e12),
+        _row("compute alone, ms", flops / chips / (chip.flops * EFFICIENCY["compute"]) * 1e3),
+        f"({images} images)",
+    ]
+    return "\n".join(lines)
+
+
+def _work(config: ConfigDict, what: str) -> tuple[int, float]:
+    """(images, model FLOPs) of a step."""
+    spec, length, factor = build.dit_spec(config), config.text.length, config.moe.capacity_factor
+    if what == "train":
+        images = config.train.batch_size
+        return images, images * sizes.train_flops_per_image(spec, build.kept_tokens(config), length, factor)
+    images = config.sample.batch_size
+    return images, images * 2 * sizes.forward_flops(
+        spec, spec.image_tokens, length, config.sample.capacity_factor or factor
+    )
+
+
+def _summary(found: list[Collective], mesh: Mesh, chip: Chip, places: Coordinates) -> list[dict[str, Any]]:
+    """Collectives by kind and mesh axes, the largest first."""
+    rows: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+    for c in found:
+        seconds, exposed = collective_seconds(c, chip, places), exposed_seconds(c, chip, places)
+        row = rows[c.kind, _axes(c, mesh)]
+        for i, value in enumerate((1, c.bytes, seconds, exposed)):
+            row[i] += c.count * value
+    table = [
+        {
+            "kind": kind,
+            "axes": list(axes),
+            "count": int(count),
+            "bytes": int(size),
+            "seconds": seconds,
+            "hidden": 1 - exposed / seconds if seconds else 0.0,
+        }
+        for (kind, axes), (count, size, seconds, exposed) in rows.items()
+    ]
+    return sorted(table, key=lambda row: -row["bytes"])
+
+
+def _axes(collective: Collective, mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes along which the devices of a group differ."""
+    if not collective.groups:
+        return tuple(axis for axis, size in mesh.shape.items() if size > 1)
+    places = np.array([np.unravel_index(i, mesh.devices.shape) for i in collective.groups[0]])
+    columns = zip(mesh.axis_names, places.T, strict=True)
+    return tuple(axis for axis, column in columns if len(set(column.tolist())) > 1)
+
+
+def _advice(report: Report) -> str:
+    """The setting that would free most."""
+    return advice(report.what, report.memory["activations and temporaries"] > report.hbm_bytes / 2)
+
+
+def advice(what: str, activations: bool) -> str:
+    """What to change when a program does not fit; `activations`: they take most of the memory."""
+    if what == "sample":
+        return "What would help most: more chips along --config.mesh.expert or fsdp, or a smaller --config.sample.batch_size."
+    if activations:
+        return "What would help most: --config.model.remat=dots (or full), then --config.train.accumulate=2 and more."
+    return "What would help most: more parts of the state, by --config.mesh.fsdp in place of data, or more chips."
