@@ -2,6 +2,8 @@
 # make test    lint, types, architecture, tests                     (PYTEST_ARGS="-k sizes" narrows them)
 # make format  rewrite the sources in the project's style
 # make docs    write docs/models.md
+# make plans   compile every model for its TPU pod and write docs/plans.md (three quarters of an hour, no TPU needed)
+# make layouts compile the same model under other layouts and write docs/layouts.md
 # make clean   remove the virtual environment and caches; data and runs stay
 #
 # The first call makes .venv and installs what is needed, with the JAX build for the machine's accelerator.
@@ -9,7 +11,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test format docs clean
+.PHONY: help train test format docs plans layouts clean
 
 EXTRAS ?= test
 ARGS ?=
@@ -58,6 +60,11 @@ test: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+plans layouts: $(STAMP)
+	@$(BIN)/python -c 'import libtpu' 2>/dev/null || { echo "Installing the TPU's compiler ..."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]'; }
+	$(BIN)/python benchmarks/$@.py $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m ec_dit.models.sizes --markdown > docs/models.new && mv docs/models.new docs/models.md

@@ -54,6 +54,7 @@ def dit_spec(config: ConfigDict) -> DiTSpec:
         text_width=config.text.width,
         modulation=m.modulation,
         qk_norm=m.qk_norm,
+        attention=m.attention,
         bias=m.bias,
         position_scale=m.position_scale,
         sparse=SparseSpec(e.num_experts, e.first, e.every),
@@ -268,6 +269,8 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     """
     mesh = make_config_mesh(config, devices)
     sample_settings(config)
+    if config.model.attention == "cudnn" and mesh.devices.flat[0].platform not in ("gpu", "cuda"):
+        raise UserError("--config.model.attention=cudnn needs NVIDIA GPUs; leave it at xla here.")
     spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config, mesh)
 
     def build(rngs: nnx.Rngs) -> TextToImage:

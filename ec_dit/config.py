@@ -35,6 +35,7 @@ def default() -> ConfigDict:
     m.qk_norm = False  # RMSNorm on queries and keys
     m.bias = False  # biases in attention and feed-forward layers
     m.position_scale = 1.0  # divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart
+    m.attention = "xla"  # kernel: xla, or cudnn on GPUs in bfloat16
     m.remat = "none"  # what the backward pass recomputes: none, dots (all but weight products), full
     m.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), bfloat16, float32
 
@@ -93,9 +94,9 @@ def default() -> ConfigDict:
 
     c.mesh = g = ConfigDict()  # devices per axis; one of them -1: all that are left
     g.data = -1  # copies of the parameters
-    g.fsdp = 1  # parameters sharded
-    g.expert = 1  # experts sharded
-    g.tensor = 1  # heads and feed-forward width sharded
+    g.fsdp = 1  # parts of each expert; of dense weights where expert = 1
+    g.expert = 1  # parts of the experts, and of dense weights
+    g.tensor = 1  # parts of heads and feed-forward width
 
     c.tpu_options = ConfigDict()  # of the TPU's compiler: what runs beside what
     c.topology = ""  # TPU slice this config is meant for, e.g. v5p:8x8x8
@@ -144,6 +145,7 @@ RESUMABLE = (
 
 _CHOICES = {
     "model.modulation": ("adaln", "adaln_single"),
+    "model.attention": ("xla", "cudnn"),
     "model.remat": ("none", "dots", "full"),
     "model.dtype": ("auto", "bfloat16", "float32"),
     "moe.routing": ("expert_choice", "token_choice", "dense"),

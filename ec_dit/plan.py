@@ -36,6 +36,12 @@ def define_flags() -> flags.FlagValues:
 def prepare_environment(topology: str) -> None:
     """Before jax is imported: its own devices are CPUs, emulated as many as asked, and the TPU's compiler looks for none."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    for name, value in (
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)  # or it complains of a TPU that it does not find
     name, _, count = topology.partition(":")
     if name == "cpu" and count.isdigit():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -57,6 +63,7 @@ def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str
     from ec_dit.planning import compile as compiler
     from ec_dit.planning import report
 
+    cli.say(f"compiling {run_config.name} for {topology} ...")
     try:
         found = report.make(run_config, topology, what)
     except compiler.NoCompiler as error:

@@ -1,5 +1,8 @@
 """One device against eight: the same losses and the same training on every mesh."""
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -64,6 +67,18 @@ def movement(start, state):
     return {name: np.asarray(after) - before for (name, before), (_, after) in pairs}
 
 
+def recommended(kind):
+    """The layouts on eight devices that docs/scaling.md recommends for sparse or dense models."""
+    page = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+    rows = re.findall(r"^\| `(\d),(\d),(\d),(\d)` \| (\w+)", page, re.MULTILINE)
+    return [tuple(map(int, row[:4])) for row in rows if row[4] == kind]
+
+
+def test_recommended_layouts_are_found_and_cover_eight_devices():
+    assert len(recommended("sparse")) == 3 and len(recommended("dense")) == 2
+    assert all(np.prod(mesh) == 8 for kind in ("sparse", "dense") for mesh in recommended(kind))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("routing", "accumulate", "combine", "meshes"),
@@ -72,7 +87,8 @@ def movement(start, state):
         ("expert_choice", 1, "one_hot", [(1, 2, 2, 2)]),
         ("expert_choice", 2, "scatter", [(2, 2, 2, 1)]),
         ("token_choice", 1, "scatter", [(1, 1, 8, 1)]),
-        ("dense", 1, "scatter", [(1, 2, 2, 2)]),
+        ("dense", 1, "scatter", [(1, 2, 2, 2), *recommended("dense")]),
+        ("expert_choice", 1, "scatter", recommended("sparse")),
     ],
 )
 def test_eight_devices_train_as_one(routing, accumulate, combine, meshes):

@@ -1,13 +1,14 @@
 """The device mesh: four named axes, always present, so that a sharding rule never asks which of them exist.
 
-`data` replicates parameters, `fsdp` shards them, `expert` shards the experts (and the batch outside them), `tensor` shards
-heads and feed-forward width. Axes are Auto: the compiler places what the table in `sharding.py` leaves open.
+All but `tensor` split the batch. `data` copies parameters; `expert` splits the experts of sparse layers, and dense weights;
+`fsdp` splits experts further, and dense weights where there is no expert axis; `tensor` splits heads and feed-forward width.
 """
 
 import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from ec_dit.core.errors import UserError
@@ -42,4 +43,6 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     """A mesh of MESH_AXES over `devices` (default: all). `shape` as in `resolve_shape`."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = resolve_shape(shape, len(devices))
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    # On a torus an axis of 16 may need one physical dimension and half of another.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))

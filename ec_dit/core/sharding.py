@@ -18,10 +18,8 @@ from ec_dit.core.errors import UserError
 LogicalAxes = Sequence[str | None]
 
 Entry = str | tuple[str, ...]  # a mesh axis; of several, the first that the mesh has
-WEIGHTS = (
-    "expert",
-    "fsdp",
-)  # for dense weights one of the two: over both, the shards of a large mesh would be a few rows
+# Dense weights lie over one of the two: over both, the shards of a large mesh would be a few rows.
+WEIGHTS = ("expert", "fsdp")
 
 RULES: dict[str, tuple[Entry, ...]] = {
     # activations

@@ -39,14 +39,15 @@ class Block(nnx.Module):
         width, hidden = spec.width, spec.ffn_factor * spec.width
         heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
         common: dict[str, Any] = {"bias": spec.bias, "dtype": dtype, "rngs": rngs}
+        how: dict[str, Any] = {"qk_norm": spec.qk_norm, "kernel": spec.attention, **common}
         text_width = width if spec.text_projection else spec.text_width
         self.modulation = (
             TimeModulation(width, dtype=dtype, rngs=rngs)
             if spec.modulation == "adaln"
             else ModulationTable(width, rngs=rngs)
         )
-        self.attention = Attention(width, width, *heads, qk_norm=spec.qk_norm, **common)
-        self.cross_attention = Attention(width, text_width, *heads, qk_norm=spec.qk_norm, zero_out=True, **common)
+        self.attention = Attention(width, width, *heads, **how)
+        self.cross_attention = Attention(width, text_width, *heads, zero_out=True, **how)
         experts = spec.sparse.num_experts
         self.ffn = MoE(width, hidden, experts, **common) if sparse else Mlp(width, hidden, **common)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ec_dit.core.errors import UserError
+from ec_dit.nn.attention import AttentionKernel
 from ec_dit.nn.modulation import ModulationKind
 
 RematPolicy = Literal["none", "dots", "full"]
@@ -43,6 +44,7 @@ class DiTSpec:
         position_scale: PixArt-alpha's interpolation scale.
         sparse: which blocks have experts.
         remat: what the backward pass recomputes.
+        attention: which kernel computes attention.
     """
 
     width: int
@@ -63,6 +65,7 @@ class DiTSpec:
     position_scale: float = 1.0
     sparse: SparseSpec = SparseSpec()
     remat: RematPolicy = "none"
+    attention: AttentionKernel = "xla"
 
     def __post_init__(self) -> None:
         if min(self.width, self.num_blocks, self.num_kv_heads, self.head_dim, self.patch, self.sparse.every) < 1:

@@ -1,5 +1,8 @@
 """Multi-head attention with grouped key-value heads; to the sequence itself, or across to a text."""
 
+import functools
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,6 +10,8 @@ from flax import nnx
 from ec_dit.core import sharding
 from ec_dit.nn import param
 from ec_dit.nn.norms import RMSNorm
+
+AttentionKernel = Literal["xla", "cudnn"]
 
 
 class Attention(nnx.Module):
@@ -21,6 +26,7 @@ class Attention(nnx.Module):
         qk_norm: RMSNorm on each query and key.
         bias: biases on all four projections.
         zero_out: start with an output of zero (cross-attention in PixArt-alpha).
+        kernel: 'xla' everywhere, or cuDNN's flash attention, 'cudnn', on GPUs in bfloat16.
         dtype: of the computation; parameters stay float32.
     """
 
@@ -35,10 +41,11 @@ class Attention(nnx.Module):
         qk_norm: bool = False,
         bias: bool = False,
         zero_out: bool = False,
+        kernel: AttentionKernel = "xla",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
+        self.dtype, self.kernel = dtype, kernel
         self.w_q_DHK = param.matrix(rngs, (width, heads, head_dim), ("embed", "heads", None), "ioo")
         self.w_k_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
         self.w_v_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
@@ -72,7 +79,8 @@ class Attention(nnx.Module):
             q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
         # Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
-        attend = jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)
+        kernel = functools.partial(jax.nn.dot_product_attention, implementation=self.kernel)
+        attend = jax.checkpoint(kernel, prevent_cse=False)
         out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, mask=mask)
         out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
         out_BSD = sharding.summed(out_BSD, "heads")

@@ -20,7 +20,7 @@ from ec_dit.planning.hardware import Chip
 from ec_dit.planning.roofline import EFFICIENCY, Coordinates, Roofline, collective_seconds, exposed_seconds, roofline
 
 STEPS, BATCH = 800_000, 4096  # the paper's schedule
-SMALL = 1e5  # bytes; collectives of fewer are left out of the text
+SMALL = 1e-4  # of all bytes moved; collectives of less are left out of the text
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,10 @@ class Report:
         r, chip, mesh = self.roofline, self.chip, " x ".join(f"{axis} {n}" for axis, n in self.mesh.items() if n > 1)
         step = "training step" if self.what == "train" else "guided network evaluation"
         fit, ratio = "" if self.fits else ": DOES NOT FIT", self.compiled_flops / self.model_flops
+        moved = sum(c["bytes"] for c in self.collectives)
+        unit, large = ("G", 1e9) if self.hbm_bytes > 1e9 else ("M", 1e6)
         speeds = {
-            "compute": f"{chip.flops / 1e12:.0f} TFLOP/s",
+            "compute": f"{chip.flops / 1e12:g} TFLOP/s",
             "hbm": f"{chip.hbm_bandwidth / 1e12:.2f} TB/s, {self.traffic / 1e9:.0f} GB",
             "ici": f"{chip.link_bandwidth / 1e9:.0f} GB/s a link and direction",
         }
@@ -128,13 +130,13 @@ class Report:
             f"{self.devices} chips of {self.topology} as {mesh or 'one'}; compiled in {self.compile_seconds:.0f} s",
             f"parameters {self.params.total / 1e9:.2f} B, activated {self.params.activated / 1e9:.2f} B (transformer only)",
             "",
-            _row("memory of a chip, GB", self.hbm_bytes / 1e9, f"of {chip.hbm_bytes / 1e9:.0f}{fit}"),
-            *(_row(f"  {kind}", size / 1e9) for kind, size in self.memory.items()),
+            _row(f"memory of a chip, {unit}B", self.hbm_bytes / large, f"of {chip.hbm_bytes / large:.0f}{fit}"),
+            *(_row(f"  {kind}", size / large) for kind, size in self.memory.items()),
             "",
             _row("FLOPs of a chip, T", self.compiled_flops / 1e12, f"{ratio:.3f} x the model's"),
             "",
-            f"{'collectives of a step':42}{'count':>6}{'GB':>9}{'ms':>8}{'hidden':>8}",
-            *(_collective_row(c) for c in self.collectives if c["bytes"] > SMALL),
+            f"{'collectives of a step':42}{'count':>6}{unit + 'B':>9}{'ms':>8}{'hidden':>8}",
+            *(_collective_row(c, large) for c in self.collectives if c["bytes"] > SMALL * moved),
             "",
             _row("time of a step, ms", r.step_s * 1e3),
             _row("  kernels", r.kernels_s * 1e3, "each at the slower of its computing and its memory"),
@@ -159,8 +161,8 @@ def _row(name: str, value: float, note: str = "") -> str:
     return f"{name:32}{value:10.2f}  {note}".rstrip()
 
 
-def _collective_row(c: dict[str, Any]) -> str:
-    sizes = f"{c['count']:6d}{c['bytes'] / 1e9:9.3f}{c['seconds'] * 1e3:8.1f}{c['hidden']:8.0%}"
+def _collective_row(c: dict[str, Any], unit: float) -> str:
+    sizes = f"{c['count']:6d}{c['bytes'] / unit:9.3f}{c['seconds'] * 1e3:8.1f}{c['hidden']:8.0%}"
     return f"  {c['kind']:20}{'+'.join(c['axes']):20}{sizes}"
 
 

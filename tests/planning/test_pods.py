@@ -1,0 +1,61 @@
+"""What the real TPU compiler makes of the largest and the smallest pod, held to the figures in docs/plans.json."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODELS = {"m_64e": 3072 * 64, "xl_32e": 1152 * 32}  # with the size of the router
+
+
+def figures(path, *command):
+    """What a command leaves in a JSON file."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU's compiler: pip install -e '.[tpu]'")
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # meant for emulated devices
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_needs_no_more_than_it_did(name, tmp_path):
+    path = tmp_path / "plan.json"
+    now = figures(path, "-m", "ec_dit.plan", f"--config=configs/{name}.py", f"--json={path}")
+    before = json.loads((ROOT / "docs" / "plans.json").read_text())[f"{name} train"]
+
+    assert now["fits"] and now["hbm_bytes_per_chip"] < 1.02 * before["hbm_bytes_per_chip"]
+    assert now["model_flops_per_chip"] == before["model_flops_per_chip"]
+    assert now["compiled_flops_per_chip"] < 1.005 * before["compiled_flops_per_chip"]
+    assert now["compiled_flops_per_chip"] < 1.15 * now["model_flops_per_chip"]
+    assert now["hbm_traffic_bytes_per_chip"] < 1.05 * before["hbm_traffic_bytes_per_chip"]
+    assert now["unknown_loops"] == 0
+
+    old = {(row["kind"], *row["axes"]): row["bytes"] for row in before["collectives"]}
+    for row in now["collectives"]:
+        assert row["bytes"] < 1.02 * old.get((row["kind"], *row["axes"]), 0) + 1e6, row
+    assert now["roofline"]["exposed_ici_s"] < 1.1 * before["roofline"]["exposed_ici_s"]
+    # Left to itself the compiler adds up activations, and turns scattered gradients into all-reduces.
+    reduced = [row["bytes"] for row in now["collectives"] if row["kind"] == "all-reduce" and "expert" in row["axes"]]
+    assert sum(reduced) < 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_sparse_layer_does_the_work_of_theory_and_sends_tokens_only(name, tmp_path):
+    path = tmp_path / "layer.json"
+    layer = figures(
+        path, "benchmarks/layouts.py", f"--only={name}", "--change=sparse layer: scatter", f"--worker={path}"
+    )
+    assert 0.98 < layer["flops"] / layer["theory"] <= 1.02
+    assert len(layer["collectives"]["all-to-all"]) == 4
+    assert max(layer["collectives"]["all-reduce"], default=0) <= 4 * MODELS[name]
