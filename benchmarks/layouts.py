@@ -110,7 +110,9 @@ def compile_layer(name: str, how: str, path: str) -> None:
     def loss(weights: Any, x_BSD: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, weights)
         layer = param.per_device(model, lambda layer, x: layer(x, routing), (axes,), (axes, STATS_AXES), "tokens")
-        return layer(x_BSD)[0].astype(jnp.float32).sum()
+        return jnp.square(
+            layer(x_BSD)[0].astype(jnp.float32)
+        ).sum()  # its gradient needs the output: nothing may be dropped
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.grad(loss, (0, 1)), compiler_options=dict(c.tpu_options))

@@ -32,7 +32,7 @@ KEPT = (
     "model_flops_per_chip",
 )
 KEPT += ("compiled_flops_per_chip", "hbm_traffic_bytes_per_chip", "collectives", "roofline", "step_seconds")
-KEPT += ("images_per_second", "mfu", "hours_800k", "paper_hours")
+KEPT += ("images_per_second", "mfu", "hours_800k", "paper_hours", "versions")
 
 
 def jobs() -> list[str]:
@@ -59,7 +59,7 @@ def figures(job: str) -> dict[str, Any]:
         if not path.exists():
             sys.exit(f"{job}: {done.stdout}{done.stderr}")
         found: dict[str, Any] = json.loads(path.read_text())
-    return {key: found[key] for key in KEPT}
+    return {key: found[key] for key in KEPT if key in found}  # little is known of what does not fit
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
@@ -69,12 +69,21 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
         "",
         "What the TPU compiler makes of each config's real step, on the topology its file names; nothing here ran on a TPU.",
         "`make plans` writes this page anew, `python -m ec_dit.plan --config=configs/X.py` prints one row in full, and",
-        "[scaling.md](scaling.md) says how to read it. GB are 10^9 bytes of a chip; time and MFU are predictions.",
+        "[scaling.md](scaling.md) says how to read it. GB are 10^9 bytes of a chip.",
+        "",
+        "**Time, MFU and hours are predictions** from the compiled program at assumed shares of the peaks; the paper's hours are",
+        "measured, so the two columns are no comparison of speed.",
+        "",
+        f"Compiled by {', '.join(sorted({_versions(plan) for plan in plans.values()}))}.",
     ]
     for what, title in (("train", "Training, batch 4096"), ("sample", "Sampling: one guided network evaluation")):
         lines += ["", f"## {title}", "", _head(what)]
         lines += [_line(job, plan, what) for job, plan in plans.items() if job.split()[1] == what]
     return "\n".join(lines) + "\n"
+
+
+def _versions(plan: dict[str, Any]) -> str:
+    return " ".join(f"{package} {version}" for package, version in plan["versions"].items())
 
 
 def _head(what: str) -> str:
@@ -86,6 +95,8 @@ def _head(what: str) -> str:
 
 
 def _line(job: str, plan: dict[str, Any], what: str) -> str:
+    if not plan["fits"]:
+        return f"| `{job.split(maxsplit=1)[0]}` | does not fit |"
     moved = plan["collectives"]
     seconds = sum(c["seconds"] for c in moved)
     hidden = sum(c["seconds"] * c["hidden"] for c in moved) / seconds if seconds else 0.0

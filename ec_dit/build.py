@@ -175,6 +175,14 @@ class System:
         abstract = jax.eval_shape(lambda: init_state(self.init_params, tx, self.config.seed))
         return abstract, state_shardings(abstract, self.infos, self.mesh)
 
+    def sampling_params(self, abstract: Any) -> Any:
+        """What sampling holds of abstract parameters: matrices in the dtype in which they are used."""
+
+        def of(leaf: jax.ShapeDtypeStruct, info: param.ParamInfo) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, self.dtype if info.roles else leaf.dtype, sharding=leaf.sharding)
+
+        return jax.tree.map(of, abstract, self.infos)
+
     def init_state(self, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
         """A fresh state, every device making its own part."""
         # Dozens of random draws run once: on CPU, optimising their code takes several times as long as running it plain.
@@ -269,8 +277,9 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     """
     mesh = make_config_mesh(config, devices)
     sample_settings(config)
-    if config.model.attention == "cudnn" and mesh.devices.flat[0].platform not in ("gpu", "cuda"):
-        raise UserError("--config.model.attention=cudnn needs NVIDIA GPUs; leave it at xla here.")
+    half = compute_dtype(config, mesh) == jnp.bfloat16
+    if config.model.attention == "cudnn" and not (half and mesh.devices.flat[0].platform in ("gpu", "cuda")):
+        raise UserError("--config.model.attention=cudnn needs NVIDIA GPUs and bfloat16; leave it at xla here.")
     spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config, mesh)
 
     def build(rngs: nnx.Rngs) -> TextToImage:

@@ -141,6 +141,7 @@ RESUMABLE = (
     "data.path",
     "train.steps",
     "tpu_options",
+    "model.attention",
 )
 
 _CHOICES = {

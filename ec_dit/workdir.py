@@ -96,14 +96,16 @@ class Workdir:
         Raises:
             UserError: if there is no such checkpoint.
         """
+        config.model.attention = "xla"  # the same function, on whatever devices are here
         system = make_system(config, self.tokenizer())
         checkpoints = self.checkpointer(read_only=True)
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
-        abstract, shardings = system.abstract_state(system.optimizer())
+        state = abstract_like(*system.abstract_state(system.optimizer()))
         wanted = "ema" if ema else "params"
-        state = checkpoints.restore(step, abstract_like(abstract, shardings), only=(wanted,))
+        state = state._replace(**{wanted: system.sampling_params(getattr(state, wanted))})
+        state = checkpoints.restore(step, state, only=(wanted,))
         checkpoints.close()
         return system, getattr(state, wanted), step
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from ec_dit import config
 from ec_dit.core.errors import UserError
+from tests import helpers
 
 
 def changed(**values) -> ConfigDict:
@@ -121,3 +122,9 @@ def test_length_of_a_run_may_change_only_where_the_schedule_ignores_it():
     old, new = (changed(optimizer__schedule="cosine", train__steps=steps) for steps in (10, 20))
     assert config.difference(old, new) == ["train.steps: 10 -> 20"]
     assert config.difference(changed(train__steps=10), changed(train__steps=20)) == []
+
+
+def test_cudnn_attention_is_refused_without_a_gpu():
+    c = helpers.tiny_config(model__attention="cudnn")
+    with pytest.raises(UserError, match=r"--config\.model\.attention=cudnn needs NVIDIA GPUs"):
+        helpers.make_system(c)

@@ -6,6 +6,8 @@ import pytest
 
 from ec_dit import build
 from ec_dit.core.errors import UserError
+from ec_dit.core.tree import named_leaves
+from ec_dit.train.checkpoint import abstract_like
 from tests import helpers
 
 pytestmark = pytest.mark.slow
@@ -62,3 +64,14 @@ def test_capacity_and_group_may_be_raised_for_sampling():
     settings = build.sample_settings(helpers.tiny_config(sample__capacity_factor=4.0, sample__group_size="image"))
     assert settings.routing.capacity_factor == 4.0
     assert settings.paired_routing.group_size == 16
+
+
+def test_weights_loaded_for_sampling_in_half_precision_draw_the_same():
+    """Matrices are held in the dtype in which they are used; the router and everything that is no matrix in float32."""
+    draw, params = generator(model__dtype="bfloat16")
+    system = helpers.make_system(helpers.tiny_config(model__dtype="bfloat16"), jax.devices()[:1])
+    abstract = abstract_like(*system.abstract_state(system.optimizer())).params
+    held = jax.tree.map(lambda a, like: a.astype(like.dtype), params, system.sampling_params(abstract))
+    halved = [name for name, leaf in named_leaves(held) if leaf.dtype != np.float32]
+    assert any("w_up_EDF" in name for name in halved) and not any("router" in name for name in halved)
+    np.testing.assert_array_equal(draw(held, ["abc"], [0], seed=1), draw(params, ["abc"], [0], seed=1))

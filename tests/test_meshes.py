@@ -16,7 +16,7 @@ STEPS = 2
 ONE = (1, 1, 1, 1)
 
 
-def make(routing, mesh, accumulate=1, combine="scatter"):
+def make(routing, mesh, accumulate=1, combine="scatter", **model):
     """A tiny system on a mesh.
 
     eps is large against rounding: RMSProp divides a gradient by its own size, so that one of pure rounding noise would
@@ -30,6 +30,7 @@ def make(routing, mesh, accumulate=1, combine="scatter"):
         moe__combine=combine,
     )
     c.mesh.update(dict(zip(MESH_AXES, mesh, strict=True)))
+    c.model.update(model)
     return helpers.make_system(c, jax.devices()[: int(np.prod(mesh))])
 
 
@@ -103,6 +104,20 @@ def test_eight_devices_train_as_one(routing, accumulate, combine, meshes):
         np.testing.assert_allclose(losses, losses_one, rtol=1e-5, err_msg=str(mesh))
         for name, moved in movement(start, state).items():
             np.testing.assert_allclose(moved, moved_one[name], rtol=1e-4, atol=2e-6, err_msg=f"{mesh} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 2, 2, 2), (2, 1, 2, 2)])
+def test_biases_and_shared_modulation_train_on_every_mesh_too(mesh):
+    model = {"bias": True, "modulation": "adaln_single"}
+    one = make("token_choice", ONE, **model)
+    start = random_state(one)
+    losses_one, state_one = train(one, start)
+    losses, state = train(make("token_choice", mesh, **model), start)
+    np.testing.assert_allclose(losses, losses_one, rtol=1e-5)
+    moved_one = movement(start, state_one)
+    for name, moved in movement(start, state).items():
+        np.testing.assert_allclose(moved, moved_one[name], rtol=1e-4, atol=2e-6, err_msg=name)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The axis legend: what each letter of an array's suffix means, everywhere in ec_dit.
 
-`tokens_BSD` is a batch of image tokens of the model's width. einsum strings use the same letters. A lower-case letter is
-the per-device part of an axis inside `shard_map`. `tests/test_architecture.py` holds every suffix to this table.
+`tokens_BSD` is a batch of image tokens of the model's width. einsum strings use the same letters. Inside the model an axis is
+this device's part of it, where the mesh splits it. `tests/test_architecture.py` holds every suffix to this table.
 """
 
 AXES: dict[str, str] = {

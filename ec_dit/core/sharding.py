@@ -119,7 +119,8 @@ def per_device(
         return PartitionSpec(*(_over(mesh, axis) or None if axis else None for axis in axes))
 
     def in_spec(axes: LogicalAxes, array: jax.Array) -> PartitionSpec:
-        return partition_spec(axes, array.shape, mesh, name)
+        what = name if "batch" in axes else "a weight"
+        return partition_spec(axes, array.shape, mesh, what)
 
     def call(*arrays: Any) -> Any:
         in_specs = jax.tree.map(in_spec, tuple(in_axes), arrays, is_leaf=_is_axes)

@@ -13,6 +13,16 @@ from ec_dit.nn.norms import RMSNorm
 
 AttentionKernel = Literal["xla", "cudnn"]
 
+# Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
+_attend = jax.checkpoint(functools.partial(jax.nn.dot_product_attention, implementation="xla"), prevent_cse=False)
+
+
+def _attend_cudnn(q_BSHK: jax.Array, k_BTNK: jax.Array, v_BTNK: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """cuDNN takes no mask of one row for all queries, and keeps no scores anyway."""
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q_BSHK.shape[1], mask.shape[3]))
+    return jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, mask=mask, implementation="cudnn")
+
 
 class Attention(nnx.Module):
     """softmax(q k^T / sqrt(K)) v.
@@ -78,9 +88,7 @@ class Attention(nnx.Module):
         if self.norm_q is not None and self.norm_k is not None:
             q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
-        # Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
-        kernel = functools.partial(jax.nn.dot_product_attention, implementation=self.kernel)
-        attend = jax.checkpoint(kernel, prevent_cse=False)
+        attend = _attend if self.kernel == "xla" else _attend_cudnn
         out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, mask=mask)
         out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
         out_BSD = sharding.summed(out_BSD, "heads")

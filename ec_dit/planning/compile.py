@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ec_dit import build, training
+from ec_dit import build
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
+from ec_dit.data import dataset as datasets
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.eval.generate import SampleSettings
 from ec_dit.flow.guidance import guide
@@ -34,12 +36,14 @@ class Compiled:
     Attributes:
         program: of one device.
         system: whose step it is.
+        images: in a step, over all devices.
         held: bytes on one device by kind: what goes into the program and stays.
         seconds: that compiling took.
     """
 
     program: jax.stages.Compiled
     system: build.System
+    images: int
     held: dict[str, int]
     seconds: float
 
@@ -51,8 +55,9 @@ def chip_of(topology: str) -> Chip:
         UserError: for one that nobody knows.
     """
     name, _, shape = topology.partition(":")
-    if name not in CHIPS or not all(side.isdigit() for side in shape.split("x")):
-        raise UserError(f"--topology={topology}: write it as v5p:8x8x8; known are {', '.join(CHIPS)}.")
+    sides = [int(side) if side.isdigit() else 0 for side in shape.split("x")]
+    if name not in CHIPS or min(sides) < 1 or (name == "cpu" and len(sides) > 1):
+        raise UserError(f"--topology={topology}: write it as v5p:8x8x8, or cpu:8; known are {', '.join(CHIPS)}.")
     return CHIPS[name]
 
 
@@ -66,7 +71,7 @@ def devices(topology: str) -> tuple[list[Any], Chip]:
     chip = chip_of(topology)
     if name == "cpu":
         found = jax.devices("cpu")
-        if not shape.isdigit() or len(found) < int(shape):
+        if len(found) < int(shape):
             raise UserError(f"--topology={topology}: {len(found)} emulated devices are here.")
         return found[: int(shape)], chip
     from jax.experimental import topologies
@@ -102,8 +107,14 @@ class DoesNotFit(UserError):
 def make_system(config: ConfigDict, on: Sequence[Any]) -> build.System:
     """The config's system on these devices, with the tokenizer of its data where a text tower is trained along."""
     tokenizer = None
-    if config.text.encoder == "tower" and (data := training.open_data(config, lambda _: None)):
-        tokenizer = Tokenizer.load(data.tokenizer_path)
+    if config.text.encoder == "tower":
+        d = config.data
+        if not (d.path and Path(d.path).exists()):
+            raise UserError(
+                f"the text tower's size depends on the tokenizer of {d.path or '--config.data.path'}: "
+                f"python -m ec_dit.prepare --source={d.source or 'SOURCE'} --out={d.path or 'DIR'}"
+            )
+        tokenizer = Tokenizer.load(datasets.open(d.path).tokenizer_path)
     return build.make_system(config, tokenizer, on)
 
 
@@ -122,26 +133,21 @@ def train_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
         "batch": per_device_bytes(batch),
     }
     step = system.step(tx, shardings)
-    return _compile(system, held, lambda: step.lower(state, batch))
+    return _compile(system, config.train.batch_size, held, lambda: step.lower(state, batch))
 
 
 def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     """One guided network evaluation of the sampler, with the weights in the dtype of the computation."""
     system = make_system(config, on)
     settings = build.sample_settings(config)
-    abstract, shardings = system.abstract_state(system.optimizer())
-    params = jax.tree.map(
-        lambda a, s, info: jax.ShapeDtypeStruct(a.shape, system.dtype if info.roles else a.dtype, sharding=s),
-        abstract.params,
-        shardings.params,
-        system.infos,
-    )
+    params = system.sampling_params(abstract_like(*system.abstract_state(system.optimizer())).params)
     ways = sharding.batch_ways(system.mesh)
-    noise, text = _batch(system, -(-settings.batch_size // ways) * ways)
+    images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
+    noise, text = _batch(system, images)
     held = {"parameters": per_device_bytes(params), "batch": per_device_bytes((noise, text))}
     guided = functools.partial(_guided_velocity, system, settings)
     evaluate = jax.jit(guided, compiler_options=system.compiler_options)
-    return _compile(system, held, lambda: evaluate.lower(params, noise, text))
+    return _compile(system, images, held, lambda: evaluate.lower(params, noise, text))
 
 
 def _guided_velocity(
@@ -181,7 +187,7 @@ def _on(system: build.System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDt
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def _compile(system: build.System, held: dict[str, int], lower: Any) -> Compiled:
+def _compile(system: build.System, images: int, held: dict[str, int], lower: Any) -> Compiled:
     start = time.perf_counter()
     with jax.set_mesh(system.mesh):
         lowered = lower()
@@ -190,5 +196,5 @@ def _compile(system: build.System, held: dict[str, int], lower: Any) -> Compiled
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise DoesNotFit(str(error)) from error
-        raise
-    return Compiled(program, system, held, time.perf_counter() - start)
+        raise UserError(f"the compiler refuses this step: {str(error).strip().splitlines()[0]}") from error
+    return Compiled(program, system, images, held, time.perf_counter() - start)

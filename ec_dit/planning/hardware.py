@@ -17,18 +17,20 @@ class Chip:
         hbm_bytes: memory.
         hbm_bandwidth: bytes/s.
         link_bandwidth: bytes/s of one interconnect link in one direction.
+        ring: a dimension of a slice closes to a ring where it is a multiple of this (of three: where all are).
     """
 
     flops: float
     hbm_bytes: float
     hbm_bandwidth: float
     link_bandwidth: float
+    ring: int
 
 
-V4 = Chip(275e12, 32e9, 1.23e12, 4.5e10)
-V5P = Chip(459e12, 95e9, 2.77e12, 9e10)
-V5E = Chip(197e12, 16e9, 8.2e11, 4.5e10)
-V6E = Chip(918e12, 32e9, 1.64e12, 9e10)
-EMULATED = Chip(1e11, 16e9, 2e10, 1e9)  # a CPU core, to try the tool; its times mean nothing
+V4 = Chip(275e12, 32e9, 1.23e12, 4.5e10, 4)
+V5P = Chip(459e12, 95e9, 2.77e12, 9e10, 4)
+V5E = Chip(197e12, 16e9, 8.2e11, 4.5e10, 16)
+V6E = Chip(918e12, 32e9, 1.64e12, 9e10, 16)
+EMULATED = Chip(1e11, 16e9, 2e10, 1e9, 1)  # a CPU core, to try the tool; its times mean nothing
 
 CHIPS: dict[str, Chip] = {"v4": V4, "v5p": V5P, "v5e": V5E, "v5litepod": V5E, "v6e": V6E, "cpu": EMULATED}

@@ -1,5 +1,7 @@
 """What a compiled step needs and how long it must take, as text for people and JSON for programs."""
 
+import contextlib
+import importlib.metadata
 import json
 import math
 from collections import defaultdict
@@ -7,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from ec_dit import build
+from ec_dit.core.mesh import MESH_AXES, resolve_shape
 from ec_dit.models import sizes
 from ec_dit.models.paper import PAPER_HOURS
 from ec_dit.planning import compile as compiler
@@ -29,8 +32,8 @@ class Report:
 
     Attributes:
         memory: bytes by kind; gradients and activations share what is left of the peak.
-        collectives: {kind, axes, count, bytes, seconds, hidden}, per step; `hidden` is the share of the seconds in which kernels
-            run beside it.
+        collectives: {kind, axes, count, bytes, largest, seconds, hidden}, per step; `largest`: bytes of one; `hidden`: the share
+            of the seconds in which kernels run beside it.
         images: per step, over all chips.
         paper_hours: of the paper's run, None where it prints none.
     """
@@ -109,6 +112,7 @@ class Report:
                 "paper_hours": self.paper_hours,
                 "compile_seconds": self.compile_seconds,
                 "unknown_loops": self.unknown_loops,
+                "versions": versions(),
             },
             indent=2,
         )
@@ -116,7 +120,7 @@ class Report:
     def text(self) -> str:
         """For people."""
         r, chip, mesh = self.roofline, self.chip, " x ".join(f"{axis} {n}" for axis, n in self.mesh.items() if n > 1)
-        step = "training step" if self.what == "train" else "guided network evaluation"
+        step = "training step" if self.what == "train" else "network evaluation of the sampler"
         fit, ratio = "" if self.fits else ": DOES NOT FIT", self.compiled_flops / self.model_flops
         moved = sum(c["bytes"] for c in self.collectives)
         unit, large = ("G", 1e9) if self.hbm_bytes > 1e9 else ("M", 1e6)
@@ -157,6 +161,15 @@ class Report:
         return "\n".join(lines)
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that compile; libtpu only where it is installed."""
+    found = {}
+    for package in ("jax", "jaxlib", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def _row(name: str, value: float, note: str = "") -> str:
     return f"{name:32}{value:10.2f}  {note}".rstrip()
 
@@ -188,11 +201,11 @@ def make(config: ConfigDict, topology: str, what: str) -> Report:
         + memory.generated_code_size_in_bytes
     )
     spec = build.dit_spec(config)
-    images, model_flops = _work(config, what)
+    images = compiled.images
+    model_flops = images * _image_flops(config, what)
     kinds = dict(compiled.held)
-    rest = total - sum(kinds.values())
     if what == "train":
-        kinds["gradients"] = min(rest, kinds["parameters"])
+        kinds["gradients"] = max(0, min(total - sum(kinds.values()), kinds["parameters"]))
     kinds["activations and temporaries"] = total - sum(kinds.values())
     places = compiler.coordinates(system.mesh)
     return Report(
@@ -220,13 +233,20 @@ def by_formula(config: ConfigDict, topology: str, what: str) -> str:
     """What needs no compiler: parameters, state and model FLOPs of a chip, and how long computing takes at least."""
     name, _, shape = topology.partition(":")
     chip, chips = compiler.chip_of(topology), math.prod(int(side) for side in shape.split("x"))
-    spec, images, flops = build.dit_spec(config), *_work(config, what)
-    found = sizes.sizes(spec, config.moe.capacity_factor)
+    mesh = AbstractMesh(resolve_shape([config.mesh[axis] for axis in MESH_AXES], chips), MESH_AXES)
+    if what == "train":
+        build.check_batch(config, mesh)
+    images = config.train.batch_size if what == "train" else config.sample.batch_size
+    found, flops = sizes.sizes(build.dit_spec(config), config.moe.capacity_factor), images * _image_flops(config, what)
     state = (16 if what == "train" else 2) * found.total / chips
     lines = [
         f"{config.name} on {chips} chips of {name}, by formula",
         f"parameters {found.total / 1e9:.2f} B, activated {found.activated / 1e9:.2f} B (transformer only)",
-        _row("state of a chip, GB", state / 1e9, f"of {chip.hbm_bytes / 1e9:.0f}, sharded over all chips"),
+        _row(
+            "state of a chip, GB",
+            state / 1e9,
+            f"of {chip.hbm_bytes / 1e9:.0f}, if all of it is split",
+        ),
         _row("FLOPs of a chip, T", flops / chips / 1e12),
         _row("compute alone, ms", flops / chips / (chip.flops * EFFICIENCY["compute"]) * 1e3),
         f"({images} images)",
@@ -234,36 +254,35 @@ def by_formula(config: ConfigDict, topology: str, what: str) -> str:
     return "\n".join(lines)
 
 
-def _work(config: ConfigDict, what: str) -> tuple[int, float]:
-    """(images, model FLOPs) of a step."""
+def _image_flops(config: ConfigDict, what: str) -> float:
+    """Model FLOPs of a step for one image."""
     spec, length, factor = build.dit_spec(config), config.text.length, config.moe.capacity_factor
     if what == "train":
-        images = config.train.batch_size
-        return images, images * sizes.train_flops_per_image(spec, build.kept_tokens(config), length, factor)
-    images = config.sample.batch_size
-    return images, images * 2 * sizes.forward_flops(
-        spec, spec.image_tokens, length, config.sample.capacity_factor or factor
-    )
+        return sizes.train_flops_per_image(spec, build.kept_tokens(config), length, factor)
+    evaluations = 1 if config.sample.guidance == 1 else 2
+    return evaluations * sizes.forward_flops(spec, spec.image_tokens, length, config.sample.capacity_factor or factor)
 
 
 def _summary(found: list[Collective], mesh: Mesh, chip: Chip, places: Coordinates) -> list[dict[str, Any]]:
     """Collectives by kind and mesh axes, the largest first."""
-    rows: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0, 0, 0])
+    rows: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for c in found:
         seconds, exposed = collective_seconds(c, chip, places), exposed_seconds(c, chip, places)
         row = rows[c.kind, _axes(c, mesh)]
         for i, value in enumerate((1, c.bytes, seconds, exposed)):
             row[i] += c.count * value
+        row[4] = max(row[4], c.bytes)
     table = [
         {
             "kind": kind,
             "axes": list(axes),
             "count": int(count),
             "bytes": int(size),
+            "largest": int(largest),
             "seconds": seconds,
             "hidden": 1 - exposed / seconds if seconds else 0.0,
         }
-        for (kind, axes), (count, size, seconds, exposed) in rows.items()
+        for (kind, axes), (count, size, seconds, exposed, largest) in rows.items()
     ]
     return sorted(table, key=lambda row: -row["bytes"])
 

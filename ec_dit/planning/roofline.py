@@ -1,8 +1,8 @@
-"""How long a compiled step must take: compute, memory and interconnect, each by itself, and which of them bounds it.
+"""How long a compiled step takes by its own figures: compute, memory and interconnect, and which of them bounds it.
 
-Times are those of the compiled program's own figures at a stated share of the data sheet's peaks. Links: a collective uses every
-torus dimension along which its devices differ, both directions of each; a ring where it goes all the way round a dimension
-that wraps (a multiple of 4), else a line, at half the speed.
+At a stated share of the data sheet's peaks. Links: a collective uses every torus dimension along which its devices differ, both
+directions of each; where it goes all the way round a dimension that closes to a ring, else one direction's worth. Left out: what
+a message takes to set up, and that two collectives may want the same links or hide behind the same kernel.
 """
 
 import math
@@ -80,7 +80,7 @@ def collective_seconds(collective: Collective, chip: Chip, coordinates: Coordina
     whole = [len(set(values)) for values in zip(*coordinates, strict=True)]
     spans = [len(set(values)) for values in zip(*(coordinates[i] for i in group), strict=True)]
     speeds = [
-        chip.link_bandwidth * EFFICIENCY["ici"] * (2 if span == size and size % 4 == 0 else 1)
+        chip.link_bandwidth * EFFICIENCY["ici"] * (2 if span == size and _closes(size, whole, chip) else 1)
         for span, size in zip(spans, whole, strict=True)
     ]
     used = [(span, speed) for span, speed in zip(spans, speeds, strict=True) if span > 1]
@@ -94,3 +94,8 @@ def collective_seconds(collective: Collective, chip: Chip, coordinates: Coordina
         return size / min(speed for _, speed in used)
     passes = 2 if collective.kind == "all-reduce" else 1
     return passes * share * size / math.fsum(speed for _, speed in used)
+
+
+def _closes(size: int, whole: Sequence[int], chip: Chip) -> bool:
+    """Whether a dimension of a slice is a ring; in three dimensions all of them are, or none."""
+    return all(n % chip.ring == 0 for n in (whole if len(whole) == 3 else [size]))

@@ -90,3 +90,10 @@ def test_bfloat16_computes_with_float32_parameters():
     assert out.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(out.astype(jnp.float32), run(exact, x), atol=0.05)
+
+
+def test_no_scores_are_kept_for_the_backward_pass():
+    layer = Attention(8, 8, 2, 2, 4, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    _, backward = jax.vjp(layer, jnp.ones((1, 32, 8)))
+    scores = 2 * 32 * 32
+    assert all(leaf.size < scores for leaf in jax.tree.leaves(backward))

@@ -44,3 +44,10 @@ def test_bfloat16_computes_with_float32_parameters():
     mlp = Mlp(4, 4, bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert mlp(jnp.ones((2, 4), jnp.float32)).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(mlp))} == {jnp.dtype(jnp.float32)}
+
+
+def test_gelu_keeps_its_input_only():
+    x = jnp.linspace(-3, 3, 64, dtype=jnp.bfloat16)
+    _, backward = jax.vjp(gelu, x)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size > 1]
+    assert [(leaf.shape, leaf.dtype) for leaf in kept] == [((64,), jnp.bfloat16)]

@@ -1,11 +1,12 @@
 """How time enters: identity at the start, the formula afterwards."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.nn.modulation import VECTORS, ModulationTable, TimeModulation, modulate
+from ec_dit.nn.modulation import VECTORS, ModulationTable, TimeModulation, adaptive_norm, modulate
 
 
 def test_modulate_by_hand():
@@ -40,3 +41,10 @@ def test_a_table_adds_its_offsets_and_its_gates_start_at_zero():
     shifts_and_scales = np.asarray(offsets[:, [0, 1, 3, 4]])
     np.testing.assert_allclose(shifts_and_scales[0], shifts_and_scales[1], atol=1e-6)
     np.testing.assert_allclose(shifts_and_scales.std(), 64**-0.5, rtol=0.2)
+
+
+def test_adaptive_norm_keeps_its_inputs_only():
+    x_BSD, shift_BD, scale_BD = jnp.ones((2, 5, 8), jnp.bfloat16), jnp.ones((2, 8)), jnp.ones((2, 8))
+    _, backward = jax.vjp(adaptive_norm, x_BSD, shift_BD, scale_BD)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size >= x_BSD.size]
+    assert [(leaf.shape, leaf.dtype) for leaf in kept] == [(x_BSD.shape, jnp.bfloat16)]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import pytest
 from ml_collections import ConfigDict
@@ -47,7 +46,7 @@ def test_figures_of_a_training_step(tmp_path, capsys):
     copied = 16 * 3 / 4  # the output layer's bias, 16 numbers, stands on every device
     assert memory["parameters"] == memory["ema"] == 4 * (experts / 8 + (found["params_total"] - experts) / 4 + copied)
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], abs=64)  # two moments, and scalars
-    assert sum(memory.values()) == found["hbm_bytes_per_chip"]
+    assert sum(memory.values()) == found["hbm_bytes_per_chip"] and min(memory.values()) >= 0
 
     exchanged = [row for row in found["collectives"] if row["kind"] == "all-to-all"]
     slots = 2 * 8 * 32 * 4  # of a device: its 2 images of 8 kept tokens, f_c = 2 ... in float32
@@ -120,7 +119,7 @@ def test_without_the_compiler_the_formulas_still_speak(monkeypatch, capsys):
     assert "97.11 B" in text and "512 chips of v5p" in text
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "v5p", "v5p:", "v5p:axb"])
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5p", "v5p:", "v5p:axb", "v5p:0x2x2", "cpu:0", "cpu:2x4"])
 def test_a_topology_that_nobody_knows(topology):
     with pytest.raises(UserError, match="known are v4, v5p"):
         compiler.devices(topology)
@@ -136,8 +135,15 @@ def test_a_config_without_topology_needs_one():
         plan.plan(small(), None, "train", None)
 
 
-def test_every_papers_pod_covers_its_chips():
-    for name in ("m_64e", "3xl_32e", "xxl_32e", "xl_32e"):
-        c = config.load(plan.Path(__file__).parents[2] / "configs" / f"{name}.py")
-        assert compiler.chip_of(c.topology) in hardware.CHIPS.values()
-        assert math.prod(int(side) for side in c.topology.partition(":")[2].split("x")) in (128, 256, 512)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_without_guidance_is_one_evaluation(guidance):
+    c = small(expert=8)
+    c.sample.guidance = guidance
+    found = report.make(c, "cpu:8", "sample")
+    assert 0.95 < found.compiled_flops / found.model_flops < 1.15
+
+
+def test_an_odd_number_of_samples_is_padded_and_counted_so():
+    c = small(expert=8)
+    c.sample.batch_size = 5
+    assert report.make(c, "cpu:8", "sample").images == 8

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODELS = {"m_64e": 3072 * 64, "xl_32e": 1152 * 32}  # with the size of the router
+WIDTHS, EXPERTS = {"m_64e": 3072, "xl_32e": 1152}, {"m_64e": 64, "xl_32e": 32}
 
 
 def figures(path, *command):
@@ -27,30 +27,35 @@ def figures(path, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WIDTHS)
 def test_a_training_step_needs_no_more_than_it_did(name, tmp_path):
     path = tmp_path / "plan.json"
     now = figures(path, "-m", "ec_dit.plan", f"--config=configs/{name}.py", f"--json={path}")
     before = json.loads((ROOT / "docs" / "plans.json").read_text())[f"{name} train"]
 
-    assert now["fits"] and now["hbm_bytes_per_chip"] < 1.02 * before["hbm_bytes_per_chip"]
-    assert now["model_flops_per_chip"] == before["model_flops_per_chip"]
-    assert now["compiled_flops_per_chip"] < 1.005 * before["compiled_flops_per_chip"]
+    assert now["fits"] and now["unknown_loops"] == 0
     assert now["compiled_flops_per_chip"] < 1.15 * now["model_flops_per_chip"]
-    assert now["hbm_traffic_bytes_per_chip"] < 1.05 * before["hbm_traffic_bytes_per_chip"]
-    assert now["unknown_loops"] == 0
-
-    old = {(row["kind"], *row["axes"]): row["bytes"] for row in before["collectives"]}
-    for row in now["collectives"]:
-        assert row["bytes"] < 1.02 * old.get((row["kind"], *row["axes"]), 0) + 1e6, row
-    assert now["roofline"]["exposed_ici_s"] < 1.1 * before["roofline"]["exposed_ici_s"]
+    # Nothing is larger than the weights of a feed-forward layer, dense or an expert's, in bfloat16.
+    weight = 4 * WIDTHS[name] ** 2 * 2
+    assert max(row["largest"] for row in now["collectives"]) <= weight
     # Left to itself the compiler adds up activations, and turns scattered gradients into all-reduces.
     reduced = [row["bytes"] for row in now["collectives"] if row["kind"] == "all-reduce" and "expert" in row["axes"]]
     assert sum(reduced) < 1e6
 
+    if now["versions"] != before["versions"]:
+        return  # another compiler; `make plans` measures it
+    assert now["hbm_bytes_per_chip"] < 1.02 * before["hbm_bytes_per_chip"]
+    assert now["model_flops_per_chip"] == before["model_flops_per_chip"]
+    assert now["compiled_flops_per_chip"] < 1.005 * before["compiled_flops_per_chip"]
+    assert now["hbm_traffic_bytes_per_chip"] < 1.05 * before["hbm_traffic_bytes_per_chip"]
+    old = {(row["kind"], *row["axes"]): row["bytes"] for row in before["collectives"]}
+    for row in now["collectives"]:
+        assert row["bytes"] < 1.02 * old.get((row["kind"], *row["axes"]), 0) + 1e6, row
+    assert now["roofline"]["exposed_ici_s"] < 1.1 * before["roofline"]["exposed_ici_s"]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WIDTHS)
 def test_the_sparse_layer_does_the_work_of_theory_and_sends_tokens_only(name, tmp_path):
     path = tmp_path / "layer.json"
     layer = figures(
@@ -58,4 +63,5 @@ def test_the_sparse_layer_does_the_work_of_theory_and_sends_tokens_only(name, tm
     )
     assert 0.98 < layer["flops"] / layer["theory"] <= 1.02
     assert len(layer["collectives"]["all-to-all"]) == 4
-    assert max(layer["collectives"]["all-reduce"], default=0) <= 4 * MODELS[name]
+    router = 4 * WIDTHS[name] * EXPERTS[name]
+    assert max(layer["collectives"]["all-reduce"], default=0) <= router

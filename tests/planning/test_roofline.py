@@ -1,5 +1,6 @@
 """Times of collectives and kernels against arithmetic by hand."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -9,7 +10,7 @@ from ec_dit.planning.hardware import Chip
 from ec_dit.planning.kernels import Work
 from ec_dit.planning.roofline import EFFICIENCY, collective_seconds, exposed_seconds, roofline
 
-CHIP = Chip(flops=1e12, hbm_bytes=1e9, hbm_bandwidth=1e10, link_bandwidth=1e9)
+CHIP = Chip(flops=1e12, hbm_bytes=1e9, hbm_bandwidth=1e10, link_bandwidth=1e9, ring=4)
 TORUS = list(itertools.product(range(4), range(8)))  # wraps both ways
 ROW, ALL = (tuple(range(8)),), (tuple(range(32)),)
 SPEED = 1e9 * EFFICIENCY["ici"]
@@ -30,6 +31,15 @@ SPEED = 1e9 * EFFICIENCY["ici"]
 )
 def test_collectives(kind, groups, seconds):
     assert collective_seconds(Collective(kind, 1, int(1e9), groups), CHIP, TORUS) == pytest.approx(seconds)
+
+
+def test_slices_that_do_not_close_to_rings_have_half_the_speed():
+    ring = Collective("all-gather", 1, int(1e9), ROW)
+    once, line = 7 / 8 * 1e9 / (2 * SPEED), 7 / 8 * 1e9 / SPEED
+    assert collective_seconds(ring, dataclasses.replace(CHIP, ring=16), TORUS) == pytest.approx(line)
+    for depth, seconds in ((4, once), (2, line)):  # of a cube with a side of 2 nothing closes
+        cube = [(z, x, y) for z in range(depth) for x, y in TORUS]
+        assert collective_seconds(ring, CHIP, cube) == pytest.approx(seconds)
 
 
 def test_a_step_is_its_kernels_and_what_they_do_not_hide():
