@@ -13,6 +13,7 @@ from ec_dit.planning.kernels import COLLECTIVES, Work, is_end, is_start, kernel_
 _MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?)\))?\s*\{([^}]*)\}"
 )
+_OWN_WORDS = re.compile(r"\bu32\[\](?:\{[^}]*\})?")
 _MESH_PART = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 
 
@@ -53,7 +54,8 @@ def collectives(program: Program) -> list[Collective]:
             given = sum(num_bytes(local[operand].shape) for operand in instruction.operands if operand in local)
             got = num_bytes(instruction.shape)
             if instruction.opcode.endswith("-start") and instruction.shape.startswith("("):
-                got -= given  # a start's shape lists its operands before its results
+                # A start's shape lists its operands, then its results, then words of its own.
+                got = num_bytes(_OWN_WORDS.sub("", instruction.shape)) - given
             start = caller if caller is not None and begun else instruction
             hidden = _hidden(program, start) if is_start(start) else ()
             size = given if kind == "reduce-scatter" else got
