@@ -27,6 +27,13 @@ from ec_dit.train.optimizer import OptimizerSpec, make_optimizer
 from ec_dit.train.state import TrainState, init_state, state_shardings
 from ec_dit.train.step import make_step
 
+# The compiler refuses asynchronous all-to-alls on two-dimensional tori, and v5e has no SparseCores.
+_NOT_ON_FLAT = (
+    "xla_tpu_enable_async_all_to_all",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter",
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce",
+)
+
 
 def make_config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The config's mesh over `devices` (default: all).
@@ -158,8 +165,12 @@ class System:
 
     @property
     def compiler_options(self) -> dict[str, str] | None:
-        """For what runs on the mesh: the config's for a TPU, none elsewhere."""
-        return dict(self.config.tpu_options) if self.mesh.devices.flat[0].platform == "tpu" else None
+        """For what runs on the mesh: the config's for a TPU, less what its kind does not know; none elsewhere."""
+        device = self.mesh.devices.flat[0]
+        if device.platform != "tpu":
+            return None
+        flat = "lite" in device.device_kind  # v5e, v6e: two-dimensional tori
+        return {key: value for key, value in self.config.tpu_options.items() if not (flat and key in _NOT_ON_FLAT)}
 
     @property
     def dtype(self) -> jnp.dtype:
