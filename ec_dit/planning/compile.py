@@ -100,7 +100,7 @@ class DoesNotFit(UserError):
 
     def __init__(self, message: str):
         super().__init__(message)
-        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
+        used = re.search(r"(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])", message)
         self.needed = round(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))) if used else None
 
 
