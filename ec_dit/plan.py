@@ -70,7 +70,7 @@ def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str
         cli.say(report.by_formula(run_config, topology, what))
         raise UserError(f"{error}; above is what formulas tell without it") from error
     except compiler.DoesNotFit as error:
-        size = "" if error.needed is None else f": it needs {error.needed / 1e9:.1f} GB on a chip"
+        size = "" if error.needed is None else f": it needs at least {error.needed / 1e9:.1f} GB on a chip"
         cli.say(f"{run_config.name} on {topology}: DOES NOT FIT{size}\n{report.advice(what, activations=True)}")
         if json_path:
             Path(json_path).write_text(
