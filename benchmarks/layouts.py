@@ -8,20 +8,16 @@ process of its own, about a minute on two cores.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import process
 from ml_collections import ConfigDict
 
 from ec_dit import config, plan, presets
 
-ROOT = Path(__file__).parents[1]
-FIGURES, PAGE = ROOT / "docs" / "layouts.json", ROOT / "docs" / "layouts.md"
+FIGURES, PAGE = process.ROOT / "docs" / "layouts.json", process.ROOT / "docs" / "layouts.md"
 LAYER = "sparse layer"
 
 
@@ -62,7 +58,7 @@ def jobs() -> list[tuple[str, str]]:
 
 def load(name: str) -> ConfigDict:
     """A config on synthetic data."""
-    c = config.load(ROOT / "configs" / f"{name}.py", "")
+    c = config.load(process.ROOT / "configs" / f"{name}.py", "")
     c.data.source = "synthetic"
     return c
 
@@ -130,15 +126,9 @@ def compile_layer(name: str, how: str, path: str) -> None:
 
 def figures(name: str, change: str) -> dict[str, Any]:
     """One row, from a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.json"
-        command = [sys.executable, __file__, f"--worker={path}", f"--only={name}", f"--change={change}"]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if not path.exists():
-            sys.exit(f"{name}, {change}: {done.stdout}{done.stderr}")
-        found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return process.figures(
+        f"{name}, {change}", lambda path: [__file__, f"--worker={path}", f"--only={name}", f"--change={change}"]
+    )
 
 
 def page(rows: dict[str, dict[str, Any]]) -> str:

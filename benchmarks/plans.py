@@ -8,16 +8,14 @@ kept in docs/plans.json; models that stand there are not compiled again without 
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
+
+import process
 
 from ec_dit.models.paper import PAPER
 
-ROOT = Path(__file__).parents[1]
-FIGURES, PAGE = ROOT / "docs" / "plans.json", ROOT / "docs" / "plans.md"
+FIGURES, PAGE = process.ROOT / "docs" / "plans.json", process.ROOT / "docs" / "plans.md"
 # Beside every model on its own pod: the largest on eight chips, where the paper needed 60.7 GB of each of eight GPUs.
 EIGHT = "m_64e sample v5p:2x2x2"
 ARGUMENTS = {EIGHT: ["--topology=v5p:2x2x2", "--config.mesh.expert=8", "--config.sample.batch_size=8"]}
@@ -43,27 +41,14 @@ def jobs() -> list[str]:
 def figures(job: str) -> dict[str, Any]:
     """Compiles one, in a process of its own."""
     name, what = job.split()[:2]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.json"
-        command = [
-            sys.executable,
-            "-m",
-            "ec_dit.plan",
-            f"--config=configs/{name}.py",
-            f"--what={what}",
-            f"--json={path}",
-        ]
-        done = subprocess.run(
-            [*command, *ARGUMENTS.get(job, [])], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        if not path.exists():
-            sys.exit(f"{job}: {done.stdout}{done.stderr}")
-        found: dict[str, Any] = json.loads(path.read_text())
+    plan = ["-m", "ec_dit.plan", f"--config=configs/{name}.py", f"--what={what}", *ARGUMENTS.get(job, [])]
+    found = process.figures(job, lambda path: [*plan, f"--json={path}"])
     return {key: found[key] for key in KEPT if key in found}  # little is known of what does not fit
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
     """docs/plans.md."""
+    compilers = sorted({_versions(plan) for plan in plans.values() if "versions" in plan})
     lines = [
         "# Every model on its pod, as compiled",
         "",
@@ -74,7 +59,7 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
         "**Time, MFU and hours are predictions** from the compiled program at assumed shares of the peaks; the paper's hours are",
         "measured, so the two columns are no comparison of speed.",
         "",
-        f"Compiled by {', '.join(sorted({_versions(plan) for plan in plans.values()}))}.",
+        f"Compiled by {', '.join(compilers)}.",
     ]
     for what, title in (("train", "Training, batch 4096"), ("sample", "Sampling: one guided network evaluation")):
         lines += ["", f"## {title}", "", _head(what)]

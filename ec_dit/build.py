@@ -288,10 +288,10 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
     """
     mesh = make_config_mesh(config, devices)
     sample_settings(config)
-    half = compute_dtype(config, mesh) == jnp.bfloat16
-    if config.model.attention == "cudnn" and not (half and mesh.devices.flat[0].platform in ("gpu", "cuda")):
-        raise UserError("--config.model.attention=cudnn needs NVIDIA GPUs and bfloat16; leave it at xla here.")
     spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config, mesh)
+    cudnn_runs = dtype == jnp.bfloat16 and mesh.devices.flat[0].platform in ("gpu", "cuda")
+    if spec.attention == "cudnn" and not cudnn_runs:
+        raise UserError("--config.model.attention=cudnn needs NVIDIA GPUs and bfloat16; leave it at xla here.")
 
     def build(rngs: nnx.Rngs) -> TextToImage:
         return TextToImage(spec, tower, dtype=dtype, rngs=rngs)

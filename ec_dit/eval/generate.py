@@ -52,10 +52,18 @@ def sample(
     Args:
         text: captions; null_text: the empty caption, leaves without B.
     """
+    velocity = guided_velocity(graphdef, settings, params, noise.shape[0], text, null_text)
+    return integrate(velocity, noise, time_grid(settings.steps, settings.time_shift), settings.sampler)
+
+
+def guided_velocity(
+    graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, batch: int, text: Text, null_text: Text
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(x, scalar t) -> dx/dt for `batch` images, as the sampler integrates it; arguments as `sample` has them."""
     model: TextToImage = nnx.merge(graphdef, params)
-    null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (noise.shape[0], *a.shape)), null_text)
+    null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
     condition, null = model.encode(text), model.encode(null_text)
-    velocity = guide(
+    return guide(
         velocity_fn(model, settings.prediction, settings.routing),
         velocity_fn(model, settings.prediction, settings.paired_routing),
         condition,
@@ -63,7 +71,6 @@ def sample(
         settings.guidance,
         settings.guidance_interval,
     )
-    return integrate(velocity, noise, time_grid(settings.steps, settings.time_shift), settings.sampler)
 
 
 def image_noise(seed: int, prompt: str, index: int, shape_YXZ: tuple[int, ...]) -> np.ndarray:

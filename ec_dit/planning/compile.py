@@ -1,6 +1,6 @@
 """Compiles a config's real step for a topology that need not be there: shapes in, the program of one device out."""
 
-import functools
+import dataclasses
 import importlib.util
 import re
 import time
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from ec_dit import build
@@ -21,10 +20,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.eval.generate import SampleSettings
-from ec_dit.flow.guidance import guide
-from ec_dit.models.objective import velocity_fn
-from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.eval.generate import guided_velocity
+from ec_dit.models.text_to_image import Text
 from ec_dit.planning.hardware import CHIPS, Chip
 from ec_dit.train.checkpoint import abstract_like
 
@@ -145,21 +142,14 @@ def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
     noise, text = _batch(system, images)
     held = {"parameters": per_device_bytes(params), "batch": per_device_bytes((noise, text))}
-    guided = functools.partial(_guided_velocity, system, settings)
-    evaluate = jax.jit(guided, compiler_options=system.compiler_options)
-    return _compile(system, images, held, lambda: evaluate.lower(params, noise, text))
+    always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
 
+    def evaluate(params: Any, noise: jax.Array, text: Text) -> jax.Array:
+        velocity = guided_velocity(system.graphdef, always, params, images, text, system.null_text())
+        return velocity(noise, jnp.float32(0.5))
 
-def _guided_velocity(
-    system: build.System, settings: SampleSettings, params: Any, noise: jax.Array, text: Text
-) -> jax.Array:
-    model: TextToImage = nnx.merge(system.graphdef, params)
-    null = jax.tree.map(lambda a: jnp.broadcast_to(a, (noise.shape[0], *a.shape)), system.null_text())
-    text, null = model.encode(text), model.encode(null)
-    velocity, paired = (
-        velocity_fn(model, settings.prediction, routing) for routing in (settings.routing, settings.paired_routing)
-    )
-    return guide(velocity, paired, text, null, settings.guidance)(noise, jnp.float32(0.5))
+    step = jax.jit(evaluate, compiler_options=system.compiler_options)
+    return _compile(system, images, held, lambda: step.lower(params, noise, text))
 
 
 def per_device_bytes(tree: Any) -> int:

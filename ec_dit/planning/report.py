@@ -1,4 +1,4 @@
-"""What a compiled step needs and how long it must take, as text for people and JSON for programs."""
+"""What a compiled step needs and how long it would take, as text for people and JSON for programs."""
 
 import contextlib
 import importlib.metadata
@@ -157,7 +157,8 @@ class Report:
             paper = "" if self.paper_hours is None else f"; the paper's run took {self.paper_hours:g}"
             lines.append(f"{self.hours:.1f} hours for {STEPS:,} steps of {BATCH} images{paper}")
         if not self.fits:
-            lines += ["", _advice(self)]
+            most = self.memory["activations and temporaries"] > self.hbm_bytes / 2
+            lines += ["", advice(self.what, activations=most)]
         return "\n".join(lines)
 
 
@@ -294,11 +295,6 @@ def _axes(collective: Collective, mesh: Mesh) -> tuple[str, ...]:
     places = np.array([np.unravel_index(i, mesh.devices.shape) for i in collective.groups[0]])
     columns = zip(mesh.axis_names, places.T, strict=True)
     return tuple(axis for axis, column in columns if len(set(column.tolist())) > 1)
-
-
-def _advice(report: Report) -> str:
-    """The setting that would free most."""
-    return advice(report.what, report.memory["activations and temporaries"] > report.hbm_bytes / 2)
 
 
 def advice(what: str, activations: bool) -> str:
