@@ -16,6 +16,7 @@ from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.data import images
+from ec_dit.data.loader import Share
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.eval.generate import Generator, SampleSettings
 from ec_dit.models import objective
@@ -221,33 +222,32 @@ class System:
             step, out_shardings=(shardings, everywhere), donate_argnums=0, compiler_options=self.compiler_options
         )
 
-    def validation(self) -> Callable[[Any, Any, jax.Array], jax.Array]:
-        """Jitted (params, batch, record numbers) -> loss of each image, routed as sampling routes an image alone."""
+    def validation(self) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]:
+        """Jitted (params, batch, record numbers) -> (sum of the images' losses, number of images).
+
+        Images are routed as sampling routes an image alone; record number -1 leaves an image out.
+        """
         routing = sample_settings(self.config).routing
         prediction = self.config.flow.prediction
 
-        def loss_fn(params: Any, batch: tuple[jax.Array, Text], seed_B: jax.Array) -> jax.Array:
-            return objective.validation_loss(self.graphdef, prediction, routing, params, *batch, seed_B)
+        def loss_fn(params: Any, batch: tuple[jax.Array, Text], record_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+            real_B, seed_B = record_B >= 0, jnp.maximum(record_B, 0)
+            loss_B = objective.validation_loss(self.graphdef, prediction, routing, params, *batch, seed_B)
+            return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
-        return jax.jit(loss_fn)
+        return jax.jit(loss_fn, out_shardings=sharding.replicated(self.mesh))
 
     def batch(self, arrays: dict[str, np.ndarray]) -> tuple[jax.Array, Text]:
         """A loader's arrays of this process as one global batch on the mesh: (clean images or latents, text)."""
         pixels = "image_BYXZ" in arrays
         x = arrays["image_BYXZ" if pixels else "latent_BYXZ"]
         tokens = arrays["ids_BT" if "ids_BT" in arrays else "text_BTM"]
-        return self.put((x, Text(tokens, arrays["mask_BT"])))
+        return sharding.place_parts((x, Text(tokens, arrays["mask_BT"])), self.mesh)
 
-    def put(self, tree: Any) -> Any:
-        """Arrays of this process, batch first, as global arrays laid over the mesh."""
-
-        def put(a: np.ndarray) -> jax.Array:
-            shape = (a.shape[0] * jax.process_count(), *a.shape[1:])
-            axes = ("batch", *(None,) * (a.ndim - 1))
-            where = sharding.named_sharding(axes, shape, self.mesh, "the batch")
-            return jax.make_array_from_process_local_data(where, a, shape)
-
-        return jax.tree.map(put, tree)
+    @property
+    def share(self) -> Share:
+        """What this process loads of every global batch: the rows that lie on its devices."""
+        return Share(sharding.local_parts(self.mesh), sharding.batch_ways(self.mesh))
 
     def encode(self, captions: Sequence[str]) -> Text:
         """Captions as the model takes them."""

@@ -1,19 +1,24 @@
-"""What every entry point does around its work: parse flags, print a user's mistake as one message, return an exit code."""
+"""What every entry point does around its work: parse flags, find the other processes of a run, print a user's mistake as one
+message, return an exit code.
+"""
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 
-MISTAKE, INTERRUPTED = 2, 130
+CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def say(line: str) -> None:
-    """Prints a line at once, also into a pipe."""
-    print(line, flush=True)
+    """Prints a line at once, also into a pipe; of several processes, the first does."""
+    if processes.is_first():
+        print(line, flush=True)
 
 
 def quiet() -> None:
@@ -30,14 +35,28 @@ def run(
     work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[Sequence[str]], None] | None = None,
+    stops_together: bool = False,
 ) -> int:
     """Parses `argv` (the program's name first) into `flag_values`, calls `work`, and returns the exit code.
 
     Args:
         check: looks at the arguments before absl does.
+        stops_together: the work obeys `processes.StopSignal`; otherwise SIGTERM ends a process at once.
     """
     for flag in flag_values:
         flag_values[flag].unparse()  # a second call in one process starts from the defaults
+    return processes.leave(_run(name, doc, flag_values, work, argv, check, stops_together))
+
+
+def _run(
+    name: str,
+    doc: str,
+    flag_values: flags.FlagValues,
+    work: Callable[[], int | None],
+    argv: Sequence[str],
+    check: Callable[[Sequence[str]], None] | None,
+    stops_together: bool,
+) -> int:
     try:
         if check is not None:
             check(argv[1:])
@@ -47,21 +66,55 @@ def run(
             return 0
         if extra:
             raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
+        if "coordinator" in flag_values:
+            _join(flag_values, stops_together)
         return work() or 0
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
         return MISTAKE
     except (UserError, flags.Error, OSError) as error:  # OSError: a full disk, a folder one may not write to
-        print(f"{name}: {str(error).strip()}", file=sys.stderr)
+        print(f"{name}{processes.label()}: {str(error).strip()}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        print(f"{name}{processes.label()}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception:
+        if not processes.label():
+            raise
+        # Python's own way out would wait for the other processes, who may be waiting for this one.
+        traceback.print_exc()
+        print(f"{name}{processes.label()}: crashed; if another process did before, look there first", file=sys.stderr)
+        return CRASH
 
 
 def define_help(flag_values: flags.FlagValues) -> None:
     """Adds --help."""
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=flag_values, short_name="h")
+
+
+def define_processes(flag_values: flags.FlagValues) -> None:
+    """Adds the flags of a run of several processes, which TPU pods and SLURM need not give."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, of several; with --num_processes and --process_id. Default: JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID, SLURM's variables under srun, or the metadata of a TPU pod.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes.", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_integer(
+        "heartbeat_seconds",
+        processes.HEARTBEAT_SECONDS,
+        "A process silent for so long counts as dead, and the others end.",
+        lower_bound=5,
+        flag_values=flag_values,
+    )
+
+
+def _join(flag_values: flags.FlagValues, stops_together: bool) -> None:
+    place = (flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
+    processes.join(place, heartbeat_seconds=flag_values.heartbeat_seconds, stops_together=stops_together)
 
 
 def define_run(flag_values: flags.FlagValues) -> None:

@@ -16,6 +16,7 @@ flags.DEFINE_string("suite", "shapes", "What to score.", flag_values=FLAGS)
 flags.DEFINE_integer("images_per_task", None, "Images for each task.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool("novel", False, "shapes: prompts with attribute combinations never trained on.", flag_values=FLAGS)
 cli.define_run(FLAGS)
+cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 
 from ec_dit import build
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError
+from ec_dit.data import images
 from ec_dit.data.sources.shapes_scene import ShapesOptions
 from ec_dit.eval.base import Evaluation, Evaluator
 from ec_dit.eval.generate import SampleSettings
@@ -52,10 +54,10 @@ def run(
         "weights": "ema" if ema else "params",
         **describe(system, settings),
     }
-    workdir.write_eval(name, figures)
     picture = workdir.path / f"eval_{name}.png"
-    with picture.open("wb") as file:
-        outcome.sheet.save(file, format="PNG")
+    if processes.is_first():
+        workdir.write_eval(name, figures)
+        picture.write_bytes(images.encode_png(outcome.sheet))
     say(outcome.table)
     say(f"contact sheet: {picture}")
     return outcome

@@ -1,7 +1,8 @@
 """Trains: python -m ec_dit.main --config=configs/shapes.py --workdir=DIR [--config.key=value ...].
 
 Run again with the same arguments, it goes on from the last checkpoint. --config=FILE:smoke shrinks a config to a few
-CPU steps. The last line printed is the fingerprint of the final parameters.
+CPU steps. The last line printed is the fingerprint of the final parameters. SIGTERM stops a run after the step it is at, with
+a checkpoint, and exit code 75: start it again to go on.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ec_dit import cli, config
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError, did_you_mean
 
 
@@ -21,6 +23,7 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, images.", flag_values=values)
+    cli.define_processes(values)
     cli.define_help(values)
     return values
 
@@ -46,8 +49,8 @@ def check_arguments(argv: Sequence[str]) -> None:
     config.check_overrides(config.load(path, argument), argv)
 
 
-def train(run_config: ConfigDict, workdir: str | None) -> None:
-    """Validates the config and trains."""
+def train(run_config: ConfigDict, workdir: str | None) -> int:
+    """Validates the config, trains, and returns the exit code."""
     if not workdir:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
     config.validate(run_config)
@@ -55,7 +58,10 @@ def train(run_config: ConfigDict, workdir: str | None) -> None:
     from ec_dit import training  # after the checks: these imports take seconds that a typo need not cost
 
     fingerprint = training.run(run_config, workdir, cli.say)
-    cli.say(f"done: {workdir}  params_sha256={fingerprint}")
+    if fingerprint is None:
+        return processes.STOPPED
+    cli.say(f"done: {workdir}  params_fingerprint={fingerprint}")
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +70,13 @@ def main(argv: Sequence[str]) -> int:
     sys.argv = list(argv)  # where ml_collections looks for overrides, whoever calls
     values = define_flags()
     return cli.run(
-        "main", __doc__ or "", values, lambda: train(values.config, values.workdir), argv, check=check_arguments
+        "main",
+        __doc__ or "",
+        values,
+        lambda: train(values.config, values.workdir),
+        argv,
+        check=check_arguments,
+        stops_together=True,
     )
 
 

@@ -5,6 +5,7 @@ call left in the folder are removed. An image depends on its prompt, seed, index
 only. Sampling settings default to those of the run's config.
 """
 
+import collections
 import json
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from etils import epath
 
 from ec_dit import cli
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 
 _SHEET = 64  # pictures on the contact sheet, at most
@@ -32,6 +35,7 @@ flags.DEFINE_float("capacity_factor", None, "Experts per token on average; more 
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, flag_values=FLAGS)
 cli.define_run(FLAGS)
+cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
 
 _OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "capacity_factor", "group_size", "batch_size")
@@ -83,22 +87,27 @@ def work() -> None:
         run_config.sample.guidance_interval = _interval(FLAGS.guidance_interval)
     run_config.mesh.update(cli.mesh_of(FLAGS))
     config.validate(run_config)
-    out = _empty_folder(FLAGS.out)
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
     settings = build.sample_settings(run_config)
     generator = system.generator(settings)
 
     jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]
     numbers, captions, indices = zip(*jobs, strict=True)
+    made = generator.batches(params, captions, indices, FLAGS.seed)
+    if not processes.is_first():
+        collections.deque(made, maxlen=0)  # the first process writes
+        return
+    out = _empty_folder(FLAGS.out)
     sheet: list[np.ndarray] = []
     with tqdm(total=len(jobs), unit="image") as bar:
-        for part, batch in generator.batches(params, captions, indices, FLAGS.seed):
+        for part, batch in made:
             for number, index, image in zip(numbers[part], indices[part], batch, strict=True):
-                images.to_pil(image).save(out / f"{number:05d}_{index:04d}.png")
+                (out / f"{number:05d}_{index:04d}.png").write_bytes(images.encode_png(images.to_pil(image)))
             sheet += list(batch[: max(0, _SHEET - len(sheet))])
             bar.update(len(batch))
     columns = min(8, FLAGS.num) if len(texts) > 1 else 8
-    images.contact_sheet(sheet, captions[: len(sheet)], columns, smooth=True).save(out / "sheet.png")
+    contact = images.contact_sheet(sheet, captions[: len(sheet)], columns, smooth=True)
+    (out / "sheet.png").write_bytes(images.encode_png(contact))
     facts = {
         "prompts": texts,
         "num": FLAGS.num,
@@ -109,7 +118,7 @@ def work() -> None:
         "weights": "ema" if FLAGS.ema else "params",
         **evaluation.describe(system, settings),
     }
-    (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n")
     if len(jobs) > len(sheet):
         cli.say(f"the sheet shows the first {len(sheet)}")
     cli.say(
@@ -117,9 +126,9 @@ def work() -> None:
     )
 
 
-def _empty_folder(name: str) -> Path:
+def _empty_folder(name: str) -> epath.Path:
     """The folder, made, without the pictures of an earlier call."""
-    folder = Path(name)
+    folder = epath.Path(name)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9]*_[0-9]*.png"):
         old.unlink()

@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from ec_dit import build, evaluation
 from ec_dit import config as config_lib
+from ec_dit.core import processes, sharding
 from ec_dit.core.errors import UserError
-from ec_dit.core.tree import num_params, sha256
+from ec_dit.core.processes import StopSignal
+from ec_dit.core.tree import fingerprint, num_params
 from ec_dit.data import dataset as datasets
 from ec_dit.data import images, registry
 from ec_dit.data.dataset import Dataset
@@ -34,8 +36,10 @@ _CAPTIONS_CHECKED = 2000
 _GRID = 16  # pictures in a sample grid
 
 
-def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
+def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None:
     """Trains to the config's last step, from the newest checkpoint of the workdir where there is one.
+
+    SIGTERM to any process stops all of them after the same step, with a checkpoint of it.
 
     Args:
         config: validated.
@@ -43,7 +47,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
         say: prints a line for people.
 
     Returns:
-        the fingerprint of the final parameters.
+        the fingerprint of the final parameters; None where SIGTERM came first.
 
     Raises:
         UserError: for everything a user can mend.
@@ -59,7 +63,9 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
     workdir.claim(config, data)
     for suite in config.eval.suites:
         evaluation.make_evaluator(suite, system, workdir)  # what does not fit should say so before the training
-    say(f"devices: {system.mesh.size} x {jax.devices()[0].device_kind}; mesh {dict(system.mesh.shape)}; {path}")
+    hosts = f" in {processes.count()} processes" if processes.count() > 1 else ""
+    kind = jax.devices()[0].device_kind
+    say(f"devices: {system.mesh.size} x {kind}{hosts}; mesh {dict(system.mesh.shape)}; {path}")
 
     tx = system.optimizer()
     abstract, shardings = system.abstract_state(tx)
@@ -73,18 +79,21 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str:
         state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
         workdir.check(config_lib.from_json(json.dumps(checkpointer.meta(step)["config"])), config)
 
-    loader = make_loader(config, data, tokenizer)
-    with jax.set_mesh(system.mesh), MetricWriter(path) as writer:
+    loader = make_loader(system, data)
+    with jax.set_mesh(system.mesh), MetricWriter(path, writes=processes.is_first()) as writer, StopSignal() as stop:
         callbacks = _callbacks(system, data, loader, writer, checkpointer, say)
         batches = build.stream(system, loader.batches(first_step))
-        step_fn = system.step(tx, shardings)
-        state = loop.train(
-            state, step_fn, batches, first_step=first_step, steps=config.train.steps, callbacks=callbacks
+        step_fn, steps = system.step(tx, shardings), config.train.steps
+        state, done = loop.train(
+            state, step_fn, batches, first_step=first_step, steps=steps, callbacks=callbacks, stop=stop
         )
-    checkpointer.close()
+        checkpointer.close()
+    if done < steps:
+        say(f"stopped by SIGTERM after step {done} of {steps}, which is saved; the same command goes on from there")
+        return None
     for suite in config.eval.suites:
         evaluation.run(suite, system, state.ema, int(state.step), workdir, say)
-    return sha256(state.params)
+    return fingerprint(state.params)
 
 
 def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
@@ -103,11 +112,14 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
         )
     if not d.path:
         raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
-    if d.source in SELF_PREPARED and not Path(d.path).exists():
-        say(f"preparing {d.source} in {d.path}")
-        report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
-        say(report.table())
+    if d.source in SELF_PREPARED:
+        with processes.first_goes_ahead("the data set"):  # the others find it, or prepare it on a disk of their own
+            if not Path(d.path).exists():
+                say(f"preparing {d.source} in {d.path}")
+                report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
+                say(report.table())
     data = datasets.open(d.path)
+    processes.check_same(data.fingerprint, f"the data set at {d.path}")
     found = {"source": data.report.source} | dict(data.report.options)
     wanted = ({"source": d.source} if d.source else {}) | dict(d.options)
     plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the report
@@ -131,9 +143,10 @@ def _warn_of_cut_captions(data: Dataset, tokenizer: Tokenizer, length: int, say:
         )
 
 
-def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer | None) -> Loader | SyntheticLoader:
+def make_loader(system: build.System, data: Dataset | None) -> Loader | SyntheticLoader:
     """This process's share of the training batches."""
-    d, t, processes = config.data, config.text, jax.process_count()
+    config, tokenizer = system.config, system.tokenizer
+    d, t = config.data, config.text
     if data is None or tokenizer is None:
         return SyntheticLoader(
             (d.size, d.size, d.channels),
@@ -141,8 +154,7 @@ def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer |
             t.width,
             batch_size=config.train.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=processes,
+            share=system.share,
         )
     return Loader(
         data,
@@ -155,8 +167,7 @@ def make_loader(config: ConfigDict, data: Dataset | None, tokenizer: Tokenizer |
         crop=d.crop,
         flip=d.flip,
         workers=d.workers,
-        process_index=jax.process_index(),
-        process_count=processes,
+        share=system.share,
     )
 
 
@@ -175,7 +186,7 @@ def _callbacks(
         where |= {"fingerprint": data.fingerprint if data else "synthetic"}
         return {"config": json.loads(config_lib.to_json(config)), "data": where}
 
-    save = loop.SaveEvery(checkpointer, config.checkpoint.every, last, meta)
+    save = loop.SaveEvery(checkpointer, config.checkpoint.every, meta)
     peak, origin = peak_flops(jax.devices()[0])
     say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     spec, tower = build.dit_spec(config), build.tower_spec(config, system.tokenizer)
@@ -217,7 +228,7 @@ def _validate(
     data: Dataset,
     writer: MetricWriter,
     say: Callable[[str], None],
-    loss_fn: Callable[..., jax.Array],
+    loss_fn: Callable[..., tuple[jax.Array, jax.Array]],
     done: int,
     state: TrainState,
 ) -> None:
@@ -228,10 +239,9 @@ def _validate(
     for split in data.splits:
         total, count = 0.0, 0
         for arrays in _fixed(system, data, split, size, -(-config.log.validate_images // size)):
-            seeds = system.put(np.maximum(arrays["record_B"], 0))
-            loss_B = jax.device_get(loss_fn(state.ema, system.batch(arrays), seeds))
-            real_B = arrays["record_B"] >= 0
-            total, count = total + float(loss_B[real_B].sum()), count + int(real_B.sum())
+            records = sharding.place_parts(arrays["record_B"], system.mesh)
+            loss, images_seen = jax.device_get(loss_fn(state.ema, system.batch(arrays), records))
+            total, count = total + float(loss), count + int(images_seen)
         values[f"validation_loss/{split}"] = total / max(1, count)
     writer.scalars(done, values)
     say("  ".join([f"step {done}  validation loss", *(f"{k.partition('/')[2]} {v:.4f}" for k, v in values.items())]))
@@ -270,6 +280,5 @@ def _fixed(system: build.System, data: Dataset, split: str, size: int, max_batch
         image_size=system.config.data.size,
         text_length=system.config.text.length,
         max_batches=max_batches,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=system.share,
     )

@@ -8,12 +8,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from ec_dit import config as config_lib
 from ec_dit.build import System, make_system
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.tokenizer import Tokenizer
@@ -29,10 +29,11 @@ class Workdir:
         self.path = epath.Path(path)
 
     def claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
-        """Makes the folder this run's, or checks that it already is.
+        """Makes the folder this run's, or checks that it already is; every process checks, the first one writes.
 
         Raises:
-            UserError: naming every setting, or the data, that differ from the run that started here.
+            UserError: naming every setting, or the data, that differ from the run that started here; or a folder that the
+                processes do not share.
         """
         # Before its first checkpoint a run has nothing that other settings could spoil.
         if (self.path / _CONFIG).exists() and any(p.name.isdigit() for p in (self.path / _CHECKPOINTS).glob("*")):
@@ -40,6 +41,17 @@ class Workdir:
             if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
                 moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
             self.check(self.config(), config, moved)
+        processes.wait("all have checked the workdir")
+        if processes.is_first():
+            self._write_claim(config, dataset)
+        processes.wait("the workdir is written")
+        if not (self.path / _CONFIG).exists():
+            raise UserError(
+                f"process 0 wrote {self.path / _CONFIG}, which this process does not see: give a --workdir that all "
+                f"processes share, such as gs://BUCKET/DIR."
+            )
+
+    def _write_claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if dataset is not None:
             report = json.loads(dataset.report.to_json())
@@ -118,7 +130,6 @@ class Workdir:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, name: str, text: str) -> None:
-        if jax.process_index() == 0:
-            temporary = self.path / f"{name}.tmp"
-            temporary.write_text(text + "\n")
-            temporary.replace(self.path / name)
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(text + "\n")
+        temporary.replace(self.path / name)

@@ -2,73 +2,24 @@
 
 import os
 import random
-import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-STEPS = 40  # many more than pass between a line and the kill that it calls for
-SETTINGS = f"""
-from ec_dit import config
-
-
-def get_config(arg=""):
-    c = config.default()
-    c.moe.update(routing="expert_choice", num_experts=8)
-    c = config.smoke(c)
-    c.model.update(width=32, num_blocks=2, num_heads=2, num_kv_heads=2, head_dim=16)
-    c.optimizer.update(name="adamw", learning_rate=1e-3)
-    c.train.update(steps={STEPS}, batch_size=16)
-    c.moe.group_size = "64"  # 8 groups a batch, one for each device
-    c.checkpoint.update(every=2, keep=2)
-    c.log.update(every=1, validate_every=0, sample_every=0)
-    return c
-"""
+from ec_dit.core.processes import STOPPED
+from tests import runs
+from tests.runs import finish, start
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a config file; the first run prepares its data beside it."""
-    folder = tmp_path_factory.mktemp("resume")
-    (folder / "tiny.py").write_text(SETTINGS)
-    return folder
-
-
-def start(place, workdir, *arguments, devices=1):
-    """The trainer as a process; compiled programs are kept between them."""
-    env = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "ec_dit.main", "--config=tiny.py", f"--workdir={workdir}", *arguments]
-    return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process):
-    """(fingerprint, losses by step) of a run that ends by itself."""
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    last = output.strip().splitlines()[-1]
-    found = re.search(r"params_sha256=([0-9a-f]{64})$", last)
-    assert found, output
-    return found.group(1), dict(re.findall(r"^step (\d+)/\d+  loss (\S+)", output, re.MULTILINE))
+    return runs.folder(tmp_path_factory, "resume")
 
 
 def kill_after(process, step, delay):
     """SIGKILL, `delay` seconds after the first line of `step` or a later one."""
-    output = ""
-    for line in process.stdout:
-        output += line
-        found = re.match(r"step (\d+)/", line)
-        if found and int(found[1]) >= step:
-            break
+    output = runs.read_until(process, step)
     time.sleep(delay)
     process.kill()
     process.communicate()
@@ -110,6 +61,20 @@ def test_killed_five_times_it_ends_in_the_same_parameters(place, unbroken):
     assert any(".orbax-checkpoint-tmp" in name for name in torn)
     assert fingerprint == unbroken[0]
     assert all(unbroken[1][step] == loss for step, loss in losses.items())
+
+
+@pytest.mark.slow
+def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken):
+    workdir = place / "stopped"
+    process = start(place, workdir)
+    output = runs.read_until(process, 5)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    ((code, rest),) = runs.end([process])
+    assert code == STOPPED, rest
+    (*_, last) = runs.saved_steps(workdir)
+    assert f"stopped by SIGTERM after step {last} of {runs.STEPS}" in (output + rest).strip().splitlines()[-1]
+    assert finish(start(place, workdir))[0] == unbroken[0]
 
 
 @pytest.mark.slow

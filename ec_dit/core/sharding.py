@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ec_dit.core.errors import UserError
@@ -81,6 +82,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts `mesh` splits a batch."""
     return math.prod(mesh.shape[a] for a in _over(mesh, "batch"))
+
+
+def local_parts(mesh: Mesh) -> tuple[int, ...]:
+    """Which of the `batch_ways` parts of a batch lie on this process's devices, ascending."""
+    ways = batch_ways(mesh)
+    lie = named_sharding(("batch",), (ways,), mesh).addressable_devices_indices_map((ways,))
+    return tuple(sorted({rows[0].start or 0 for rows in lie.values() if rows is not None}))
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole, batch first, laid over the mesh."""
+
+    def put(a: np.ndarray) -> jax.Array:
+        where = named_sharding(("batch", *(None,) * (a.ndim - 1)), a.shape, mesh, "the batch")
+        return jax.make_array_from_callback(a.shape, where, lambda index: a[index])
+
+    return jax.tree.map(put, tree)
+
+
+def place_parts(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of which every process holds its `local_parts`, batch first, as global arrays laid over the mesh."""
+
+    def put(a: np.ndarray) -> jax.Array:
+        shape = (a.shape[0] * batch_ways(mesh) // len(local_parts(mesh)), *a.shape[1:])
+        where = named_sharding(("batch", *(None,) * (a.ndim - 1)), shape, mesh, "the batch")
+        return jax.make_array_from_process_local_data(where, a, shape)
+
+    return jax.tree.map(put, tree)
 
 
 def constrain(array: jax.Array, *axes: str | None, name: str = "activation") -> jax.Array:

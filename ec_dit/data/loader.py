@@ -1,8 +1,8 @@
 """Batches from a prepared data set, by Grain: deterministic from a seed and resumable at any step.
 
-The stream is one global order of examples. Shuffling, repeating and augmenting come before the block of each batch that
-a process takes, so the processes' blocks, one after another, are the global batch, the same for any number of processes
-and workers. A batch is a dict of numpy arrays:
+The stream is one global order of examples. Shuffling, repeating and augmenting come before a process takes its blocks of
+each batch, so the blocks of all processes, in their order, are the global batch, the same for any number of processes and
+workers. A batch is a dict of numpy arrays:
 image_BYXZ float32 in [-1, 1], ids_BT int32, mask_BT bool (True = real token), record_B int32 (index within the split).
 """
 
@@ -22,6 +22,28 @@ Batch = dict[str, np.ndarray]
 
 CROPS = ("center", "random")
 CACHE_BYTES = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What a process loads of every global batch: `blocks`, ascending, of the `ways` equal blocks that a batch is cut into."""
+
+    blocks: tuple[int, ...] = (0,)
+    ways: int = 1
+
+    def rows(self, batch_size: int) -> list[int]:
+        """The rows of a global batch that are loaded, in order. Raises UserError if blocks do not come out even."""
+        size = self.block_size(batch_size)
+        return [block * size + row for block in self.blocks for row in range(size)]
+
+    def block_size(self, batch_size: int) -> int:
+        """Rows of a block. Raises UserError if blocks do not come out even."""
+        if batch_size < 1 or batch_size % self.ways:
+            raise UserError(f"batch_size is {batch_size}; it must be a positive multiple of its {self.ways} blocks")
+        return batch_size // self.ways
+
+
+ALL = Share()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +117,20 @@ class _Augment(grain.transforms.RandomMap):
         return _row(example, pixels_YXZ)
 
 
+class _Blocks:
+    """A process's part of batch after batch, by index; `order` is the endless order, in blocks."""
+
+    def __init__(self, order: grain.MapDataset, share: Share):
+        self._order, self._share = order, share
+
+    def __len__(self) -> int:
+        return len(self._order) // self._share.ways
+
+    def __getitem__(self, step: int) -> Batch:
+        parts = [self._order[step * self._share.ways + block] for block in self._share.blocks]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
 def _row(example: _Example, pixels_YXZ: np.ndarray) -> Batch:
     return {
         "image_BYXZ": pixels_YXZ,
@@ -122,18 +158,18 @@ class Loader:
     Args:
         dataset, split: where the records are.
         tokenizer: usually the data set's own.
-        batch_size: examples per global batch; each process gets batch_size / process_count of them.
+        batch_size: examples per global batch.
         image_size: side of the square images, in pixels; the shorter side is resized to it.
         text_length: tokens per caption, the end-of-text token included.
         seed: decides the order, the crops and the flips.
         crop: `center`, or `random` along the longer side.
         flip: mirrors half of the examples whose record allows it.
         workers: processes that prepare batches; 0 prepares them in threads of this one.
-        process_index, process_count: which block of each global batch this process gets.
+        share: which blocks of each global batch this process gets.
         cache_bytes: memory for decoded images; smaller sets are decoded once.
 
     Raises:
-        UserError: no such crop or split, or a batch that the processes cannot share.
+        UserError: no such crop or split, or a batch that does not come out in blocks.
     """
 
     def __init__(
@@ -149,23 +185,22 @@ class Loader:
         crop: str = "center",
         flip: bool = False,
         workers: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: Share = ALL,
         cache_bytes: int = CACHE_BYTES,
     ):
         if crop not in CROPS:
             raise UserError(f"crop is {crop!r}; choose one of {', '.join(CROPS)}")
-        local = local_size(batch_size, process_count)
+        size = share.block_size(batch_size)
         cache = cache_bytes // max(1, workers)
         examples = _Examples(dataset, split, tokenizer, image_size, text_length, crop, cache)
         order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-        blocks = order.random_map(_Augment(image_size, flip)).batch(local, drop_remainder=True)
-        self._stream = blocks[process_index::process_count].map(_to_float)
+        blocks = order.random_map(_Augment(image_size, flip)).batch(size, drop_remainder=True)
+        self._stream = grain.MapDataset.source(_Blocks(blocks, share)).map(_to_float)
         self._records = dataset[split]
         self._workers = workers
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Yields this process's block of the global batches start_step, start_step + 1, ... without end."""
+        """Yields this process's share of the global batches start_step, start_step + 1, ... without end."""
         stream = self._stream[start_step:]
         if not self._workers:
             return _plain_errors(stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
@@ -189,35 +224,24 @@ def fixed_batches(
     image_size: int,
     text_length: int,
     max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     """Yields a split once, in stored order, centre-cropped and never mirrored: the same batches every time.
 
     The stored order is that of a hash of the ids, so the first `max_batches` are a fair sample. The last batch is
-    filled up with records from the start, whose record_B is -1: leave those out of any mean. Processes take blocks as
-    in Loader.
+    filled up with records from the start, whose record_B is -1: leave those out of any mean.
 
     Raises:
-        UserError: no such split, or a batch that the processes cannot share.
+        UserError: no such split, or a batch that does not come out in blocks.
     """
-    local = local_size(batch_size, process_count)
+    local = share.rows(batch_size)
     examples = _Examples(dataset, split, tokenizer, image_size, text_length, "center", cache=0)
     batches = -(-len(examples) // batch_size)
     for step in range(batches if max_batches is None else min(batches, max_batches)):
         rows = []
-        for position in range(local):
-            index = step * batch_size + process_index * local + position
+        for row_of_batch in local:
+            index = step * batch_size + row_of_batch
             example = examples[index % len(examples)]
             row = _row(example, example.pixels_YXZ)
             rows.append(row if index < len(examples) else row | {"record_B": np.array(-1, np.int32)})
         yield _to_float({key: np.stack([row[key] for row in rows]) for key in rows[0]})
-
-
-def local_size(batch_size: int, process_count: int) -> int:
-    """Rows of a global batch that each process gets. Raises UserError if they do not come out even."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size is {batch_size}; it must be a positive multiple of the {process_count} processes that share it"
-        )
-    return batch_size // process_count

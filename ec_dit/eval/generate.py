@@ -106,7 +106,9 @@ class Generator:
         self._encode, self._decode = encode, decode
         self._null_text = jax.tree.map(lambda a: a[0], encode([""]))
         self._sample = jax.jit(
-            lambda params, *args: sample(graphdef, settings, params, *args), compiler_options=compiler_options
+            lambda params, *args: sample(graphdef, settings, params, *args),
+            out_shardings=sharding.replicated(mesh),  # every process gets every image
+            compiler_options=compiler_options,
         )
 
     def batches(
@@ -120,16 +122,10 @@ class Generator:
             numbers = list(indices[part]) + [0] * (size - (part.stop - part.start))
             noise = np.stack([image_noise(seed, p, i, self._shape_YXZ) for p, i in zip(padded, numbers, strict=True)])
             with jax.set_mesh(self._mesh):
-                x = self._sample(params, self._put(noise), self._put(self._encode(padded)), self._null_text)
+                given = sharding.place((noise, self._encode(padded)), self._mesh)
+                x = self._sample(params, *given, self._null_text)
             yield part, self._decode(jax.device_get(x))[: part.stop - part.start]
 
     def __call__(self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int) -> np.ndarray:
         """All images at once, uint8 (N, rows, columns, 3), in the order of the prompts."""
         return np.concatenate([images for _, images in self.batches(params, prompts, indices, seed)])
-
-    def _put(self, tree: Any) -> Any:
-        def put(a: np.ndarray) -> jax.Array:
-            axes = ("batch", *(None,) * (a.ndim - 1))
-            return jax.device_put(a, sharding.named_sharding(axes, a.shape, self._mesh, "the batch"))
-
-        return jax.tree.map(put, tree)

@@ -20,7 +20,8 @@ from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.state import TrainState
 from ec_dit.train.step import MAXIMA, StepFn
 
-Callback = Callable[[int, TrainState, Mapping[str, jax.Array], Any], None]  # (steps done, state, metrics, batch tag)
+# (steps done, state, metrics, batch tag, whether the loop ends here)
+Callback = Callable[[int, TrainState, Mapping[str, jax.Array], Any, bool], None]
 
 
 def train(
@@ -31,19 +32,24 @@ def train(
     first_step: int,
     steps: int,
     callbacks: Sequence[Callback],
-) -> TrainState:
-    """Runs steps first_step ... steps - 1.
+    stop: Callable[[int], bool] | None = None,
+) -> tuple[TrainState, int]:
+    """Runs steps first_step ... steps - 1; returns the state and the number of steps it has seen.
 
     Args:
         state: at `first_step`; donated to the first step.
         batches: yields (batch on the devices, tag); the tag goes to the callbacks untouched.
+        stop: (steps done) -> whether to end before `steps`; asked after every step, before the callbacks.
     """
     for done in range(first_step + 1, steps + 1):
         batch, tag = next(batches)
         state, metrics = step_fn(state, batch)
+        last = done == steps or (stop is not None and stop(done))
         for callback in callbacks:
-            callback(done, state, metrics, tag)
-    return state
+            callback(done, state, metrics, tag, last)
+        if last:
+            return state, done
+    return state, first_step
 
 
 class NonFiniteLossError(UserError):
@@ -95,10 +101,10 @@ class Progress:
         self._window: list[dict[str, np.ndarray]] = []
         self._since: tuple[float, int] | None = None  # (clock, step) of the last line
 
-    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
         """Collects the metrics of a step; see `Callback`."""
         self._pending.append((done, metrics, tag))
-        due = done % self._every == 0 or done == self._total_steps
+        due = done % self._every == 0 or last
         if due or self._must_fetch(done) or self._since is None:
             self._fetch()
         if self._since is None:  # the first step compiled: the clock starts after it
@@ -158,28 +164,25 @@ class _Pause:
 
 
 class SaveEvery:
-    """Saves a checkpoint every so many steps and at the end, with what `meta` says of that step."""
+    """Saves a checkpoint every so many steps and where the loop ends, with what `meta` says of that step."""
 
-    def __init__(
-        self, checkpointer: Checkpointer, every: int, total_steps: int, meta: Callable[[int], Mapping[str, Any]]
-    ):
+    def __init__(self, checkpointer: Checkpointer, every: int, meta: Callable[[int], Mapping[str, Any]]):
         self._checkpointer = checkpointer
         self._every = every
-        self._total_steps = total_steps
         self._meta = meta
 
     def due(self, done: int) -> bool:
-        """Whether a checkpoint follows this step."""
-        return done % self._every == 0 or done == self._total_steps
+        """Whether a checkpoint follows this step wherever the loop ends."""
+        return done % self._every == 0
 
-    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
-        """Saves where `due`."""
-        if self.due(done):
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
+        """Saves where it is time."""
+        if self.due(done) or last:
             self._checkpointer.save(done, state, self._meta(done))
 
 
 class Every:
-    """Runs `action(steps done, state)` every so many steps and at the end; 0 = never."""
+    """Runs `action(steps done, state)` every so many steps and at the last of all; 0 = never."""
 
     def __init__(self, every: int, total_steps: int, progress: Progress, action: Callable[[int, TrainState], None]):
         self._every = every
@@ -187,8 +190,8 @@ class Every:
         self._progress = progress
         self._action = action
 
-    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any) -> None:
-        """Acts where it is time."""
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
+        """Acts where it is time; not because a run is told to stop."""
         if self._every and (done % self._every == 0 or done == self._total_steps):
             with self._progress.pause():
                 self._action(done, state)

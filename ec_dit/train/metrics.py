@@ -10,15 +10,23 @@ from etils import epath
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from ec_dit.data import images
+
 
 class MetricWriter:
     """Writes scalars to `metrics.jsonl` (one object a line: step, time, values) and to TensorBoard.
 
     A resumed run appends; lines of steps that the interrupted run had written beyond its last checkpoint stand twice, and
     the later one counts.
+
+    Args:
+        writes: False in all processes of a run but one, where nothing is written.
     """
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str, writes: bool = True):
+        self._writes = writes
+        if not writes:
+            return
         self._workdir = epath.Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._lines = (self._workdir / "metrics.jsonl").open("a")
@@ -26,6 +34,8 @@ class MetricWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named numbers of a step."""
+        if not self._writes:
+            return
         self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -33,10 +43,11 @@ class MetricWriter:
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Records a picture, also as `images/<name>_<step>.png`."""
+        if not self._writes:
+            return
         folder = self._workdir / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}_{step:07d}.png").open("wb") as file:
-            image.save(file, format="PNG")
+        (folder / f"{name}_{step:07d}.png").write_bytes(images.encode_png(image))
         self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def __enter__(self) -> "MetricWriter":
@@ -45,5 +56,6 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._writes:
+            self._lines.close()
+            self._board.close()

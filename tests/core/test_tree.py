@@ -38,9 +38,9 @@ def test_global_norm_sums_in_float32():
     assert norm == 32
 
 
-def test_sha256_ignores_order_and_device(example):
+def test_fingerprint_ignores_order_and_device(example):
     same = {"a": jnp.asarray(example["a"]), "b": [jnp.asarray(leaf) for leaf in example["b"]]}
-    assert tree.sha256(example) == tree.sha256(same)
+    assert tree.fingerprint(example) == tree.fingerprint(same)
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_sha256_ignores_order_and_device(example):
     ],
     ids=["value", "dtype", "name", "shape", "sign of zero", "order"],
 )
-def test_sha256_sees_every_change(example, change):
-    assert tree.sha256(example) != tree.sha256(change(example))
+def test_fingerprint_sees_every_change(example, change):
+    assert tree.fingerprint(example) != tree.fingerprint(change(example))

@@ -74,20 +74,40 @@ def test_epochs_are_whole_and_differ(numbers, words):
     assert other["record_B"].tolist() not in orders
 
 
-def joined(parts):
-    """One batch of the blocks of all processes, as the trainer makes it: one block after another."""
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+SHARES = [
+    [(0,)],
+    [(0,), (1,)],
+    [(1, 2), (0, 3)],
+    [(3,), (0,), (2,), (1,)],
+]  # blocks of each process, of four where four
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_blocks_of_the_processes_are_the_global_batches(numbers, words, count):
+def shares_of(blocks_of_each):
+    ways = sum(map(len, blocks_of_each))
+    return [loader.Share(blocks, ways) for blocks in blocks_of_each]
+
+
+def joined(parts, shares):
+    """One batch of the blocks of all processes, each at its place."""
+    batch = {}
+    for key in parts[0]:
+        blocks = {}
+        for part, share in zip(parts, shares, strict=True):
+            blocks |= dict(zip(share.blocks, np.split(part[key], len(share.blocks)), strict=True))
+        batch[key] = np.concatenate([blocks[i] for i in range(len(blocks))])
+    return batch
+
+
+@pytest.mark.parametrize("blocks", SHARES)
+def test_the_blocks_of_the_processes_are_the_global_batches(numbers, words, blocks):
     whole = take(make(numbers, words).batches(), 14)  # Beyond two epochs, which do not divide into batches.
-    shares = [make(numbers, words, process_index=i, process_count=count) for i in range(count)]
-    for expected, *parts in zip(whole, *(take(share.batches(), 14) for share in shares), strict=True):
-        assert all(len(part["record_B"]) == 4 // count for part in parts)
-        assert_same(joined(parts), expected)
-    late = [take(share.batches(9), 2) for share in shares]
-    assert_same(joined([part[1] for part in late]), whole[10])
+    shares = shares_of(blocks)
+    loaders = [make(numbers, words, share=share) for share in shares]
+    for expected, *parts in zip(whole, *(take(each.batches(), 14) for each in loaders), strict=True):
+        assert all(len(part["record_B"]) == 4 // len(blocks) for part in parts)
+        assert_same(joined(parts, shares), expected)
+    late = [take(each.batches(9), 2) for each in loaders]
+    assert_same(joined([part[1] for part in late], shares), whole[10])
 
 
 def test_a_restart_continues_the_stream(numbers, words):
@@ -96,7 +116,7 @@ def test_a_restart_continues_the_stream(numbers, words):
         resumed = take(make(numbers, words).batches(start), 2)
         assert_same(resumed[0], unbroken[start])
         assert_same(resumed[1], unbroken[start + 1])
-    share = make(numbers, words, process_index=1, process_count=2)
+    share = make(numbers, words, share=loader.Share((1,), 2))
     assert_same(take(share.batches(9), 1)[0], take(share.batches(), 10)[9])
 
 
@@ -113,9 +133,10 @@ def test_workers_give_the_same_batches(numbers, words):
     expected = take(make(numbers, words).batches(), 9)
     for left, right in zip(take(make(numbers, words, workers=2).batches(2), 7), expected[2:], strict=True):
         assert_same(left, right)
-    shares = [make(numbers, words, workers=1, process_index=i, process_count=2) for i in range(2)]
-    for *parts, right in zip(*(take(share.batches(2), 7) for share in shares), expected[2:], strict=True):
-        assert_same(joined(parts), right)
+    shares = shares_of([(0,), (1,)])
+    loaders = [make(numbers, words, workers=1, share=share) for share in shares]
+    for *parts, right in zip(*(take(each.batches(2), 7) for each in loaders), expected[2:], strict=True):
+        assert_same(joined(parts, shares), right)
 
 
 def test_fixed_batches_are_the_split_once(numbers, words):
@@ -126,13 +147,11 @@ def test_fixed_batches_are_the_split_once(numbers, words):
         for index, pixels_YXZ in zip(batch["record_B"], to_uint8(batch["image_BYXZ"]), strict=True):
             assert (pixels_YXZ[..., 0] == numbers["validation"][max(int(index), 0)].meta["index"]).all()
             np.testing.assert_array_equal(pixels_YXZ[0, :, 1], np.arange(20, 100, 10))
-    for count in (1, 2, 4):
-        shares = [
-            list(loader.fixed_batches(numbers, "validation", words, **settings, process_index=i, process_count=count))
-            for i in range(count)
-        ]
-        for whole, *parts in zip(batches, *shares, strict=True):
-            assert_same(joined(parts), whole)
+    for blocks in SHARES:
+        shares = shares_of(blocks)
+        each = [list(loader.fixed_batches(numbers, "validation", words, **settings, share=share)) for share in shares]
+        for whole, *parts in zip(batches, *each, strict=True):
+            assert_same(joined(parts, shares), whole)
     assert len(list(loader.fixed_batches(numbers, "validation", words, **settings, max_batches=1))) == 1
 
 
@@ -147,8 +166,8 @@ def test_a_damaged_image_is_named(tmp_path, counting, words):
 
 
 def test_mistakes(numbers, words):
-    with pytest.raises(UserError, match=r"batch_size is 4; .* 3 processes"):
-        make(numbers, words, process_count=3)
+    with pytest.raises(UserError, match=r"batch_size is 4; .* 3 blocks"):
+        make(numbers, words, share=loader.Share((0,), 3))
     with pytest.raises(UserError, match=r"batch_size is 0"):
         make(numbers, words, batch_size=0)
     with pytest.raises(UserError, match=r"crop is 'middle'; choose one of center, random"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ec_dit.core.errors import UserError
+from ec_dit.data.loader import Share
 from ec_dit.data.synthetic import SyntheticLoader
 
 
@@ -32,14 +33,16 @@ def test_numbers_follow_from_seed_and_step():
         assert not np.isin(other["latent_BYXZ"], first["latent_BYXZ"]).any()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_blocks_of_the_processes_are_the_global_batches(count):
-    shares = [take(2, 3, process_index=i, process_count=count) for i in range(count)]
-    for whole, *parts in zip(take(2, 3), *shares, strict=True):
-        for key, array in whole.items():
-            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), array)
+@pytest.mark.parametrize("blocks", [[(0,), (1,)], [(1, 2), (0, 3)]])
+def test_the_blocks_of_the_processes_are_the_global_batches(blocks):
+    ways = sum(map(len, blocks))
+    shares = [Share(part, ways) for part in blocks]
+    for whole, *parts in zip(take(2, 3), *(take(2, 3, share=share) for share in shares), strict=True):
+        for share, part in zip(shares, parts, strict=True):
+            for key, array in whole.items():
+                np.testing.assert_array_equal(part[key], array[share.rows(8)])
 
 
-def test_a_batch_that_the_processes_cannot_share():
-    with pytest.raises(UserError, match=r"batch_size is 8; .* 3 processes"):
-        SyntheticLoader((1, 1, 1), 1, 1, batch_size=8, seed=0, process_count=3)
+def test_a_batch_that_does_not_come_out_in_blocks():
+    with pytest.raises(UserError, match=r"batch_size is 8; .* 3 blocks"):
+        SyntheticLoader((1, 1, 1), 1, 1, batch_size=8, seed=0, share=Share((0,), 3))

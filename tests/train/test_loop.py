@@ -43,7 +43,7 @@ def run(tmp_path, losses, saved, lines, param_norms=(1.0,) * STEPS):
             schedule=lambda step: 0.1 * step,
         )
 
-        def save(done, state, values, tag):
+        def save(done, state, values, tag, last):
             if done in (2, 4):
                 saved.append(done)
 

@@ -1,0 +1,258 @@
+"""The processes of one run: how they find each other, wait for each other, stop at one step, and end together.
+
+On a TPU pod, under SLURM's srun, or where the JAX_* variables or flags say so, a run is several processes, each of which sees a
+part of the devices. Everywhere else it is one, and everything here does nothing.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ec_dit.core.errors import UserError
+
+HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
+_START_SECONDS, _END_SECONDS = 600, 120  # how long processes wait for each other to start, and to end
+_WORK_SECONDS = 24 * 3600  # at a barrier, for what one process does for all; a dead one is noticed by its heartbeat
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_PORTS = (61_440, 4096)  # where a SLURM job's coordinator listens: the first, and how many
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands: `coordinator` is HOST:PORT of process 0."""
+
+    coordinator: str
+    count: int
+    index: int
+
+
+def find(place: tuple[str | None, int | None, int | None], env: Mapping[str, str]) -> Place | None:
+    """The place that arguments or environment give this process; None where they say nothing of several processes.
+
+    Args:
+        place: (coordinator, count, index), each overriding its variable JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
+            JAX_PROCESS_ID.
+
+    Raises:
+        UserError: if only some of the three are known, or they make no sense.
+    """
+    given = dict(zip(_VARIABLES, place, strict=True))
+    found = {name: value if value is not None else env.get(name) for name, value in given.items()}
+    if any(value is not None for value in found.values()):
+        return _explicit(found)
+    # srun sets these in each task it starts. A batch script itself is no task; a shell of `srun --pty` is the only one.
+    if (
+        "SLURM_PTY_PORT" not in env
+        and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        and "SLURM_PROCID" in env
+        and "SLURM_STEP_NODELIST" in env
+    ):
+        first, ports = _first_host(env["SLURM_STEP_NODELIST"]), _PORTS
+        port = ports[0] + int(env.get("SLURM_JOB_ID", "0")) % ports[1]
+        return Place(f"{first}:{port}", int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_PROCID"]))
+    return None
+
+
+def _explicit(found: Mapping[str, str | int | None]) -> Place | None:
+    missing = [name for name, value in found.items() if value is None]
+    if missing == ["JAX_COORDINATOR_ADDRESS"] and str(found["JAX_NUM_PROCESSES"]) == "1":
+        return None
+    how = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+    if missing:
+        raise UserError(f"several processes need {', '.join(_VARIABLES)}, or {how}; missing: {', '.join(missing)}.")
+    address = str(found["JAX_COORDINATOR_ADDRESS"])
+    numbers = [str(found[name]) for name in _VARIABLES[1:]]
+    if not all(number.isdigit() for number in numbers) or not re.search(r":\d+$", address):
+        raise UserError(f"{address}, {', '.join(numbers)} is no place among several processes: {how}.")
+    count, index = map(int, numbers)
+    if index >= count:
+        raise UserError(f"process {index} of {count}: processes are numbered from 0 to {count - 1}.")
+    return Place(address, count, index) if count > 1 else None
+
+
+def _first_host(nodes: str) -> str:
+    """'node[003-007,12],other' -> 'node003'."""
+    found = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    if found is None:
+        raise UserError(f"SLURM_STEP_NODELIST={nodes!r} names no host; give --coordinator=HOST:PORT.")
+    return "".join(part or "" for part in found.groups())
+
+
+def join(
+    place: tuple[str | None, int | None, int | None] = (None, None, None),
+    *,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    stops_together: bool = False,
+) -> None:
+    """Connects this process with the others, where there are others; to be called before anything asks JAX for devices.
+
+    Args:
+        place: as in `find`. Where it and the environment say nothing, JAX asks the metadata of a TPU pod.
+        heartbeat_seconds: after which a process that died brings down the others.
+        stops_together: SIGTERM ends no process by itself but is told by `StopSignal`.
+
+    Raises:
+        UserError: if the others do not come.
+    """
+    if joined():
+        return
+    found = find(place, os.environ)
+    if found is None and not _on_tpu():
+        return
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", stops_together)
+    arguments: dict[str, Any] = {}
+    if found is not None:  # a process sees all devices of its host, where JAX under SLURM gives each task one
+        arguments = {"coordinator_address": found.coordinator, "num_processes": found.count, "process_id": found.index}
+        arguments["cluster_detection_method"] = "deactivate"
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=_END_SECONDS,
+        )
+    except ValueError:
+        if found is not None:
+            raise
+        return  # a TPU without a pod around it
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the processes did not find each other within {_START_SECONDS} s: {reason}") from error
+
+
+def joined() -> bool:
+    """Whether `join` has connected this process with others."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _on_tpu() -> bool:
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    return (not wanted or "tpu" in wanted) and any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
+
+
+def count() -> int:
+    """How many processes the run has."""
+    if not joined():
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which of them this is."""
+    if not joined():
+        return 0
+    import jax
+
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes what is written once."""
+    return index() == 0
+
+
+def label() -> str:
+    """' [process 1 of 2]' for messages; empty where there is one process."""
+    return f" [process {index()} of {count()}]" if count() > 1 else ""
+
+
+def wait(name: str, seconds: int = _WORK_SECONDS) -> None:
+    """Until all processes are here; every call needs a `name` of its own."""
+    if count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=f"ec_dit {name}", timeout_ms=1000 * seconds)
+
+
+@contextlib.contextmanager
+def first_goes_ahead(name: str) -> Any:
+    """The body runs in process 0 alone first, then in all others: what it finds done it need not do again."""
+    if not is_first():
+        wait(name)
+    yield
+    if is_first():
+        wait(name)
+
+
+def check_same(text: str, what: str) -> None:
+    """Compares a short text over all processes.
+
+    Raises:
+        UserError: in every process, if one differs from that of process 0.
+    """
+    if count() == 1:
+        return
+    import hashlib
+
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    all_of_them = np.asarray(multihost_utils.process_allgather(digest)).reshape(count(), -1)
+    if differing := [i for i, row in enumerate(all_of_them) if (row != all_of_them[0]).any()]:
+        raise UserError(f"{what} is not the same on all processes: {differing} differ from 0. Here: {text}")
+
+
+def leave(code: int) -> int:
+    """To be called last, with the exit code, which it returns.
+
+    A process that fails does not wait for the others, who may be waiting for it: unless they fail alike within seconds, it is
+    gone at once, and its missing heartbeat brings them down.
+    """
+    if not joined():
+        return code
+    import jax
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in (0, STOPPED):
+        jax.distributed.shutdown()
+        return code
+    with contextlib.suppress(Exception):
+        wait("all fail alike", seconds=5)
+    os._exit(code)
+
+
+STOPPED = 75  # exit code of a run that SIGTERM stopped and that goes on when started again (EX_TEMPFAIL)
+
+
+class StopSignal:
+    """Whether SIGTERM has reached any process of the run, answered alike in all of them; also at a second signal.
+
+    A context, within which SIGTERM ends nothing by itself. Several processes need `join(stops_together=True)`.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def __call__(self, step: int) -> bool:
+        """Whether all processes stop after this step; to be asked after every step."""
+        if not joined():
+            return self._received
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def __enter__(self) -> "StopSignal":
+        if not joined() and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if joined() else self._before)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True

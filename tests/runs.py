@@ -1,0 +1,107 @@
+"""Runs of the trainer as real processes: alone or several together, killed or told to stop."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STEPS = 40
+SETTINGS = f"""
+from ec_dit import config
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.moe.update(routing="expert_choice", num_experts=8)
+    c = config.smoke(c)
+    c.model.update(width=32, num_blocks=2, num_heads=2, num_kv_heads=2, head_dim=16)
+    c.optimizer.update(name="adamw", learning_rate=1e-3)
+    c.train.update(steps={STEPS}, batch_size=16)
+    c.moe.group_size = "64"  # 8 groups a batch, one for each device
+    c.checkpoint.update(every=2, keep=2)
+    c.log.update(every=1, validate_every=0, sample_every=0)
+    return c
+"""
+
+
+def folder(tmp_path_factory, name):
+    """A folder with a config file; the first run prepares its data beside it."""
+    place = tmp_path_factory.mktemp(name)
+    (place / "tiny.py").write_text(SETTINGS)
+    return place
+
+
+def call(place, module, *arguments, devices=1):
+    """An entry point as a process; compiled programs are kept between them."""
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(place / f"compiled{devices}"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", f"ec_dit.{module}", *arguments]
+    return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start(place, workdir, *arguments, devices=1):
+    """The trainer as one process."""
+    return call(place, "main", "--config=tiny.py", f"--workdir={workdir}", *arguments, devices=devices)
+
+
+def call_several(place, module, count, *arguments, devices=8, heartbeat=10):
+    """An entry point as `count` processes that share `devices`."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    where = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--heartbeat_seconds={heartbeat}"]
+    return [
+        call(place, module, *arguments, *where, f"--process_id={i}", devices=devices // count) for i in range(count)
+    ]
+
+
+def start_several(place, workdir, count, *arguments, **options):
+    """The trainer as `count` processes."""
+    return call_several(place, "main", count, "--config=tiny.py", f"--workdir={workdir}", *arguments, **options)
+
+
+def finish(process):
+    """(fingerprint, losses by step, as printed) of a run that ends by itself."""
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    last = output.strip().splitlines()[-1]
+    found = re.search(r"params_fingerprint=([0-9a-f]{64})$", last)
+    assert found, output
+    return found.group(1), dict(re.findall(r"^step (\d+)/\d+  loss (\S+)", output, re.MULTILINE))
+
+
+def end(processes):
+    """[(exit code, output)] of processes that end by themselves."""
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def read_until(process, step):
+    """Reads the output up to the line of `step` or a later one, and returns it."""
+    output = ""
+    for line in process.stdout:
+        output += line
+        found = re.match(r"step (\d+)/", line)
+        if found and int(found[1]) >= step:
+            return output
+    raise AssertionError(f"the run ended before step {step}:\n{output}")
+
+
+def losses(workdir):
+    """Loss by step, in full precision; of a step run twice, the later."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def saved_steps(workdir):
+    """Steps of the finished checkpoints."""
+    return sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())

@@ -1,0 +1,126 @@
+"""Several processes train, stop, die, sample and prepare as one. These tests start real processes on one machine."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ec_dit.core.processes import STOPPED
+from tests import runs
+
+EXPERTS = ("--config.mesh.data=1", "--config.mesh.expert=8")  # an expert on each device: tokens cross between processes
+SHORT = ("--config.train.steps=6", "--config.log.validate_every=6")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return runs.folder(tmp_path_factory, "processes")
+
+
+@pytest.fixture(scope="module")
+def unbroken(place):
+    """Losses by step of one process of eight devices, which also prepared the data."""
+    runs.finish(runs.start(place, place / "unbroken", *EXPERTS, devices=8))
+    return runs.losses(place / "unbroken")
+
+
+@pytest.fixture(scope="module")
+def pair(place, unbroken):
+    """The workdir of a short run of two processes, with its outputs."""
+    ends = runs.end(runs.start_several(place, place / "pair", 2, *EXPERTS, *SHORT))
+    assert [code for code, _ in ends] == [0, 0], ends
+    return place / "pair", [output for _, output in ends]
+
+
+def assert_close(losses, expected, steps):
+    assert list(losses) == list(steps)
+    np.testing.assert_allclose([losses[s] for s in steps], [expected[s] for s in steps], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(pair, unbroken):
+    workdir, (first, second) = pair
+    assert_close(runs.losses(workdir), unbroken, range(1, 7))
+    assert "8 x cpu in 2 processes" in first
+    assert "validation loss  train" in first
+    assert "step 1/" not in second  # one process prints
+    assert runs.saved_steps(workdir) == [4, 6]
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one(place, unbroken):
+    mesh = ("--config.mesh.data=2", "--config.mesh.expert=2", "--config.mesh.tensor=2")
+    ends = runs.end(runs.start_several(place, place / "four", 4, *mesh, *SHORT))
+    assert [code for code, _ in ends] == [0] * 4, ends
+    assert_close(runs.losses(place / "four"), unbroken, range(1, 7))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_both_at_one_step(place, unbroken):
+    workdir = place / "stopped"
+    both = runs.start_several(place, workdir, 2, *EXPERTS)
+    output = runs.read_until(both[0], 5)
+    both[1].send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    both[1].send_signal(signal.SIGTERM)  # tears nothing
+    ends = runs.end(both)
+    assert [code for code, _ in ends] == [STOPPED, STOPPED], ends
+    saved = runs.saved_steps(workdir)[-1]
+    assert f"stopped by SIGTERM after step {saved} of {runs.STEPS}" in output + ends[0][1]
+    assert 5 <= saved < runs.STEPS
+    resumed = runs.start(place, workdir, *EXPERTS, devices=8)
+    assert f"resuming at step {saved}" in runs.read_until(resumed, saved + 1)
+    assert resumed.communicate(timeout=400) and resumed.returncode == 0
+    assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_brings_down_the_other_in_time(place, unbroken, victim):
+    workdir, heartbeat = place / f"killed{victim}", 5
+    both = runs.start_several(place, workdir, 2, *EXPERTS, heartbeat=heartbeat)
+    runs.read_until(both[0], 5)
+    both[victim].kill()
+    since = time.monotonic()
+    ends = runs.end(both)
+    assert time.monotonic() - since < heartbeat + 15  # the bound, and time to report on a busy machine
+    code, output = ends[1 - victim]
+    assert code not in (0, STOPPED)
+    assert "another task died" in output or "if another process did before, look there first" in output
+    resumed = runs.start(place, workdir, *EXPERTS, devices=8)
+    assert resumed.communicate(timeout=400) and resumed.returncode == 0
+    assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_mistake_of_all_is_told_by_all(place, unbroken):
+    ends = runs.end(runs.start_several(place, place / "unbroken", 2, *EXPERTS, "--config.seed=1"))
+    assert [code for code, _ in ends] == [2, 2], ends
+    for i, (_, output) in enumerate(ends):
+        assert f"main [process {i} of 2]:" in output
+        assert "seed: 0 -> 1" in output
+        assert "Traceback" not in output
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image, int)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_score_as_one(place, pair):
+    workdir, _ = pair
+    common = (f"--workdir={workdir}", "--mesh=1,1,8,1")
+    draw = ("--prompt=a red circle", "--num=3", "--steps=2")
+    assert runs.end([runs.call(place, "sample", *common, *draw, "--out=one", devices=8)])[0][0] == 0
+    ends = runs.end(runs.call_several(place, "sample", 2, *common, *draw, "--out=two"))
+    assert [code for code, _ in ends] == [0, 0], ends
+    for index in range(3):
+        one, two = (pixels(place / name / f"00000_{index:04d}.png") for name in ("one", "two"))
+        assert np.abs(one - two).max() <= 1
+    ends = runs.end(runs.call_several(place, "evaluate", 2, *common, "--images_per_task=1"))
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert (workdir / "eval_shapes.json").exists()
+    assert "mean" in ends[0][1] and "mean" not in ends[1][1]
