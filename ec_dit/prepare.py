@@ -1,7 +1,8 @@
 """Prepares a data set: python -m ec_dit.prepare --source=shapes|emoji|folder --out=DIR [options].
 
 Writes a TFDS data set in ArrayRecord, a sentencepiece tokenizer of its captions and a report of what was kept and why
-the rest was skipped. Options that a source does not have are refused; --option=key=value gives any that it has.
+the rest was skipped. Options that a source does not have are refused; --option=key=value gives any that it has. Several
+processes share the work, with an --out that all of them see.
 """
 
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 from absl import flags
 
 from ec_dit import cli
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError
-from ec_dit.data import dataset, registry
+from ec_dit.data import dataset, registry, together
 
 # Flags that are options of a source, with the names they have there.
 _OPTIONS = {name: name for name in ("path", "font", "placement", "ground", "image_size", "seed", "validation_share")}
@@ -53,6 +55,7 @@ def _flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=values)
+    cli.define_processes(values)
     cli.define_help(values)
     return values
 
@@ -71,14 +74,19 @@ def prepare(values: flags.FlagValues) -> None:
     for name in chosen.keys() & others.keys():
         raise UserError(f"option {name!r} is given twice, by its own flag and by --option")
     try:
-        report = dataset.write(
-            registry.make_source(values.source, chosen | others),
-            values.out,
-            vocab_size=values.vocab_size,
-            tokenizer_path=values.tokenizer,
-            max_skipped_share=values.max_skipped_share,
-            overwrite=values.overwrite,
-        )
+        source = registry.make_source(values.source, chosen | others)
+        dataset.refuse_taken(values.out, values.overwrite)
+        with together.divided(source, values.out) as source:
+            if not processes.is_first():
+                return
+            report = dataset.write(
+                source,
+                values.out,
+                vocab_size=values.vocab_size,
+                tokenizer_path=values.tokenizer,
+                max_skipped_share=values.max_skipped_share,
+                overwrite=values.overwrite,
+            )
     except OSError as error:  # a full disk, a folder one may not write to
         raise UserError(str(error)) from error
     cli.say(f"{report.table()}\n\n{Path(values.out) / dataset.REPORT} lists every example that was skipped.")

@@ -69,7 +69,7 @@ def test_any_option_of_a_source_can_be_given(tmp_path):
     ("arguments", "message"),
     [
         (["--source=shaeps", "--out=OUT"], "did you mean shapes?"),
-        (["--sorce=shapes"], "Unknown command line flag 'sorce'. Did you mean: source"),
+        (["--sorce=shapes"], "Unknown command line flag 'sorce'. Did you mean: process_id, source"),
         (["--source=shapes"], "--out=... is needed"),
         (["--source=shapes", "OUT"], "unexpected argument"),
         (["--source=folder", "--out=OUT", "--path=/nonexistent/images"], "does not exist"),

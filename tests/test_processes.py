@@ -124,3 +124,26 @@ def test_two_processes_draw_and_score_as_one(place, pair):
     assert [code for code, _ in ends] == [0, 0], ends
     assert (workdir / "eval_shapes.json").exists()
     assert "mean" in ends[0][1] and "mean" not in ends[1][1]
+
+
+@pytest.mark.slow
+def test_three_processes_prepare_the_same_bytes_as_one(place, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(20):
+        Image.new("RGB", (20, 20 + index), (10 * index, 0, 0)).save(images / f"{index}.png")
+        if index % 7:
+            (images / f"{index}.txt").write_text(f"picture {index}")
+    (images / "bad.png").write_bytes(b"no picture")
+    arguments = ("--source=folder", f"--path={images}", "--max_skipped_share=0.5", "--validation_share=0.3")
+    outs = [tmp_path / "one", tmp_path / "three"]
+    one = runs.end([runs.call(place, "prepare", *arguments, f"--out={outs[0]}")])
+    three = runs.end(runs.call_several(place, "prepare", 3, *arguments, f"--out={outs[1]}", devices=3))
+    assert [code for code, _ in one + three] == [0] * 4, three
+    files = [{path.name: path.read_bytes() for path in out.iterdir()} for out in outs]
+    assert files[0] == files[1]
+    assert "skipped, no caption" in three[0][1]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["images", "one", "three"]
+    again = runs.end(runs.call_several(place, "prepare", 2, *arguments, f"--out={outs[1]}", devices=2))
+    assert [code for code, _ in again] == [2, 2]
+    assert "already holds a data set" in again[1][1]

@@ -57,7 +57,7 @@ def write(
     out = Path(out).absolute()
     given = tokenizer.Tokenizer.load(tokenizer_path) if tokenizer_path else None
     with _workspace(out) as work:
-        _refuse_taken(out, overwrite)
+        refuse_taken(out, overwrite)
         intake = tfds_files.Intake(source, progress)
         files = work / "set"
         with intake.bar:
@@ -122,7 +122,9 @@ def _is_free(out: Path) -> bool:
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
-def _refuse_taken(out: Path, overwrite: bool) -> None:
+def refuse_taken(out: str | Path, overwrite: bool) -> None:
+    """Raises UserError if `out` holds anything, other than a data set that may be replaced."""
+    out = Path(out).absolute()
     if _is_free(out):
         return
     if not out.is_dir():

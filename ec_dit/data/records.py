@@ -33,7 +33,10 @@ class Skipped:
 
 
 class Source(Protocol):
-    """Where examples come from. Iterating a split twice must give the same records in the same order."""
+    """Where examples come from. Iterating a split twice must give the same records in the same order.
+
+    A source may also have `options` (a dataclass), `libraries` that its bytes depend on, and `size(split)`.
+    """
 
     name: str
 
@@ -41,6 +44,6 @@ class Source(Protocol):
         """Names of the splits, 'train' first."""
         ...
 
-    def records(self, split: str) -> Iterator[Record | Skipped]:
-        """Yields every example of `split`, kept or skipped."""
+    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
+        """Yields the examples part, part + parts, part + 2 parts, ... of `split`, kept or skipped; by default all."""
         ...

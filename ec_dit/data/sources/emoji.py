@@ -65,9 +65,9 @@ class EmojiSource:
         """Number of sequences in a split, drawn or skipped."""
         return len(self._glyphs[split])
 
-    def records(self, split: str) -> Iterator[Record | Skipped]:
-        """Yields every sequence of `split`, ordered by code points."""
-        for glyph in self._glyphs[split]:
+    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
+        """Yields the sequences of `split`, ordered by code points."""
+        for glyph in self._glyphs[split][part::parts]:
             try:
                 image = self._pen.draw(glyph)
             except _NotDrawnError as error:

@@ -94,9 +94,9 @@ class FolderSource:
         """Number of examples in a split, kept or skipped."""
         return len(self._entries[split])
 
-    def records(self, split: str) -> Iterator[Record | Skipped]:
-        """Yields every example of `split` in the order of paths."""
-        for entry in self._entries[split]:
+    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
+        """Yields the examples of `split` in the order of paths."""
+        for entry in self._entries[split][part::parts]:
             try:
                 yield self._read(entry)
             except images.ImageError as error:

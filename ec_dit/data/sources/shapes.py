@@ -76,7 +76,7 @@ class ShapesSource:
             meta={"task": requirement["task"], "objects": objects, "require": requirement},
         )
 
-    def records(self, split: str) -> Iterator[Record]:
-        """Yields every example of `split` in order."""
-        for index in range(self.size(split)):
+    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record]:
+        """Yields the examples of `split` in order."""
+        for index in range(part, self.size(split), parts):
             yield self.record(split, index)
