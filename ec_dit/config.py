@@ -111,6 +111,7 @@ def default() -> ConfigDict:
     w.validate_every = 5000  # steps between validation losses; 0 = never
     w.validate_images = 4096  # of each validation split
     w.sample_every = 10_000  # steps between sample grids; 0 = never
+    w.trace_steps = 5  # steps of a profile, taken whenever a process of the run is sent SIGUSR1
     w.prompts = ()  # of the sample grids; () = captions of the validation split
 
     c.sample = s = ConfigDict()
@@ -163,7 +164,8 @@ _CHOICES = {
 _AT_LEAST_ONE = (
     "model.width model.num_blocks model.num_heads model.num_kv_heads model.head_dim model.ffn_factor model.patch moe.every "
     "text.width text.length text.tower_blocks text.tower_heads data.size data.channels train.steps train.batch_size "
-    "train.accumulate checkpoint.every checkpoint.keep log.every sample.steps sample.batch_size eval.images_per_task"
+    "train.accumulate checkpoint.every checkpoint.keep log.every log.trace_steps sample.steps sample.batch_size "
+    "eval.images_per_task"
 ).split()
 _AT_LEAST_ZERO = (
     "moe.num_experts moe.first moe.aux_weight data.workers optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "

@@ -29,6 +29,7 @@ from ec_dit.train.flops import peak_flops
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.optimizer import make_schedule
 from ec_dit.train.state import TrainState
+from ec_dit.train.trace import TraceOnSignal
 from ec_dit.workdir import Workdir
 
 SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
@@ -80,8 +81,14 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
         workdir.check(config_lib.from_json(json.dumps(checkpointer.meta(step)["config"])), config)
 
     loader = make_loader(system, data)
-    with jax.set_mesh(system.mesh), MetricWriter(path, writes=processes.is_first()) as writer, StopSignal() as stop:
+    with (
+        jax.set_mesh(system.mesh),
+        MetricWriter(path, writes=processes.is_first()) as writer,
+        TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
+        StopSignal() as stop,
+    ):
         callbacks = _callbacks(system, data, loader, writer, checkpointer, say)
+        callbacks.append(trace)
         batches = build.stream(system, loader.batches(first_step))
         step_fn, steps = system.step(tx, shardings), config.train.steps
         state, done = loop.train(

@@ -217,12 +217,13 @@ def leave(code: int) -> int:
 
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (0, STOPPED):
+    try:
+        if code not in (0, STOPPED):
+            wait("all fail alike", seconds=5)
         jax.distributed.shutdown()
-        return code
-    with contextlib.suppress(Exception):
-        wait("all fail alike", seconds=5)
-    os._exit(code)
+    except Exception:  # noqa: BLE001 - whatever it is: Python's own way out would wait for the others
+        os._exit(code)
+    return code
 
 
 STOPPED = 75  # exit code of a run that SIGTERM stopped and that goes on when started again (EX_TEMPFAIL)

@@ -1,0 +1,70 @@
+"""A profile of a few training steps, taken whenever the process is sent SIGUSR1 (kill -USR1 PID)."""
+
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+from etils import epath
+
+from ec_dit.train.state import TrainState
+
+
+class TraceOnSignal:
+    """Within this context, SIGUSR1 makes the next `steps` steps leave a trace in `folder`, for XProf or Perfetto.
+
+    A callback of the loop. Each process that is signalled leaves the trace of its own devices.
+
+    Args:
+        folder: local or gs:// path.
+        say: prints a line for people.
+    """
+
+    def __init__(self, folder: str, steps: int, say: Callable[[str], None]):
+        self._folder, self._steps, self._say = epath.Path(folder), steps, say
+        self._wanted = False
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        self._end = 0
+
+    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
+        """Begins or ends a trace, where it is time."""
+        if self._local is not None and (last or done >= self._end):
+            jax.block_until_ready(state)
+            self._finish()
+        elif self._wanted and self._local is None and not last:
+            self._wanted = False
+            jax.block_until_ready(state)  # earlier steps do not count
+            self._local, self._end = tempfile.TemporaryDirectory(), done + self._steps
+            jax.profiler.start_trace(self._local.name)
+            self._say(f"tracing steps {done + 1} to {self._end}")
+
+    def _finish(self) -> None:
+        assert self._local is not None
+        jax.profiler.stop_trace()
+        for path in Path(self._local.name).rglob("*"):
+            if path.is_file():
+                target = self._folder / path.relative_to(self._local.name).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        self._local.cleanup()
+        self._local = None
+        self._say(f"trace written: xprof --logdir={self._folder}")
+
+    def __enter__(self) -> "TraceOnSignal":
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGUSR1, self._ask)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+        if self._local is not None:  # the run fails in the middle of a trace
+            self._finish()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
