@@ -1,0 +1,194 @@
+"""Every gcloud command that the launcher uses, each beside the page of its reference, and the one place that runs them.
+
+The reference pages are under https://cloud.google.com/sdk/gcloud/reference/. All commands are of the general release track.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ec_dit.core.errors import UserError
+from launch.slices import Slice
+
+WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
+GOING = ("SUSPENDING", "DELETING")
+GONE = ("SUSPENDED", "FAILED")  # final: a queued resource in these states never becomes active again
+MODES = ("spot", "reserved", "on_demand")
+# What trying again does not mend.
+_PERMANENT = re.compile(
+    r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|SERVICE_DISABLED|has not been used in project|is not supported"
+    r"|was not found in zone|Limit: 0\b|unrecognized arguments|do not currently have an active account|Reauthentication"
+    r"|must specify|billing|does not have storage",
+    re.IGNORECASE,
+)
+
+
+class GcloudError(UserError):
+    """A gcloud command failed.
+
+    Attributes:
+        missing: what it was about does not exist.
+        permanent: trying again would not help.
+    """
+
+    def __init__(self, command: Sequence[str], code: int | None, output: str):
+        lines = [line for line in output.strip().splitlines() if line.strip()] or ["(no output)"]
+        ended = "did not end in time" if code is None else f"failed with code {code}"
+        super().__init__(f"{' '.join(command[:5])} ... {ended}: {' '.join(lines[-4:])[:1000]}")
+        self.missing = "NOT_FOUND" in output or "matched no objects" in output
+        self.exists = "ALREADY_EXISTS" in output or "already exists" in output.lower()
+        self.permanent = not self.missing and is_permanent(output)
+
+
+def is_permanent(message: str) -> bool:
+    """Whether an error message of Google Cloud says something that trying again does not mend."""
+    return bool(_PERMANENT.search(message))
+
+
+class Runner:
+    """Runs commands, or only prints them.
+
+    Args:
+        dry_run: print what would run, exactly, and run nothing.
+        say: prints a line for people.
+    """
+
+    def __init__(self, dry_run: bool, say: Callable[[str], None]):
+        self.dry_run, self._say = dry_run, say
+
+    def __call__(self, command: Sequence[str], *, timeout: float | None = 300, show: bool = False) -> str:
+        """The command's output; empty in a dry run.
+
+        Args:
+            timeout: seconds, after which the command and its children are killed.
+            show: let the output through to the terminal and return nothing.
+
+        Raises:
+            GcloudError: if it fails.
+        """
+        if self.dry_run:
+            self._say(shlex.join(command))
+            return ""
+        pipe = None if show else subprocess.PIPE
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,  # ssh would swallow it
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+                start_new_session=not show,
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"{command[0]} is not installed: https://cloud.google.com/sdk/docs/install") from error
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)  # with the ssh processes it started
+            output, errors = process.communicate()
+            raise GcloudError(command, None, f"{output or ''}\n{errors or ''}") from error
+        if process.returncode:
+            raise GcloudError(command, process.returncode, f"{output or ''}\n{errors or ''}")
+        return output or ""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a queued resource is doing: its state, and why it failed where it did."""
+
+    state: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Tpu:
+    """A queued resource of one node; both have the same name.
+
+    Attributes:
+        internal: reach its hosts by their internal addresses.
+    """
+
+    name: str
+    project: str
+    zone: str
+    internal: bool = False
+
+    @property
+    def _where(self) -> tuple[str, str, str]:
+        return f"--project={self.project}", f"--zone={self.zone}", "--quiet"
+
+    def create(self, wanted: Slice, mode: str, extra: Sequence[str] = ()) -> list[str]:
+        """Asks for the slice; `mode` is one of MODES.
+
+        compute/tpus/queued-resources/create
+        """
+        queued = ["gcloud", "compute", "tpus", "queued-resources", "create", self.name, f"--node-id={self.name}"]
+        how = [] if mode == "on_demand" else [f"--{mode}"]
+        return [*queued, *self._where, *wanted.kind, f"--runtime-version={wanted.runtime}", *how, *extra]
+
+    def describe(self) -> list[str]:
+        """What the queued resource is doing.
+
+        compute/tpus/queued-resources/describe
+        """
+        return ["gcloud", "compute", "tpus", "queued-resources", "describe", self.name, *self._where, "--format=json"]
+
+    def delete(self) -> list[str]:
+        """Gives everything back; --force, as otherwise one that has a node is refused.
+
+        compute/tpus/queued-resources/delete
+        """
+        return ["gcloud", "compute", "tpus", "queued-resources", "delete", self.name, *self._where, "--force"]
+
+    def ssh(self, command: str, worker: str = "all") -> list[str]:
+        """Runs a shell command on hosts; it must bear to run twice, since gcloud repeats it when a connection breaks.
+
+        compute/tpus/tpu-vm/ssh
+        """
+        flags = ["--ssh-flag=-oServerAliveInterval=30", *(["--internal-ip"] if self.internal else [])]
+        where = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name, *self._where]
+        return [*where, f"--worker={worker}", *flags, f"--command={command}"]
+
+
+def storage_copy(sources: Sequence[str], target: str) -> list[str]:
+    """Copies files to or from a bucket.
+
+    storage/cp
+    """
+    return ["gcloud", "storage", "cp", "--recursive", *sources, target]
+
+
+def storage_list(pattern: str) -> list[str]:
+    """Names of what matches.
+
+    storage/ls
+    """
+    return ["gcloud", "storage", "ls", pattern]
+
+
+def storage_read(name: str) -> list[str]:
+    """The content of an object.
+
+    storage/cat
+    """
+    return ["gcloud", "storage", "cat", name]
+
+
+def parse_resource(text: str) -> Resource:
+    """What `Tpu.describe` printed.
+
+    Raises:
+        GcloudError: if it is no description.
+    """
+    try:
+        state: dict[str, Any] = json.loads(text)["state"]
+        error = state.get("failedData", {}).get("error", {}).get("message", "")
+        return Resource(state["state"], error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GcloudError(["describe"], 0, f"not understood: {text[:200]!r}") from error

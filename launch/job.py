@@ -1,0 +1,171 @@
+"""What is shipped to the hosts of a slice: host.sh, the config, the code, and the training command with its environment.
+
+It all goes through the run's bucket, so that 128 hosts load it at once, and stays there as the record of what ran.
+"""
+
+import hashlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ec_dit.core.errors import UserError
+from launch import gcloud
+
+ROOT = Path(__file__).parents[1]
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The port of JAX's coordinator: the default, 8482, is closed by the firewall of some slices (github.com/jax-ml/jax/issues/35905).
+_ENVIRONMENT = {"JAX_COORDINATOR_PORT": "8476", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training command for every host of a slice.
+
+    Attributes:
+        config: file with the config; argument: what stands behind its colon.
+        arguments: the rest of the command line of ec_dit.main.
+        workdir: a gs:// path.
+        env: exported before; values are never printed, but lie in the bucket.
+        code: wheel (of this checkout), or what pip takes in its place, such as git+https://HOST/REPOSITORY@REVISION.
+    """
+
+    config: Path
+    argument: str
+    arguments: tuple[str, ...]
+    workdir: str
+    env: Mapping[str, str]
+    code: str
+
+    @property
+    def id(self) -> str:
+        """The same for the same job; letters, digits and dashes."""
+        parts = [self.config.name, self.config.read_text(), self.argument, *self.arguments, self.workdir, self.code]
+        parts += [f"{name}={value}" for name, value in sorted(self.env.items())]
+        name = re.sub(r"[^a-z0-9]+", "-", self.config.stem.lower()).strip("-")
+        return f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:10]}"
+
+    @property
+    def command(self) -> list[str]:
+        """What Python runs on every host, in the job's folder."""
+        config = f"--config={self.config.name}" + (f":{self.argument}" if self.argument else "")
+        return ["-m", "ec_dit.main", config, f"--workdir={self.workdir}", *self.arguments]
+
+    def script(self, install: str, hide: bool = False) -> str:
+        """job.sh, which host.sh reads; `install` is a file in the job's folder, or what pip takes.
+
+        Args:
+            hide: leave out the values of `env`, to be printed.
+        """
+        exports = {**_ENVIRONMENT, **(dict.fromkeys(self.env, "***") if hide else self.env)}
+        requirement = f"./{install}[tpu]" if install.endswith(".whl") else f"ec-dit[tpu] @ {install}"
+        lines = ["# shellcheck shell=bash disable=SC2034,SC2016"]
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
+        lines += [f"JOB_WORKDIR={shlex.quote(self.workdir)}", f"JOB_INSTALL=({shlex.quote(requirement)})"]
+        lines += [f"JOB_COMMAND=({shlex.join(self.command)})"]
+        return "\n".join(lines) + "\n"
+
+    def folder(self, attempt: int) -> str:
+        """Where it lies in the bucket."""
+        return f"{self.workdir.rstrip('/')}/launch/{self.name(attempt)}"
+
+    def name(self, attempt: int) -> str:
+        """What hosts call it; every start has a name of its own."""
+        return f"{self.id}.{attempt}"
+
+
+def check(workdir: str, env: Mapping[str, str]) -> None:
+    """Raises UserError for what would fail on the hosts."""
+    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/\S+", workdir):
+        raise UserError(
+            f"--workdir={workdir}: give a folder in a bucket, gs://BUCKET/DIR; disks of a slice vanish with it."
+        )
+    if wrong := [name for name in env if not _NAME.fullmatch(name)]:
+        raise UserError(f"--env={wrong[0]}=...: no name of a variable.")
+
+
+def ship(job: Job, attempt: int, run: gcloud.Runner) -> None:
+    """Copies all that `start_command` needs to the bucket."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        install = job.code
+        if job.code == "wheel":
+            install = "ec_dit.whl" if run.dry_run else _build_wheel(folder).name
+        files = {"host.sh": (ROOT / "launch" / "host.sh").read_text(), "job.sh": job.script(install)}
+        for name, text in (files | {job.config.name: job.config.read_text()}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        sources = [str(path) for path in sorted(folder.iterdir())]
+        run(gcloud.storage_copy(sources, job.folder(attempt) + "/"))
+
+
+def _build_wheel(folder: Path) -> Path:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    with tempfile.TemporaryDirectory() as copy:  # building leaves files in the sources
+        sources = Path(copy)
+        shutil.copytree(ROOT / "ec_dit", sources / "ec_dit", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, sources / name)
+        done = subprocess.run(
+            [*build, f"--wheel-dir={folder}", str(sources)], capture_output=True, text=True, check=False
+        )
+    wheels = list(folder.glob("*.whl"))
+    if not wheels:
+        raise UserError(f"the wheel cannot be built: {done.stderr.strip()[-500:]}")
+    return wheels[0]
+
+
+def start_command(job: Job, attempt: int) -> str:
+    """The shell command that loads the job from the bucket onto a host and starts it; running it again changes nothing."""
+    name = job.name(attempt)
+    folder = f'"${{EC_DIT_ROOT:-$HOME/ec_dit}}/jobs/{name}"'
+    load = f"gcloud storage cp --quiet {shlex.quote(job.folder(attempt) + '/*')} {folder}/"
+    return f"mkdir -p {folder} && {load} && bash {folder}/host.sh start {name}"
+
+
+def host_command(*words: str) -> str:
+    """The shell command for what is on a host already: status, stop, log, trace."""
+    script = '"${EC_DIT_ROOT:-$HOME/ec_dit}/host.sh"'
+    nothing = 'echo "ec_dit host=$(hostname) job=none state=none"'
+    return f"if [ -e {script} ]; then bash {script} {shlex.join(words)}; else {nothing}; fi"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a host says of its job.
+
+    Attributes:
+        job: its name, `none` before the first.
+        state: none, running or exited.
+        code: of the exit; `killed` where nobody noted it.
+    """
+
+    host: str
+    job: str
+    state: str
+    code: str = ""
+
+
+def parse_reports(output: str) -> list[Report]:
+    """The lines of `host.sh status` among whatever else was printed."""
+    lines = [line.split()[1:] for line in output.splitlines() if line.startswith("ec_dit host=")]
+    return [Report(**dict(word.split("=", 1) for word in words)) for words in lines]
+
+
+def collect_env(flags: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """--env=NAME=VALUE, or --env=NAME with the value that NAME has here.
+
+    Raises:
+        UserError: if NAME has no value here.
+    """
+    env = {}
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        if not equals and name not in environ:
+            raise UserError(f"--env={name}: it has no value here; write --env={name}=VALUE.")
+        env[name] = value if equals else environ[name]
+    return env
