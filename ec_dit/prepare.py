@@ -7,12 +7,11 @@ processes share the work, with an --out that all of them see.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from ec_dit import cli
-from ec_dit.core import processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset, registry, together
 
@@ -89,7 +88,7 @@ def prepare(values: flags.FlagValues) -> None:
             )
     except OSError as error:  # a full disk, a folder one may not write to
         raise UserError(str(error)) from error
-    cli.say(f"{report.table()}\n\n{Path(values.out) / dataset.REPORT} lists every example that was skipped.")
+    cli.say(f"{report.table()}\n\n{paths.at(values.out) / dataset.REPORT} lists every example that was skipped.")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from absl import flags
 from etils import epath
 
 from ec_dit import cli
-from ec_dit.core import processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 
 _SHEET = 64  # pictures on the contact sheet, at most
@@ -128,7 +128,7 @@ def work() -> None:
 
 def _empty_folder(name: str) -> epath.Path:
     """The folder, made, without the pictures of an earlier call."""
-    folder = epath.Path(name)
+    folder = paths.at(name)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9]*_[0-9]*.png"):
         old.unlink()

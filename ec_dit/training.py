@@ -3,7 +3,6 @@
 import functools
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ec_dit import build, evaluation
 from ec_dit import config as config_lib
-from ec_dit.core import processes, sharding
+from ec_dit.core import paths, processes, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.processes import StopSignal
 from ec_dit.core.tree import fingerprint, num_params
@@ -33,7 +32,7 @@ from ec_dit.train.trace import TraceOnSignal
 from ec_dit.workdir import Workdir
 
 SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
-_CAPTIONS_CHECKED = 2000
+_CAPTIONS_CHECKED = 500
 _GRID = 16  # pictures in a sample grid
 
 
@@ -57,7 +56,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
     build.sample_settings(config)
     data = open_data(config, say)
     tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
-    if data is not None and tokenizer is not None:
+    if data is not None and tokenizer is not None and processes.is_first():
         _warn_of_cut_captions(data, tokenizer, config.text.length, say)
     system = build.make_system(config, tokenizer)
     workdir = Workdir(path)
@@ -121,7 +120,7 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
         raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
     if d.source in SELF_PREPARED:
         with processes.first_goes_ahead("the data set"):  # the others find it, or prepare it on a disk of their own
-            if not Path(d.path).exists():
+            if not paths.at(d.path).exists():
                 say(f"preparing {d.source} in {d.path}")
                 report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
                 say(report.table())

@@ -8,12 +8,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from ec_dit import config as config_lib
 from ec_dit.build import System, make_system
-from ec_dit.core import processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ class Workdir:
     """A folder, local or on gs://."""
 
     def __init__(self, path: str):
-        self.path = epath.Path(path)
+        self.path = paths.at(path)
 
     def claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
         """Makes the folder this run's, or checks that it already is; every process checks, the first one writes.
@@ -57,7 +56,7 @@ class Workdir:
             report = json.loads(dataset.report.to_json())
             data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}
             self._write(_DATA, json.dumps(data, indent=2))
-            (self.path / _TOKENIZER).write_bytes(epath.Path(dataset.tokenizer_path).read_bytes())
+            (self.path / _TOKENIZER).write_bytes(dataset.tokenizer_path.read_bytes())
         self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
 
     def check(self, old: ConfigDict, new: ConfigDict, also: Sequence[str] = ()) -> None:
@@ -130,6 +129,9 @@ class Workdir:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, name: str, text: str) -> None:
+        if paths.is_remote(self.path):
+            (self.path / name).write_text(text + "\n")  # objects in a bucket appear whole
+            return
         temporary = self.path / f"{name}.tmp"
         temporary.write_text(text + "\n")
         temporary.replace(self.path / name)

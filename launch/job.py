@@ -63,7 +63,7 @@ class Job:
             hide: leave out the values of `env`, to be printed.
         """
         exports = {**_ENVIRONMENT, **(dict.fromkeys(self.env, "***") if hide else self.env)}
-        requirement = f"./{install}[tpu]" if install.endswith(".whl") else f"ec-dit[tpu] @ {install}"
+        requirement = f"./{install}[tpu,gcs]" if install.endswith(".whl") else f"ec-dit[tpu,gcs] @ {install}"
         lines = ["# shellcheck shell=bash disable=SC2034,SC2016"]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
         lines += [f"JOB_WORKDIR={shlex.quote(self.workdir)}", f"JOB_INSTALL=({shlex.quote(requirement)})"]

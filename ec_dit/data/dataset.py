@@ -12,12 +12,15 @@ import importlib.metadata
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import tfds_files, tokenizer
 from ec_dit.data.records import Record, Source
@@ -30,15 +33,15 @@ _LIBRARIES = ("tensorflow-datasets", "array-record", "sentencepiece", "pillow", 
 
 def write(
     source: Source,
-    out: str | Path,
+    out: str | PurePath,
     *,
     vocab_size: int = 4096,
-    tokenizer_path: str | Path | None = None,
+    tokenizer_path: str | PurePath | None = None,
     max_skipped_share: float = 0.1,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Prepares `source` into the folder `out`.
+    """Prepares `source` into the folder `out`, which may lie in a bucket.
 
     Args:
         vocab_size: pieces, at most, of the tokenizer trained on the captions of the split `train`.
@@ -54,10 +57,24 @@ def write(
     """
     if not 0 <= max_skipped_share <= 1:
         raise UserError(f"max_skipped_share is {max_skipped_share}; it must be from 0 to 1")
-    out = Path(out).absolute()
-    given = tokenizer.Tokenizer.load(tokenizer_path) if tokenizer_path else None
-    with _workspace(out) as work:
+    if paths.is_remote(out):
         refuse_taken(out, overwrite)
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder) / "set"
+            report = write(
+                source,
+                files,
+                vocab_size=vocab_size,
+                tokenizer_path=tokenizer_path,
+                max_skipped_share=max_skipped_share,
+                progress=progress,
+            )
+            _upload(files, paths.at(out))
+        return report
+    place = Path(out).absolute()
+    given = tokenizer.Tokenizer.load(tokenizer_path) if tokenizer_path else None
+    with _workspace(place) as work:
+        refuse_taken(place, overwrite)
         intake = tfds_files.Intake(source, progress)
         files = work / "set"
         with intake.bar:
@@ -76,10 +93,19 @@ def write(
             files={path.name: path.stat().st_size for path in sorted(files.iterdir())},
         )
         (files / REPORT).write_text(report.to_json(), encoding="utf-8")
-        if not _is_free(out):
-            out.rename(work / _REPLACED)
-        files.rename(out)
+        if not _is_free(place):
+            place.rename(work / _REPLACED)
+        files.rename(place)
     return report
+
+
+def _upload(files: Path, out: epath.Path) -> None:
+    """Copies a finished data set to a bucket, its report last: without it nothing there looks finished."""
+    (out / REPORT).unlink(missing_ok=True)
+    for old in out.iterdir() if out.exists() else ():
+        old.unlink(missing_ok=True)
+    for path in sorted(files.iterdir(), key=lambda path: (path.name == REPORT, path.name)):
+        epath.Path(path).copy(out / path.name)
 
 
 @contextlib.contextmanager
@@ -118,21 +144,21 @@ def _put_back(replaced: Path, out: Path) -> None:
         replaced.rename(out)
 
 
-def _is_free(out: Path) -> bool:
+def _is_free(out: Path | epath.Path) -> bool:
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
-def refuse_taken(out: str | Path, overwrite: bool) -> None:
+def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
     """Raises UserError if `out` holds anything, other than a data set that may be replaced."""
-    out = Path(out).absolute()
-    if _is_free(out):
+    place = paths.at(out)
+    if _is_free(place):
         return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder for the data set")
-    if not (out / REPORT).is_file():
-        raise UserError(f"{out} holds other files and is not a data set; name another folder")
+    if not place.is_dir():
+        raise UserError(f"{place} is a file; name a folder for the data set")
+    if not (place / REPORT).exists():
+        raise UserError(f"{place} holds other files and is not a data set; name another folder")
     if not overwrite:
-        raise UserError(f"{out} already holds a data set; name another folder, or pass --overwrite to replace it")
+        raise UserError(f"{place} already holds a data set; name another folder, or pass --overwrite to replace it")
 
 
 def _refuse_skipped(intake: tfds_files.Intake, max_skipped_share: float) -> None:
@@ -163,7 +189,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 class Split:
     """The records of one split, by index or in stored order."""
 
-    def __init__(self, path: Path, name: str, examples: Any):
+    def __init__(self, path: epath.Path, name: str, examples: Any):
         self.path, self.name, self._examples = path, name, examples
 
     def __len__(self) -> int:
@@ -201,7 +227,7 @@ class Dataset:
         fingerprint: hash of records, order and tokenizer; equal for equal content, wherever it lies.
     """
 
-    path: Path
+    path: epath.Path
     report: Report
     fingerprint: str
 
@@ -211,7 +237,7 @@ class Dataset:
         return tuple(self.report.kept)
 
     @property
-    def tokenizer_path(self) -> Path:
+    def tokenizer_path(self) -> epath.Path:
         """The sentencepiece model of this data set."""
         return self.path / TOKENIZER
 
@@ -223,29 +249,29 @@ class Dataset:
         return Split(self.path, split, builder.as_data_source(split=split, decoders=raw))
 
 
-def open(path: str | Path) -> Dataset:  # noqa: A001 - reads as dataset.open
-    """Opens a folder that `write` finished.
+def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open
+    """Opens a folder that `write` finished; in a bucket, records are read from there one by one.
 
     Raises:
         UserError: there is none, it is unfinished or was not prepared here, or a file is missing or cut short.
     """
-    path = Path(path).absolute()
-    how = f"prepare it with: python -m ec_dit.prepare --source=... --out={path}"
-    if not path.is_dir():
-        raise UserError(f"there is no data set at {path}; {how}")
-    if not (path / REPORT).is_file():
-        raise UserError(f"{path} is not a finished data set (no {REPORT}); {how}")
+    folder = paths.at(path)
+    how = f"prepare it with: python -m ec_dit.prepare --source=... --out={folder}"
+    if not folder.exists():
+        raise UserError(f"there is no data set at {folder}; {how}")
+    if not (folder / REPORT).exists():
+        raise UserError(f"{folder} is not a finished data set (no {REPORT}); {how}")
     try:
-        report = Report.from_json((path / REPORT).read_text(encoding="utf-8"))
+        report = Report.from_json((folder / REPORT).read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / REPORT} is damaged; {how} --overwrite") from error
+        raise UserError(f"{folder / REPORT} is damaged; {how} --overwrite") from error
     if report.format != FORMAT:
-        raise UserError(f"{path} has layout {report.format}, this version reads layout {FORMAT}; {how} --overwrite")
+        raise UserError(f"{folder} has layout {report.format}, this version reads layout {FORMAT}; {how} --overwrite")
     for name, size in report.files.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
+        found = (folder / name).stat().length if (folder / name).exists() else None
         if found != size:
             state = "missing" if found is None else f"{found:,} bytes long instead of {size:,}"
-            raise UserError(f"{path} is damaged: {name} is {state}; {how} --overwrite")
+            raise UserError(f"{folder} is damaged: {name} is {state}; {how} --overwrite")
     order = json.dumps(report.kept) + report.records_sha256
-    fingerprint = hashlib.sha256(order.encode() + (path / TOKENIZER).read_bytes()).hexdigest()
-    return Dataset(path, report, fingerprint)
+    fingerprint = hashlib.sha256(order.encode() + (folder / TOKENIZER).read_bytes()).hexdigest()
+    return Dataset(folder, report, fingerprint)

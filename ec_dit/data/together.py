@@ -3,20 +3,22 @@
 import contextlib
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
+from etils import epath
 from tqdm import tqdm
 
-from ec_dit.core import processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Skipped, Source
 
+_BEGUN = "begun"
+
 
 @contextlib.contextmanager
-def divided(source: Source, out: str | Path, progress: bool = True) -> Iterator[Source]:
+def divided(source: Source, out: str | PurePath, progress: bool = True) -> Iterator[Source]:
     """`source`, its examples made by all processes of the run; to be called by all, and its records read by the first.
 
     What the others made passes through files beside `out`. The others leave this context when the first one does.
@@ -27,13 +29,15 @@ def divided(source: Source, out: str | Path, progress: bool = True) -> Iterator[
     if processes.count() == 1:
         yield source
         return
-    out = Path(out).absolute()
-    folder = out.parent / f".{out.name}.parts"
+    place = paths.at(out)
+    folder = place.parent / f".{place.name}.parts"
     if processes.is_first():
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.rmtree()
         folder.mkdir(parents=True)
+        (folder / _BEGUN).write_text("")  # empty folders do not show in a bucket
     processes.wait("the folder of parts is there")
-    if not folder.is_dir():
+    if not (folder / _BEGUN).exists():
         raise UserError(
             f"process 0 made {folder}, which this process does not see: give an --out that all processes share."
         )
@@ -43,11 +47,11 @@ def divided(source: Source, out: str | Path, progress: bool = True) -> Iterator[
         yield _Merged(source, folder)
     finally:
         if processes.is_first():
-            shutil.rmtree(folder)
+            folder.rmtree()
     processes.wait("the parts are read")
 
 
-def _write_share(source: Source, folder: Path, progress: bool) -> None:
+def _write_share(source: Source, folder: epath.Path, progress: bool) -> None:
     part, parts = processes.index(), processes.count()
     for split in source.splits():
         with (folder / f"{split}.{part}").open("wb") as file:
@@ -84,7 +88,7 @@ def _read(file: BinaryIO) -> Record | Skipped | None:
 class _Merged:
     """The source as if one process had read it."""
 
-    def __init__(self, source: Source, folder: Path):
+    def __init__(self, source: Source, folder: epath.Path):
         self.name, self._source, self._folder = source.name, source, folder
         for extra in ("options", "libraries", "size"):  # what some sources have beside the protocol
             if hasattr(source, extra):

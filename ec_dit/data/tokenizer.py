@@ -6,12 +6,13 @@ case, so that a prompt may be written either way.
 
 import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import sentencepiece
 
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 
 _MAX_TRAINING_CAPTIONS = 1_000_000
@@ -74,10 +75,10 @@ class Tokenizer:
         self.pad_id: int = max(0, self._processor.pad_id())
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | PurePath) -> "Tokenizer":
         """Reads a `.model` file; UserError if it is missing or damaged."""
         try:
-            model = Path(path).read_bytes()
+            model = paths.at(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
         try:

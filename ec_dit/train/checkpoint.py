@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.train.state import TrainState
@@ -23,7 +23,7 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str, *, keep: int | None = None, asynchronous: bool = True, read_only: bool = False):
-        self._directory = epath.Path(directory).resolve()
+        self._directory = paths.at(directory)
         if read_only and not self._directory.exists():
             raise UserError(f"no checkpoints in {self._directory}: train there first, or check --workdir.")
         options = ocp.CheckpointManagerOptions(

@@ -1,23 +1,29 @@
 """Where numbers go: JSON lines and TensorBoard files in the workdir. Pictures go to TensorBoard and PNG files."""
 
+import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from etils import epath
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from ec_dit.core import paths
 from ec_dit.data import images
+from ec_dit.train.mirror import Mirror
+
+_LINES = "metrics.jsonl"
 
 
 class MetricWriter:
     """Writes scalars to `metrics.jsonl` (one object a line: step, time, values) and to TensorBoard.
 
     A resumed run appends; lines of steps that the interrupted run had written beyond its last checkpoint stand twice, and
-    the later one counts.
+    the later one counts. In a bucket, files are replaced every half a minute.
 
     Args:
         writes: False in all processes of a run but one, where nothing is written.
@@ -25,12 +31,19 @@ class MetricWriter:
 
     def __init__(self, workdir: str, writes: bool = True):
         self._writes = writes
+        self._open = contextlib.ExitStack()
         if not writes:
             return
-        self._workdir = epath.Path(workdir)
+        self._workdir = paths.at(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._lines = (self._workdir / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(self._workdir / "tensorboard"), flush_secs=30)
+        folder = Path(self._workdir)
+        if paths.is_remote(workdir):
+            folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+            if (self._workdir / _LINES).exists():
+                (folder / _LINES).write_bytes((self._workdir / _LINES).read_bytes())
+            self._open.enter_context(Mirror(folder, self._workdir))
+        self._lines = self._open.enter_context((folder / _LINES).open("a", encoding="utf-8"))
+        self._board = self._open.enter_context(SummaryWriter(str(folder / "tensorboard"), flush_secs=30))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named numbers of a step."""
@@ -56,6 +69,4 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writes:
-            self._lines.close()
-            self._board.close()
+        self._open.close()

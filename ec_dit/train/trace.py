@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any
 
 import jax
-from etils import epath
 
+from ec_dit.core import paths
 from ec_dit.train.state import TrainState
 
 
@@ -25,7 +25,7 @@ class TraceOnSignal:
     """
 
     def __init__(self, folder: str, steps: int, say: Callable[[str], None]):
-        self._folder, self._steps, self._say = epath.Path(folder), steps, say
+        self._folder, self._steps, self._say = paths.at(folder), steps, say
         self._wanted = False
         self._local: tempfile.TemporaryDirectory[str] | None = None
         self._end = 0

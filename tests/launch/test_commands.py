@@ -116,7 +116,7 @@ def test_job_script_is_safe_for_any_argument(tmp_path):
     done = subprocess.run(["bash", "-c", show], cwd=tmp_path, capture_output=True, check=True)
     *command, install, workdir, value = done.stdout.decode().split("\0")[:-1]
     assert command == ["-m", "ec_dit.main", "--config=a config.py", "--workdir=gs://bucket/run", NASTY]
-    assert (install, workdir, value) == ("ec-dit[tpu] @ git+https://host/repo@v1", "gs://bucket/run", NASTY)
+    assert (install, workdir, value) == ("ec-dit[tpu,gcs] @ git+https://host/repo@v1", "gs://bucket/run", NASTY)
     subprocess.run(["shellcheck", str(script)], check=True)
 
 

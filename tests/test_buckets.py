@@ -1,0 +1,112 @@
+"""Data, checkpoints, metrics and pictures on gs:// paths, against a server that plays Google Cloud Storage."""
+
+import json
+import os
+
+import pytest
+
+from ec_dit.core import paths
+from ec_dit.core.errors import UserError
+from tests import gcs_server, runs
+
+RUN, DATA = "gs://bucket/runs/one", "gs://bucket/data/shapes"
+STEPS = ("--config.train.steps=6", "--config.log.validate_every=6", "--config.log.sample_every=6")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """(the server, a folder to work in); processes started from here find the server."""
+    place = runs.folder(tmp_path_factory, "buckets")
+    with pytest.MonkeyPatch.context() as patch, gcs_server.Server() as server:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server, place
+
+
+def names(server, prefix):
+    return {name.removeprefix(prefix) for _, name in server.objects if name.startswith(prefix)}
+
+
+def text(server, name):
+    return server.objects["bucket", name][1].decode()
+
+
+@pytest.fixture(scope="module")
+def local(bucket):
+    """The fingerprint of the same run on the local disk."""
+    _, place = bucket
+    return runs.finish(runs.start(place, place / "local", *STEPS))[0]
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_ends_as_one_on_a_disk(bucket, local):
+    server, place = bucket
+    process = runs.start(place, RUN, f"--config.data.path={DATA}", *STEPS)
+    assert runs.finish(process)[0] == local
+    assert not (place / "gs:").exists()  # nothing was taken for a local folder
+    found = names(server, "runs/one/")
+    assert {"config.json", "data.json", "tokenizer.model", "metrics.jsonl", "images/samples_0000006.png"} <= found
+    assert any(name.startswith("tensorboard/events") for name in found)
+    assert {"checkpoints/4/commit_success.txt", "checkpoints/6/commit_success.txt"} <= found
+    assert "report.json" in names(server, "data/shapes/")
+    losses = [json.loads(line) for line in text(server, "runs/one/metrics.jsonl").splitlines()]
+    assert [line["step"] for line in losses if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_keeps_its_metrics(bucket, local):
+    server, place = bucket
+    arguments = ("gs://bucket/runs/two", f"--config.data.path={DATA}")
+    runs.finish(runs.start(place, *arguments, "--config.train.steps=3"))
+    process = runs.start(place, *arguments, *STEPS)
+    runs.read_until(process, 5)
+    process.kill()
+    process.communicate()
+    # What a save leaves that was killed before its last object.
+    folder = "runs/two/checkpoints/5/"
+    server.put("bucket", f"{folder}state/half", b"written", {})
+    server.objects.pop(("bucket", f"{folder}commit_success.txt"), None)
+    assert runs.finish(runs.start(place, *arguments, *STEPS))[0] == local
+    steps = [json.loads(line)["step"] for line in text(server, "runs/two/metrics.jsonl").splitlines()]
+    assert set(steps) == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_and_draw_from_a_bucket_into_it(bucket, local):
+    server, place = bucket
+    several = {"devices": 2}
+    ends = runs.end(runs.call_several(place, "evaluate", 2, f"--workdir={RUN}", "--images_per_task=1", **several))
+    assert [code for code, _ in ends] == [0, 0], ends
+    out = f"--out={RUN}/samples"
+    draw = (f"--workdir={RUN}", "--prompt=a red circle", "--num=2", "--steps=2", out)
+    ends = runs.end(runs.call_several(place, "sample", 2, *draw, **several))
+    assert [code for code, _ in ends] == [0, 0], ends
+    found = names(server, "runs/one/")
+    assert {"eval_shapes.json", "eval_shapes.png", "samples/00000_0001.png", "samples/sheet.png"} <= found
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_into_a_bucket(bucket):
+    server, place = bucket
+    small = ("--source=shapes", "--num_train=40", "--num_validation=10", "--option=novel=5", "--image_size=64")
+    (one,) = runs.end([runs.call(place, "prepare", *small, "--out=here")])
+    assert one[0] == 0, one
+    for overwrite in ((), ("--overwrite",)):
+        ends = runs.end(
+            runs.call_several(place, "prepare", 2, *small, "--out=gs://bucket/data/two", *overwrite, devices=2)
+        )
+        assert [code for code, _ in ends] == [0, 0], ends
+        there = {name: server.objects["bucket", f"data/two/{name}"][1] for name in names(server, "data/two/")}
+        assert there == {path.name: path.read_bytes() for path in (place / "here").iterdir()}
+    assert not names(server, "data/.two.parts/")
+
+
+def test_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert os.fspath(paths.at("here")) == str(tmp_path / "here")
+    assert str(paths.at("gs://bucket/a") / "b") == "gs://bucket/a/b"
+    with pytest.raises(UserError, match=r"s3://b/a: only gs:// buckets"):
+        paths.at("s3://b/a")
+    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'ec-dit\[gcs\]'"):
+        paths.at("gs://bucket/a")
