@@ -35,17 +35,29 @@ def folder(tmp_path_factory, name):
     return place
 
 
-def call(place, module, *arguments, devices=1):
+def call(place, module, *arguments, devices=1, variables=()):
     """An entry point as a process; compiled programs are kept between them."""
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(place / f"compiled{devices}"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    env = (
+        os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(place / f"compiled{devices}"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        | dict(variables)
+    )
     command = [sys.executable, "-m", f"ec_dit.{module}", *arguments]
-    return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=place,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a signal to the group reaches the loader's workers too
+    )
 
 
 def start(place, workdir, *arguments, devices=1):
@@ -54,7 +66,7 @@ def start(place, workdir, *arguments, devices=1):
 
 
 def call_several(place, module, count, *arguments, devices=8, heartbeat=10):
-    """An entry point as `count` processes that share `devices`."""
+    """An entry point as `count` processes that share `devices`; they find each other by flags."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -62,6 +74,25 @@ def call_several(place, module, count, *arguments, devices=8, heartbeat=10):
     return [
         call(place, module, *arguments, *where, f"--process_id={i}", devices=devices // count) for i in range(count)
     ]
+
+
+def srun(place, workdir, count, *arguments, devices=8):
+    """The trainer as `count` processes with the variables that SLURM's srun gives its tasks."""
+    job = next(j for j in range(os.getpid(), os.getpid() + 4096) if _is_free(61_440 + j % 4096))
+    step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": str(count)}
+    command = ("main", "--config=tiny.py", f"--workdir={workdir}", *arguments)
+    return [
+        call(place, *command, devices=devices // count, variables=step | {"SLURM_PROCID": str(i)}) for i in range(count)
+    ]
+
+
+def _is_free(port):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("localhost", port))
+        except OSError:
+            return False
+    return True
 
 
 def start_several(place, workdir, count, *arguments, **options):

@@ -50,9 +50,9 @@ def test_two_processes_train_as_one(pair, unbroken):
 
 
 @pytest.mark.slow
-def test_four_processes_train_as_one(place, unbroken):
+def test_four_tasks_of_slurm_train_as_one(place, unbroken):
     mesh = ("--config.mesh.data=2", "--config.mesh.expert=2", "--config.mesh.tensor=2")
-    ends = runs.end(runs.start_several(place, place / "four", 4, *mesh, *SHORT))
+    ends = runs.end(runs.srun(place, place / "four", 4, *mesh, *SHORT))
     assert [code for code, _ in ends] == [0] * 4, ends
     assert_close(runs.losses(place / "four"), unbroken, range(1, 7))
 

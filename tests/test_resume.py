@@ -64,16 +64,17 @@ def test_killed_five_times_it_ends_in_the_same_parameters(place, unbroken):
 
 
 @pytest.mark.slow
-def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken):
-    workdir = place / "stopped"
-    process = start(place, workdir)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken, workers):
+    workdir = place / f"stopped{workers}"
+    process = start(place, workdir, f"--config.data.workers={workers}")
     output = runs.read_until(process, 5)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     ((code, rest),) = runs.end([process])
     assert code == STOPPED, rest
     (*_, last) = runs.saved_steps(workdir)
-    assert f"stopped by SIGTERM after step {last} of {runs.STEPS}" in (output + rest).strip().splitlines()[-1]
+    assert f"stopped by SIGTERM after step {last} of {runs.STEPS}" in output + rest
     assert finish(start(place, workdir))[0] == unbroken[0]
 
 

@@ -7,7 +7,8 @@ image_BYXZ float32 in [-1, 1], ids_BT int32, mask_BT bool (True = real token), r
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -144,12 +145,24 @@ def _to_float(batch: Batch) -> Batch:
     return batch | {"image_BYXZ": images.to_float(batch["image_BYXZ"])}
 
 
-def _plain_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Passes batches on; takes from a UserError the lines that Grain adds about its stack frames."""
+def _plain_errors(batches: grain.IterDataset) -> Iterator[Batch]:
+    """Passes batches on, and ends their workers; takes from a UserError the lines that Grain adds about its stack frames."""
+    iterator = iter(batches)
     try:
-        yield from batches
+        yield from iterator
     except UserError as error:
         raise UserError(str(error).partition("\n")[0]) from error
+    finally:
+        iterator.close()  # ends the workers
+
+
+def _outlive_sigterm(*_: int) -> None:
+    """In a worker: a signal to the whole group of processes must not take the batches from a trainer that still stops."""
+    signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(*_: object) -> None:
+    signal.alarm(60)
 
 
 class Loader:
@@ -208,7 +221,7 @@ class Loader:
             flags.FLAGS.mark_as_parsed()
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
         one_by_one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return _plain_errors(stream.to_iter_dataset(one_by_one).mp_prefetch(options))
+        return _plain_errors(stream.to_iter_dataset(one_by_one).mp_prefetch(options, _outlive_sigterm))
 
     def record_ids(self, record_B: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of a batch's records, for messages."""
