@@ -79,12 +79,13 @@ wait_for() { # pid; a signal interrupts `wait` while the process goes on
 install() {
   local attempt
   for attempt in 1 2 3; do
-    if {
-      command -v uv >/dev/null || python3 -m pip install --quiet --user uv
-      export PATH="$HOME/.local/bin:$PATH"
-      [ -x "$root/venv/bin/python" ] || uv venv --quiet --python 3.12 "$root/venv"
-      uv pip install --quiet --python "$root/venv/bin/python" "${JOB_INSTALL[@]}"
-    }; then return 0; fi
+    # The hosts' own Python is too old; uv brings one. Errors end a chain of &&, which `set -e` would not see here.
+    if export PATH="$HOME/.local/bin:$PATH" &&
+      { command -v uv >/dev/null || python3 -m pip install --quiet --user uv; } &&
+      { [ -x "$root/venv/bin/python" ] || uv venv --quiet --clear --python 3.12 "$root/venv"; } &&
+      uv pip install --quiet --python "$root/venv/bin/python" "${JOB_INSTALL[@]}"; then
+      return 0
+    fi
     echo "installing failed, attempt $attempt of 3" >&2
     sleep $((attempt * ${EC_DIT_RETRY_SECONDS:-20}))
   done

@@ -164,8 +164,9 @@ class Watcher:
             if not self.keep:
                 self.cloud.delete()
             return DONE
+        if codes != {str(STOPPED)}:
+            self.journal.note("log", "\n" + self.cloud.log())
         if str(MISTAKE) in codes:
-            self.journal.note("log", self.cloud.log())
             self._give_up("the run ended with a mistake that only you can mend; its last lines are above")
             return MISTAKE
         if (code := self._again(f"hosts ended with {', '.join(sorted(codes))}")) is None:

@@ -88,6 +88,14 @@ def test_configs_import_config_and_presets_only():
         assert names <= {"ec_dit.config", "ec_dit.presets"}, path.name
 
 
+def test_the_launcher_imports_little_and_nothing_imports_it():
+    for path in (ROOT / "launch").glob("*.py"):
+        names = {name for name in imports(ast.parse(path.read_text())) if name.startswith("ec_dit.")}
+        assert {name.split(".")[1] for name in names} <= {"config", "cli", "core"}, path.name
+    for module in MODULES:
+        assert not any(name.split(".")[0] == "launch" for name in imports(modules()[module])), module
+
+
 def test_nothing_imports_tensorflow():
     for module in MODULES:
         assert not any(re.match(r"tensorflow(\.|$)", name) for name in imports(modules()[module])), module
