@@ -2,6 +2,7 @@
 message, return an exit code.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -13,6 +14,9 @@ from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 
 CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
+# Full disks, folders one may not write to; not connections that broke.
+_USERS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_USERS_ERRORS |= {errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def say(line: str) -> None:
@@ -72,19 +76,26 @@ def _run(
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
         return MISTAKE
-    except (UserError, flags.Error, OSError) as error:  # OSError: a full disk, a folder one may not write to
+    except (UserError, flags.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _USERS_ERRORS:
+            return _crash(name)
         print(f"{name}{processes.label()}: {str(error).strip()}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print(f"{name}{processes.label()}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception:
-        if not processes.label():
-            raise
-        # Python's own way out would wait for the other processes, who may be waiting for this one.
-        traceback.print_exc()
-        print(f"{name}{processes.label()}: crashed; if another process did before, look there first", file=sys.stderr)
-        return CRASH
+    except Exception:  # noqa: BLE001 - _crash tells it, or raises it again
+        return _crash(name)
+
+
+def _crash(name: str) -> int:
+    """Prints the exception being handled; of one process alone, it goes on its way."""
+    if not processes.label():
+        raise  # noqa: PLE0704 - called where an exception is handled
+    # Python's own way out would wait for the other processes, who may be waiting for this one.
+    traceback.print_exc()
+    print(f"{name}{processes.label()}: crashed; if another process did before, look there first", file=sys.stderr)
+    return CRASH
 
 
 def define_help(flag_values: flags.FlagValues) -> None:

@@ -359,6 +359,23 @@ def _validate_together(config: ConfigDict) -> None:
         check(config.data.channels == 3, "data.channels", "pixels have 3 channels")
 
 
+def check_data_is_there(config: ConfigDict) -> None:
+    """Refuses to train on data of a kind that cannot be read.
+
+    Raises:
+        UserError: for cached latents and embeddings.
+    """
+    if config.data.source == "synthetic":
+        return
+    if config.data.space == "latents" or config.text.encoder == "cached":
+        raise UserError(
+            "this config trains on cached latents and text embeddings, which this version cannot read yet. To measure its speed "
+            "on random ones: --config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
+        )
+    if not config.data.path:
+        raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """A few CPU steps of the same routing and structure: sparse pattern, key-value groups, modulation, optimizer.
 

@@ -108,16 +108,10 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
     Raises:
         UserError: if there is none and it cannot be made here.
     """
+    config_lib.check_data_is_there(config)
     d = config.data
     if d.source == "synthetic":
         return None
-    if d.space == "latents" or config.text.encoder == "cached":
-        raise UserError(
-            "this config trains on cached latents and text embeddings, which this version cannot read yet. To measure its speed "
-            "on random ones: --config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
-        )
-    if not d.path:
-        raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
     if d.source in SELF_PREPARED:
         with processes.first_goes_ahead("the data set"):  # the others find it, or prepare it on a disk of their own
             if not paths.at(d.path).exists():

@@ -31,12 +31,8 @@ class Cloud:
         return gcloud.parse_resource(text) if text else None
 
     def create(self, wanted: Slice, mode: str, extra: Sequence[str]) -> None:
-        """Asks for it; one that is there already is fine."""
-        try:
-            self._run(self.tpu.create(wanted, mode, extra), timeout=1900)
-        except gcloud.GcloudError as error:
-            if not error.exists:
-                raise
+        """Asks for it."""
+        self._run(self.tpu.create(wanted, mode, extra), timeout=1900)
 
     def delete(self) -> None:
         """Gives it back; one that is gone already is fine."""
@@ -50,10 +46,13 @@ class Cloud:
         """What its hosts say of their jobs."""
         return job.parse_reports(self._run(self.tpu.ssh(job.host_command("status"))))
 
-    def start(self, wanted: job.Job, attempt: int) -> None:
-        """Ships the job and starts it on all hosts."""
-        job.ship(wanted, attempt, self._run)
-        self._run(self.tpu.ssh(job.start_command(wanted, attempt)), timeout=1200)
+    def ship(self, wanted: job.Job) -> str:
+        """Copies what hosts need to the bucket; returns the folder."""
+        return job.ship(wanted, self._run)
+
+    def start(self, folder: str, name: str) -> None:
+        """Starts a shipped job on all hosts, by the name of this attempt."""
+        self._run(self.tpu.ssh(job.start_command(folder, name)), timeout=1200)
 
     def stop(self) -> None:
         """Stops what runs on the hosts, with a checkpoint where it still can save one."""

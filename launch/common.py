@@ -2,13 +2,14 @@
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from ec_dit import cli, config
+from ec_dit import cli, config, main
 from ec_dit.core.errors import UserError, did_you_mean
 from launch import gcloud, job, slices
 
@@ -21,7 +22,9 @@ def define_tpu(values: flags.FlagValues) -> None:
     flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:ARG.", flag_values=values)
     flags.DEFINE_string("project", None, "GCP project; default: CLOUDSDK_CORE_PROJECT.", flag_values=values)
     flags.DEFINE_string("zone", None, "GCP zone; default: CLOUDSDK_COMPUTE_ZONE.", flag_values=values)
-    flags.DEFINE_bool("internal_ip", False, "Reach the hosts by internal addresses.", flag_values=values)
+    flags.DEFINE_bool(
+        "internal_ips", False, "The hosts have internal addresses only, and are reached by these.", flag_values=values
+    )
     flags.DEFINE_bool("dry_run", False, "Print the gcloud commands and run none.", flag_values=values)
     cli.define_help(values)
 
@@ -30,11 +33,9 @@ def define_slice(values: flags.FlagValues) -> None:
     """What creating needs beside `define_tpu`."""
     flags.DEFINE_enum("mode", "spot", gcloud.MODES, "How the slice is paid for.", flag_values=values)
     flags.DEFINE_string("topology", None, "Such as v5e:4x4; the config's own by default.", flag_values=values)
-    flags.DEFINE_string("valid_until_duration", None, "Give up waiting after, e.g. 6h.", flag_values=values)
     flags.DEFINE_string("service_account", None, "Of the hosts; it needs access to the bucket.", flag_values=values)
     flags.DEFINE_string("network", None, "VPC network.", flag_values=values)
     flags.DEFINE_string("subnetwork", None, "VPC subnetwork.", flag_values=values)
-    flags.DEFINE_bool("internal_ips", False, "Hosts without external addresses.", flag_values=values)
     flags.DEFINE_multi_string("label", [], "KEY=VALUE, of the node; repeat for more.", flag_values=values)
 
 
@@ -91,7 +92,7 @@ def make_tpu(values: flags.FlagValues) -> gcloud.Tpu:
     assert name and project and zone
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
         raise UserError(f"--name={name}: lower-case letters, digits and dashes, beginning with a letter, 63 at most.")
-    return gcloud.Tpu(name, project, zone, values.internal_ip)
+    return gcloud.Tpu(name, project, zone, values.internal_ips)
 
 
 def make_slice(values: flags.FlagValues) -> slices.Slice:
@@ -108,7 +109,7 @@ def make_slice(values: flags.FlagValues) -> slices.Slice:
 
 def creation_flags(values: flags.FlagValues) -> list[str]:
     """Arguments of `gcloud ... queued-resources create` that flags ask for."""
-    names = ("valid_until_duration", "service_account", "network", "subnetwork")
+    names = ("service_account", "network", "subnetwork")
     extra = [f"--{name.replace('_', '-')}={values[name].value}" for name in names if values[name].value]
     if values.internal_ips:
         extra.append("--internal-ips")
@@ -118,15 +119,28 @@ def creation_flags(values: flags.FlagValues) -> list[str]:
 def make_job(values: flags.FlagValues, arguments: tuple[str, ...]) -> job.Job:
     """The job that --config, --workdir, --env, --code and what follows `--` describe.
 
+    The whole command line of ec_dit.main is read and its config checked here, before any chip is paid for.
+
     Raises:
         UserError: for what would fail on the hosts.
     """
-    run_config, path, argument = load_config(values)
-    config.check_overrides(run_config, arguments)
+    _, path, argument = load_config(values)
     if reserved := [a for a in arguments if a.split("=")[0].lstrip("-") in ("config", "workdir")]:
         raise UserError(f"{reserved[0]} stands behind `--`: give it before.")
     if not values.workdir:
         raise UserError("--workdir=gs://BUCKET/DIR is needed: checkpoints outlive the slice there")
+    command = ["ec_dit.main", f"--config={values.config}", f"--workdir={values.workdir}", *arguments]
+    main.check_arguments(command[1:])
+    parsed = main.define_flags()
+    before, sys.argv = sys.argv, command  # where ml_collections looks for overrides
+    try:
+        extra = parsed(command)[1:]
+    finally:
+        sys.argv = before
+    if extra:
+        raise UserError(f"unexpected argument {extra[0]!r} behind `--`; options are written --name=value")
+    config.validate(parsed.config)
+    config.check_data_is_there(parsed.config)
     env = job.collect_env(values.env, os.environ)
-    job.check(values.workdir, env)
+    job.check(values.workdir, env, values.code)
     return job.Job(path, argument, arguments, values.workdir, env, values.code)

@@ -15,12 +15,16 @@ from launch import common, gcloud
 FLAGS = flags.FlagValues()
 common.define_tpu(FLAGS)
 common.define_slice(FLAGS)
+flags.DEFINE_string(
+    "valid_until_duration", None, "Take the request back if it waits longer, e.g. 6h.", flag_values=FLAGS
+)
 
 
 def work() -> None:
     """Creates the queued resource."""
     tpu, wanted = common.make_tpu(FLAGS), common.make_slice(FLAGS)
-    command = tpu.create(wanted, FLAGS.mode, common.creation_flags(FLAGS))
+    until = [f"--valid-until-duration={FLAGS.valid_until_duration}"] if FLAGS.valid_until_duration else []
+    command = tpu.create(wanted, FLAGS.mode, [*common.creation_flags(FLAGS), *until])
     gcloud.Runner(FLAGS.dry_run, cli.say)(command, timeout=1900)
     asked = "would be asked for" if FLAGS.dry_run else "is asked for"
     cli.say(f"# {tpu.name}: a slice of {wanted.chips} chips, {wanted.hosts} hosts {asked}")

@@ -16,17 +16,18 @@ from typing import Any
 from ec_dit.core.errors import UserError
 from launch.slices import Slice
 
-WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
-GOING = ("SUSPENDING", "DELETING")
 GONE = ("SUSPENDED", "FAILED")  # final: a queued resource in these states never becomes active again
 MODES = ("spot", "reserved", "on_demand")
 # What trying again does not mend.
 _PERMANENT = re.compile(
     r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|SERVICE_DISABLED|has not been used in project|is not supported"
     r"|was not found in zone|Limit: 0\b|unrecognized arguments|do not currently have an active account|Reauthentication"
-    r"|must specify|billing|does not have storage",
+    r"|must specify|billing|does not have storage|not found: 404",
     re.IGNORECASE,
 )
+
+
+_PERMANENT_CODES = (3, 7, 16)  # invalid argument, permission denied, unauthenticated
 
 
 class GcloudError(UserError):
@@ -39,16 +40,18 @@ class GcloudError(UserError):
 
     def __init__(self, command: Sequence[str], code: int | None, output: str):
         lines = [line for line in output.strip().splitlines() if line.strip()] or ["(no output)"]
+        errors = [line for line in lines if line.startswith("ERROR:")]
         ended = "did not end in time" if code is None else f"failed with code {code}"
-        super().__init__(f"{' '.join(command[:5])} ... {ended}: {' '.join(lines[-4:])[:1000]}")
+        super().__init__(f"{' '.join(command[:5])} ... {ended}: {' '.join((errors or lines)[-4:])[:1000]}")
         self.missing = "NOT_FOUND" in output or "matched no objects" in output
-        self.exists = "ALREADY_EXISTS" in output or "already exists" in output.lower()
-        self.permanent = not self.missing and is_permanent(output)
+        # Whatever 128 hosts print beside gcloud's own errors proves nothing.
+        told = " ".join(errors) if "ssh" in command else output
+        self.permanent = not self.missing and is_permanent(told)
 
 
-def is_permanent(message: str) -> bool:
-    """Whether an error message of Google Cloud says something that trying again does not mend."""
-    return bool(_PERMANENT.search(message))
+def is_permanent(message: str, code: int = 0) -> bool:
+    """Whether an error of Google Cloud is one that trying again does not mend; `code` as google.rpc.Code has it."""
+    return code in _PERMANENT_CODES or bool(_PERMANENT.search(message))
 
 
 class Runner:
@@ -83,6 +86,7 @@ class Runner:
                 stdout=pipe,
                 stderr=pipe,
                 text=True,
+                errors="replace",
                 start_new_session=not show,
             )
         except FileNotFoundError as error:
@@ -100,10 +104,17 @@ class Runner:
 
 @dataclass(frozen=True)
 class Resource:
-    """What a queued resource is doing: its state, and why it failed where it did."""
+    """What a queued resource is doing.
+
+    Attributes:
+        error, code: why it failed, where it did.
+        kind: accelerator type; empty where it is named otherwise.
+    """
 
     state: str
     error: str = ""
+    code: int = 0
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,8 +198,11 @@ def parse_resource(text: str) -> Resource:
         GcloudError: if it is no description.
     """
     try:
-        state: dict[str, Any] = json.loads(text)["state"]
-        error = state.get("failedData", {}).get("error", {}).get("message", "")
-        return Resource(state["state"], error)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        resource = json.loads(text)
+        state: dict[str, Any] = resource["state"]
+        error = state.get("failedData", {}).get("error", {})
+        nodes = resource.get("tpu", {}).get("nodeSpec", [{}])
+        kind = nodes[0].get("node", {}).get("acceleratorType", "")
+        return Resource(state["state"], error.get("message", ""), error.get("code", 0), kind)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise GcloudError(["describe"], 0, f"not understood: {text[:200]!r}") from error

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
 # On a host of a TPU slice: host.sh start|status|stop|log|trace. Every call may be repeated, as ssh does when connections break.
 #
-# A job is a folder ~/ec_dit/jobs/ID with this file, job.sh (JOB_WORKDIR, JOB_INSTALL, JOB_COMMAND, exported variables), a
-# config and perhaps a wheel. `start ID` leaves the job running in the background; ~/ec_dit/current names it. In its folder:
-# pid, log, and, once it has ended, code.
+# A job is a folder jobs/NAME with this file, job.sh (JOB_WORKDIR, JOB_INSTALL, JOB_COMMAND), env.sh (exported variables), a config
+# and perhaps a wheel. `start NAME` leaves it running in the background; `current` names it. In its folder: pid (with the boot it
+# belongs to), log, and, once it has ended, code.
 set -euo pipefail
 
-root=${EC_DIT_ROOT:-$HOME/ec_dit}
+root=${EC_DIT_ROOT:-/var/tmp/ec_dit}
 host=$(hostname)
+boot=$(cat /proc/sys/kernel/random/boot_id)
 
 current() { cat "$root/current" 2>/dev/null || true; }
 
+pid_of() { # job; nothing if it was started before the host was: another process may have the number
+  local pid of
+  read -r pid of 2>/dev/null <"$root/jobs/$1/pid" && [ "$of" = "$boot" ] && echo "$pid"
+}
+
 running() { # job
   local pid
-  pid=$(cat "$root/jobs/$1/pid" 2>/dev/null) && [ ! -e "$root/jobs/$1/code" ] && kill -0 "$pid" 2>/dev/null
+  pid=$(pid_of "$1") && [ ! -e "$root/jobs/$1/code" ] && kill -0 "$pid" 2>/dev/null
 }
 
 start() { # job
@@ -29,7 +35,7 @@ start() { # job
   cp "$folder/host.sh" "$root/host.sh.new" && mv "$root/host.sh.new" "$root/host.sh"
   rm -f "$folder/code"
   setsid nohup bash "$folder/host.sh" _run "$job" </dev/null >>"$folder/log" 2>&1 9>&- &
-  echo $! >"$folder/pid"
+  echo "$! $boot" >"$folder/pid"
   echo "$job" >"$root/current"
   status
 }
@@ -39,41 +45,40 @@ _run() { # job
   local folder=$root/jobs/$1 code=0 saver='' stopped=''
   cd "$folder"
   rm -f trainer
-  set -a
   # shellcheck source=/dev/null
   source ./job.sh
-  set +a
   trap 'stopped=yes; if [ -e trainer ]; then kill -TERM "$(cat trainer)" 2>/dev/null || true; fi' TERM
   if [[ $JOB_WORKDIR == gs://* ]]; then
     (while sleep 60; do save_log; done) &
     saver=$!
   fi
   echo "$(date -u +%FT%TZ) $host: installing"
-  if ! install; then
+  if ! (in_environment && install); then
     code=70
   elif [ -n "$stopped" ]; then
     code=75
   else
     echo "$(date -u +%FT%TZ) $host: ${JOB_COMMAND[*]}"
-    "$root/venv/bin/python" "${JOB_COMMAND[@]}" &
+    # Python takes SIGUSR1, which asks for a trace, when it is ready; until then it must not end it.
+    (in_environment && trap '' USR1 && exec "$root/venv/bin/python" "${JOB_COMMAND[@]}") &
     echo $! >trainer
     wait_for "$!" || code=$?
   fi
   rm -f trainer
   echo "$(date -u +%FT%TZ) $host: exit code $code"
+  echo "$code" >code.new && mv code.new code
   if [ -n "$saver" ]; then
     kill "$saver" 2>/dev/null || true
     save_log
   fi
-  echo "$code" >code.new && mv code.new code
 }
 
+# shellcheck source=/dev/null
+in_environment() { source ./env.sh; }
+
 wait_for() { # pid; a signal interrupts `wait` while the process goes on
-  local code
-  while true; do
-    wait "$1" && code=0 || code=$?
-    kill -0 "$1" 2>/dev/null || return "$code"
-  done
+  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+  wait "$1" # tells the code again
 }
 
 install() {
@@ -93,7 +98,7 @@ install() {
 }
 
 save_log() {
-  gcloud storage cp --quiet log "$JOB_WORKDIR/logs/${PWD##*/}/$host.log" >/dev/null 2>&1 || true
+  timeout 60 gcloud storage cp --quiet log "$JOB_WORKDIR/logs/${PWD##*/}/$host.log" >/dev/null 2>&1 || true
 }
 
 status() {
@@ -113,7 +118,7 @@ status() {
 stop() {
   local job pid
   job=$(current)
-  pid=$(cat "$root/jobs/$job/pid" 2>/dev/null || true)
+  pid=$(pid_of "$job" || true)
   if [ -n "$job" ] && running "$job"; then
     kill -TERM "$pid" 2>/dev/null || true
     for ((i = 0; i < ${EC_DIT_STOP_SECONDS:-300}; i++)); do
@@ -133,7 +138,10 @@ case ${1:-} in
   status) status ;;
   stop) stop ;;
   log) tail -n "${2:-100}" ${3:+"$3"} "$root/jobs/$(current)/log" ;;
-  trace) kill -USR1 "$(cat "$root/jobs/$(current)/trainer")" ;;
+  trace)
+    running "$(current)" || { echo "$host: nothing is running" >&2 && exit 1; }
+    kill -USR1 "$(cat "$root/jobs/$(current)/trainer")"
+    ;;
   *)
     echo "usage: host.sh start JOB|status|stop|log [LINES [-F]]|trace" >&2
     exit 2

@@ -1,8 +1,9 @@
-"""What is shipped to the hosts of a slice: host.sh, the config, the code, and the training command with its environment.
+"""What is shipped to the hosts of a slice: host.sh, the config, the code, the training command and its environment.
 
 It all goes through the run's bucket, so that 128 hosts load it at once, and stays there as the record of what ran.
 """
 
+import datetime as dt
 import hashlib
 import re
 import shlex
@@ -18,9 +19,11 @@ from ec_dit.core.errors import UserError
 from launch import gcloud
 
 ROOT = Path(__file__).parents[1]
+_ROOT = '"${EC_DIT_ROOT:-/var/tmp/ec_dit}"'  # on a host; the same for all who log in
+_REPORT = re.compile(r"ec_dit host=(\S+) job=(\S+) state=(none|running|exited)(?: code=(\w+))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The port of JAX's coordinator: the default, 8482, is closed by the firewall of some slices (github.com/jax-ml/jax/issues/35905).
-_ENVIRONMENT = {"JAX_COORDINATOR_PORT": "8476", "PYTHONUNBUFFERED": "1"}
+_ENVIRONMENT = {"JAX_COORDINATOR_PORT": "8476", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,10 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The same for the same job; letters, digits and dashes."""
+        """The same for the same config, arguments, workdir, variables and --code; letters, digits and dashes."""
         parts = [self.config.name, self.config.read_text(), self.argument, *self.arguments, self.workdir, self.code]
-        parts += [f"{name}={value}" for name, value in sorted(self.env.items())]
         name = re.sub(r"[^a-z0-9]+", "-", self.config.stem.lower()).strip("-")
-        return f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:10]}"
+        return f"{name}-{hashlib.sha256(chr(0).join([*parts, *sorted(self.env)]).encode()).hexdigest()[:10]}"
 
     @property
     def command(self) -> list[str]:
@@ -56,51 +58,54 @@ class Job:
         config = f"--config={self.config.name}" + (f":{self.argument}" if self.argument else "")
         return ["-m", "ec_dit.main", config, f"--workdir={self.workdir}", *self.arguments]
 
-    def script(self, install: str, hide: bool = False) -> str:
-        """job.sh, which host.sh reads; `install` is a file in the job's folder, or what pip takes.
-
-        Args:
-            hide: leave out the values of `env`, to be printed.
-        """
-        exports = {**_ENVIRONMENT, **(dict.fromkeys(self.env, "***") if hide else self.env)}
+    def script(self, install: str) -> str:
+        """job.sh, which host.sh reads; `install` is a file in the job's folder, or what pip takes."""
         requirement = f"./{install}[tpu,gcs]" if install.endswith(".whl") else f"ec-dit[tpu,gcs] @ {install}"
         lines = ["# shellcheck shell=bash disable=SC2034,SC2016"]
-        lines += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
         lines += [f"JOB_WORKDIR={shlex.quote(self.workdir)}", f"JOB_INSTALL=({shlex.quote(requirement)})"]
         lines += [f"JOB_COMMAND=({shlex.join(self.command)})"]
         return "\n".join(lines) + "\n"
 
-    def folder(self, attempt: int) -> str:
-        """Where it lies in the bucket."""
-        return f"{self.workdir.rstrip('/')}/launch/{self.name(attempt)}"
+    def exports(self, hide: bool = False) -> str:
+        """env.sh, in which installing and training run; `hide` leaves out the values of `env`, to be printed."""
+        found = {**_ENVIRONMENT, **(dict.fromkeys(self.env, "***") if hide else self.env)}
+        return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in found.items())
 
     def name(self, attempt: int) -> str:
         """What hosts call it; every start has a name of its own."""
         return f"{self.id}.{attempt}"
 
 
-def check(workdir: str, env: Mapping[str, str]) -> None:
-    """Raises UserError for what would fail on the hosts."""
+def check(workdir: str, env: Mapping[str, str], code: str) -> None:
+    """Raises UserError for what would fail on the hosts, or show a password."""
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/\S+", workdir):
         raise UserError(
             f"--workdir={workdir}: give a folder in a bucket, gs://BUCKET/DIR; disks of a slice vanish with it."
         )
     if wrong := [name for name in env if not _NAME.fullmatch(name)]:
         raise UserError(f"--env={wrong[0]}=...: no name of a variable.")
+    if re.search(r"://[^/@]*:[^/@]*@", code):
+        raise UserError("--code=...: the address holds a password, which would be printed and stored; use one without.")
+    if code != "wheel" and not code.startswith("git+"):
+        raise UserError(f"--code={code}: choose wheel, or git+https://HOST/REPOSITORY@REVISION.")
 
 
-def ship(job: Job, attempt: int, run: gcloud.Runner) -> None:
-    """Copies all that `start_command` needs to the bucket."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        install = job.code
-        if job.code == "wheel":
-            install = "ec_dit.whl" if run.dry_run else _build_wheel(folder).name
+def ship(job: Job, run: gcloud.Runner) -> str:
+    """Copies all that hosts need to the bucket, and returns the folder there."""
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+    folder = f"{job.workdir.rstrip('/')}/launch/{job.id}-{stamp}"
+    local = Path(tempfile.mkdtemp(prefix="ec_dit-"))
+    try:
+        install = _build_wheel(local).name if job.code == "wheel" else job.code
         files = {"host.sh": (ROOT / "launch" / "host.sh").read_text(), "job.sh": job.script(install)}
-        for name, text in (files | {job.config.name: job.config.read_text()}).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        sources = [str(path) for path in sorted(folder.iterdir())]
-        run(gcloud.storage_copy(sources, job.folder(attempt) + "/"))
+        for name, text in (files | {"env.sh": job.exports(), job.config.name: job.config.read_text()}).items():
+            (local / name).write_text(text, encoding="utf-8")
+            (local / name).chmod(0o600)
+        run(gcloud.storage_copy([str(path) for path in sorted(local.iterdir())], f"{folder}/"))
+    finally:
+        if not run.dry_run:  # after which one may want to run what it printed
+            shutil.rmtree(local)
+    return folder
 
 
 def _build_wheel(folder: Path) -> Path:
@@ -115,23 +120,21 @@ def _build_wheel(folder: Path) -> Path:
         )
     wheels = list(folder.glob("*.whl"))
     if not wheels:
-        raise UserError(f"the wheel cannot be built: {done.stderr.strip()[-500:]}")
+        raise UserError(f"the wheel cannot be built: {done.stderr.strip()[-500:]} (or give --code=git+https://...)")
     return wheels[0]
 
 
-def start_command(job: Job, attempt: int) -> str:
-    """The shell command that loads the job from the bucket onto a host and starts it; running it again changes nothing."""
-    name = job.name(attempt)
-    folder = f'"${{EC_DIT_ROOT:-$HOME/ec_dit}}/jobs/{name}"'
-    load = f"gcloud storage cp --quiet {shlex.quote(job.folder(attempt) + '/*')} {folder}/"
-    return f"mkdir -p {folder} && {load} && bash {folder}/host.sh start {name}"
+def start_command(folder: str, name: str) -> str:
+    """The shell command that loads a shipped job onto a host and starts it by `name`; running it again changes nothing."""
+    target = f"{_ROOT}/jobs/{name}"
+    load = f"gcloud storage cp --quiet {shlex.quote(folder + '/*')} {target}/"
+    return f"mkdir -p {target} && {load} && bash {target}/host.sh start {name}"
 
 
 def host_command(*words: str) -> str:
     """The shell command for what is on a host already: status, stop, log, trace."""
-    script = '"${EC_DIT_ROOT:-$HOME/ec_dit}/host.sh"'
     nothing = 'echo "ec_dit host=$(hostname) job=none state=none"'
-    return f"if [ -e {script} ]; then bash {script} {shlex.join(words)}; else {nothing}; fi"
+    return f"if [ -e {_ROOT}/host.sh ]; then bash {_ROOT}/host.sh {shlex.join(words)}; else {nothing}; fi"
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,9 @@ class Report:
 
 
 def parse_reports(output: str) -> list[Report]:
-    """The lines of `host.sh status` among whatever else was printed."""
-    lines = [line.split()[1:] for line in output.splitlines() if line.startswith("ec_dit host=")]
-    return [Report(**dict(word.split("=", 1) for word in words)) for words in lines]
+    """The lines of `host.sh status` among whatever else was printed; of a host that answered twice, the last."""
+    found = (Report(*m.groups(default="")) for line in output.splitlines() if (m := _REPORT.search(line)))
+    return list({report.host: report for report in found}.values())
 
 
 def collect_env(flags: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

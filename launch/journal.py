@@ -1,5 +1,6 @@
 """What happened when, as JSON lines: a log for people, and all that a watcher remembers when it is started again."""
 
+import contextlib
 import datetime as dt
 import fcntl
 import json
@@ -34,7 +35,7 @@ class Journal:
         self.events: list[dict[str, Any]] = []
         line = "\n"
         for line in self._file:
-            if line.endswith("}\n"):
+            with contextlib.suppress(json.JSONDecodeError):
                 self.events.append(json.loads(line))
         if not line.endswith("\n"):  # a killed watcher may leave half a line
             self._file.write("\n")
@@ -48,6 +49,13 @@ class Journal:
         self._file.flush()
         numbers = "  ".join(f"{name} {value}" for name, value in facts.items())
         self._say("  ".join(part for part in (now, event, text, numbers) if part))
+
+    def story(self, job: str) -> list[dict[str, Any]]:
+        """The events since the newest watching began, if it was for `job`; none if it was for another."""
+        starts = [i for i, entry in enumerate(self.events) if entry["event"] == "watching"]
+        if not starts or self.events[starts[-1]].get("job") != job:
+            return []
+        return self.events[starts[-1] :]
 
     def last(self, name: str, default: Any) -> Any:
         """The newest value of a fact."""

@@ -8,6 +8,7 @@ The trainer writes it to the workdir (config key log.trace_steps says of how man
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -30,15 +31,19 @@ def work() -> None:
         raise UserError("--workdir=gs://BUCKET/DIR is needed: the trace is written there")
     tpu, run = common.make_tpu(FLAGS), gcloud.Runner(FLAGS.dry_run, cli.say)
     cloud, folder = Cloud(tpu, run), f"{FLAGS.workdir.rstrip('/')}/trace"
-    before = cloud.names(f"{folder}/**")
+    before = found = cloud.names(f"{folder}/**")
     run(tpu.ssh(job.host_command("trace"), FLAGS.worker))
     deadline = time.monotonic() + FLAGS.wait_seconds
-    while not (cloud.names(f"{folder}/**") - before) and not FLAGS.dry_run:
+    while not FLAGS.dry_run:
+        seen, found = found, cloud.names(f"{folder}/**")
+        if before < found == seen:  # there are several files, one after another
+            break
         if time.monotonic() > deadline:
             raise UserError(
                 f"no trace came within {FLAGS.wait_seconds} s; is the run training? See python -m launch.logs."
             )
         time.sleep(5)
+    Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
     run(gcloud.storage_copy([folder], FLAGS.out))
     cli.say(f"# look at it with: pip install xprof && xprof --logdir={FLAGS.out}/trace")
 

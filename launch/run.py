@@ -24,12 +24,13 @@ common.define_job(FLAGS)
 def work(arguments: tuple[str, ...]) -> None:
     """Ships the job and starts it."""
     tpu, wanted = common.make_tpu(FLAGS), common.make_job(FLAGS, arguments)
-    run, attempt = gcloud.Runner(FLAGS.dry_run, cli.say), int(time.time())
+    run = gcloud.Runner(FLAGS.dry_run, cli.say)
     if FLAGS.dry_run:
-        install = "ec_dit.whl" if wanted.code == "wheel" else wanted.code
-        cli.say("# job.sh:\n" + "".join(f"#   {line}\n" for line in wanted.script(install, hide=True).splitlines()))
-    job.ship(wanted, attempt, run)
-    cli.say(run(tpu.ssh(job.start_command(wanted, attempt)), timeout=1200).strip())
+        install = "ec_dit-....whl" if wanted.code == "wheel" else wanted.code
+        shown = f"{wanted.exports(hide=True)}\n{wanted.script(install)}"
+        cli.say("# what the hosts run:\n" + "".join(f"#   {line}\n" for line in shown.splitlines()))
+    folder = job.ship(wanted, run)
+    cli.say(run(tpu.ssh(job.start_command(folder, wanted.name(int(time.time())))), timeout=1200).strip())
 
 
 def main(argv: Sequence[str]) -> int:

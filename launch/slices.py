@@ -55,6 +55,11 @@ class Slice:
     chips: int
     hosts: int
 
+    @property
+    def accelerator_type(self) -> str:
+        """Such as v5p-1024; empty where the slice is named by its shape."""
+        return self.kind[0].removeprefix("--accelerator-type=") if len(self.kind) == 1 else ""
+
 
 def find(topology: str) -> Slice:
     """The slice of a config's topology, such as v5p:8x8x8.

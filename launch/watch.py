@@ -49,7 +49,7 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "unreachable_minutes",
     _DEFAULT.unreachable / 60,
-    "Hosts that do not answer for so long are given back.",
+    "Hosts that do not answer for so long, while no checkpoint comes, are given back.",
     lower_bound=0,
     flag_values=FLAGS,
 )
@@ -62,9 +62,10 @@ def work(arguments: tuple[str, ...]) -> int:
     cloud = Cloud(tpu, run)
     if FLAGS.dry_run:
         cli.say("# a round without trouble: ask, look, start, look, give back")
+        folder = cloud.ship(job)
         cloud.create(wanted, FLAGS.mode, extra)
         cloud.resource()
-        cloud.start(job, 1)
+        cloud.start(folder, job.name(1))
         cloud.hosts()
         cloud.saved_step(job.workdir)
         cloud.delete()

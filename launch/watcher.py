@@ -1,16 +1,19 @@
 """Keeps a run alive: asks for the slice, starts the training, and after every end that is not the last begins again.
 
 Each round looks at what is there (the queued resource, its hosts, the checkpoints) and takes one step from it, so that a
-watcher that was killed goes on where things stand.
+watcher that was killed goes on where things stand. Whatever fails on the way counts as an attempt and is waited for; whatever
+nobody sees is left alone.
 """
 
+import datetime as dt
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ec_dit.core.errors import UserError
-from launch import gcloud, job
+from launch import gcloud
 from launch.cloud import Cloud
+from launch.job import Job, Report
 from launch.journal import Journal
 from launch.slices import Slice
 
@@ -31,15 +34,15 @@ class Patience:
         backoff, longest_backoff: before another attempt, doubled with each that brought no checkpoint.
         attempts: that may follow each other without a new checkpoint.
         stall: in which a running training must save a checkpoint; 0 = for ever.
-        unreachable: for which hosts may not answer, or some may have ended while others go on.
+        unreachable: for which hosts may not answer while no checkpoint comes, or some may have ended while others go on.
     """
 
-    poll: float = 30
+    poll: float = 60
     backoff: float = 30
     longest_backoff: float = 900
     attempts: int = 20
     stall: float = 7200
-    unreachable: float = 600
+    unreachable: float = 900
 
 
 @dataclass
@@ -55,135 +58,177 @@ class Watcher:
     wanted: Slice
     mode: str
     extra: Sequence[str]
-    job: job.Job
+    job: Job
     journal: Journal
     patience: Patience = field(default_factory=Patience)
     keep: bool = False
     sleep: Callable[[float], None] = time.sleep
     _state: str = ""
-    _since: dict[str, float] = field(default_factory=dict)
+    _phase: tuple[str, float] = ("", 0.0)
+    _shipped: str = ""
 
     def run(self) -> int:
         """Watches to the end; returns DONE, MISTAKE (the run's own) or GIVEN_UP."""
-        self.journal.note("watching", f"{self.cloud.tpu.name} for {self.job.id}")
+        if (code := self._begin()) is not None:
+            return code
         while (code := self._round()) is None:
             self.sleep(self.patience.poll)
         return code
+
+    def _begin(self) -> int | None:
+        """Goes on with the story of the journal, or begins one that owes nothing to what other jobs left there."""
+        story = self.journal.story(self.job.id)
+        if story and story[-1]["event"] == "done":
+            self.journal.note("done", "this run has ended before")
+            return self._finish(DONE)
+        if story and story[-1]["event"] != "given up":
+            self.journal.note("watching", f"{self.cloud.tpu.name}, goes on", job=self.job.id)
+        else:  # an attempt with a number of its own: how an earlier one ended says nothing of this one
+            attempt = int(time.time())
+            self.journal.note("watching", self.cloud.tpu.name, job=self.job.id, attempt=attempt, step=0, fruitless=0)
+        return None
 
     def _round(self) -> int | None:
         """Looks, and takes one step; the exit code where it was the last."""
         try:
             resource = self.cloud.resource()
-            if (state := resource.state if resource else "NONE") != self._state:
-                self._state = state
-                self.journal.note("state", state)
-            if state != "ACTIVE":
-                self._since.pop("trouble", None)
+        except gcloud.GcloudError as error:  # says nothing of the slice
+            if error.permanent:
+                return self._give_up(str(error))
+            self.journal.note("trouble", str(error))
+            return None
+        if (state := resource.state if resource else "NONE") != self._state:
+            self._state, self._phase = state, ("", 0.0)
+            self.journal.note("state", state)
+        try:
             if resource is None:
-                return self._create()
+                self._create()
+                return None
+            if resource.kind and self.wanted.accelerator_type and resource.kind != self.wanted.accelerator_type:
+                return self._leave_alone(
+                    f"{self.cloud.tpu.name} is a {resource.kind}, not {self.wanted.accelerator_type}"
+                )
             if resource.state in gcloud.GONE:
                 return self._gone(resource)
             if resource.state == "ACTIVE":
                 return self._look_at_hosts()
         except gcloud.GcloudError as error:
-            return self._trouble(error)
+            return self._give_up(str(error)) if error.permanent else self._again(str(error))
+        except UserError as error:  # of the checkout: its wheel cannot be built
+            return self._give_up(str(error))
         return None
 
-    def _create(self) -> int | None:
+    def _create(self) -> None:
+        self._ship()  # what is wrong with code or bucket shows before a chip is paid for
         self.journal.note("create", f"{self.wanted.chips} chips, {self.mode}")
-        try:
-            self.cloud.create(self.wanted, self.mode, self.extra)
-        except gcloud.GcloudError as error:
-            if error.permanent:
-                return self._give_up(str(error))
-            return self._again(str(error))
-        return None
+        self.cloud.create(self.wanted, self.mode, self.extra)
 
     def _gone(self, resource: gcloud.Resource) -> int | None:
         """Suspended or failed: what is left holds quota, and never becomes active again."""
-        self.journal.note("delete", resource.error or resource.state)
+        why = resource.error or resource.state
+        self.journal.note("delete", why)
         self.cloud.delete()
-        if gcloud.is_permanent(resource.error):
-            return self._give_up(f"the queued resource failed: {resource.error}", delete=False)
-        return self._again(resource.error or resource.state)
+        return self._give_up(why) if gcloud.is_permanent(resource.error, resource.code) else self._again(why)
 
     def _look_at_hosts(self) -> int | None:
-        reports = self.cloud.hosts()
-        if len(reports) < self.wanted.hosts:
-            raise gcloud.GcloudError(["ssh"], 0, f"{len(reports)} of {self.wanted.hosts} hosts answer")
-        self._since.pop("trouble", None)
+        self._note_progress()
+        try:
+            reports = self.cloud.hosts()
+        except gcloud.GcloudError as error:
+            return self._unreachable(str(error))
         running = [r for r in reports if r.state == "running"]
         if strangers := [r for r in running if r.job.rpartition(".")[0] != self.job.id]:
-            return self._give_up(
-                f"{strangers[0].host} runs another job, {strangers[0].job}: stop it (python -m launch.delete), or give this "
-                f"run another --name.",
-                delete=False,
-            )
+            return self._leave_alone(f"{strangers[0].host} runs another job, {strangers[0].job}")
+        if len(reports) < self.wanted.hosts:
+            return self._unreachable(f"{len(reports)} of {self.wanted.hosts} hosts answer")
         if len({r.job for r in running}) == 1 and running[0].job != self._name:
             # Begun by a watcher whose journal is not here.
             self.journal.note("adopt", attempt=int(running[0].job.rpartition(".")[2]))
-        attempted = [r for r in reports if r.job == self._name]
-        if len(attempted) < len(reports):
-            self._start(again=bool(attempted))
+        if any(r.job != self._name for r in reports):
+            self._start()
         elif len(running) == len(reports):
-            self._since.pop("halves", None)
             self._running()
         elif running:  # they end together when one of them does
-            if self._lasts("halves", self.patience.unreachable):
+            if self._lasts("some have ended") >= self.patience.unreachable:
                 self.journal.note("stop", f"{len(running)} of {len(reports)} hosts still run")
                 self.cloud.stop()
         else:
-            self._since.pop("halves", None)
-            return self._ended({r.code for r in reports})
+            return self._ended(reports)
         return None
+
+    def _unreachable(self, why: str) -> int | None:
+        """Perhaps the hosts are broken, perhaps the way to them: while checkpoints come nothing is done."""
+        self.journal.note("trouble", why)
+        if self._lasts(f"unreachable since step {self.journal.last('step', 0)}") < self.patience.unreachable:
+            return None
+        self.journal.note("delete", "the hosts do not answer, and no checkpoint comes")
+        self.cloud.delete()
+        return self._again(why)
 
     @property
     def _name(self) -> str:
         """What hosts call the newest attempt."""
         return self.job.name(self.journal.last("attempt", 0))
 
-    def _start(self, again: bool = False) -> None:
-        """A new attempt; or the same again, where not all hosts have begun it."""
-        attempt = self.journal.last("attempt", 0) + (not again)
+    def _ship(self) -> str:
+        self._shipped = self._shipped or self.cloud.ship(self.job)
+        return self._shipped
+
+    def _start(self) -> None:
+        """The next attempt; or the newest again, where that has not begun on all hosts."""
+        attempt = self.journal.last("attempt", 0)
+        if self.journal.last("started", 0) == attempt and not self._phase[0].startswith("starting"):
+            attempt += 1
+        self._lasts(f"starting {attempt}")
         self.journal.note("start", attempt=attempt)
-        self._since.pop("stalled", None)
-        self.cloud.start(self.job, attempt)
+        self.cloud.start(self._ship(), self._name)
+        self.journal.note("started", started=attempt)
 
     def _running(self) -> None:
-        if self._progress():
-            self._since.pop("stalled", None)
-        if self.patience.stall and self._lasts("stalled", self.patience.stall):
+        self._lasts("running")
+        marks = [e for e in self.journal.events if e["event"] in ("saved", "started", "adopt")]
+        quiet = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(marks[-1]["time"]) if marks else dt.timedelta()
+        if self.patience.stall and quiet.total_seconds() >= self.patience.stall:
             self.journal.note("stop", f"no checkpoint in {self.patience.stall / 60:g} minutes")
-            self._since.pop("stalled", None)
             self.cloud.stop()
 
-    def _ended(self, codes: set[str]) -> int | None:
-        self._progress()
+    def _ended(self, reports: Sequence[Report]) -> int | None:
+        self._note_progress()
+        codes = {r.code for r in reports}
         if codes == {str(DONE)}:
-            self.journal.note("done", step=self.journal.last("step", 0))
-            if not self.keep:
-                self.cloud.delete()
-            return DONE
+            self.journal.note("done")
+            return self._finish(DONE)
+        odd = next(r for r in reports if r.code != str(DONE))
         if codes != {str(STOPPED)}:
-            self.journal.note("log", "\n" + self.cloud.log())
-        if str(MISTAKE) in codes:
+            self.journal.note("log", self._last_lines())
+        if codes == {str(MISTAKE)}:
             self._give_up("the run ended with a mistake that only you can mend; its last lines are above")
             return MISTAKE
-        if (code := self._again(f"hosts ended with {', '.join(sorted(codes))}")) is None:
+        code = self._again(f"hosts ended with {', '.join(sorted(codes))}, such as {odd.host}")
+        if code is None:
             self._start()
         return code
 
-    def _progress(self) -> bool:
-        """Notes the newest checkpoint; whether it is newer than what was known."""
-        step = self.cloud.saved_step(self.job.workdir) or 0
-        if step <= self.journal.last("step", 0):
-            return False
-        self.journal.note("saved", step=step, fruitless=0)
-        return True
+    def _last_lines(self) -> str:
+        try:
+            return "\n" + self.cloud.log()
+        except UserError as error:
+            return str(error)
+
+    def _note_progress(self) -> None:
+        """Notes the newest checkpoint, if it is newer than what was known; what cannot be told changes nothing."""
+        try:
+            step = self.cloud.saved_step(self.job.workdir) or 0
+        except gcloud.GcloudError as error:
+            self.journal.note("trouble", str(error))
+            return
+        if step > self.journal.last("step", 0):
+            self.journal.note("saved", step=step, fruitless=0)
 
     def _again(self, why: str) -> int | None:
         """Counts an attempt that ended, and waits before the next."""
-        self._progress()
+        self._note_progress()
+        self._phase = ("", 0.0)
         fruitless = self.journal.last("fruitless", 0) + 1
         self.journal.note("ended", why, fruitless=fruitless)
         if fruitless > self.patience.attempts:
@@ -194,29 +239,30 @@ class Watcher:
         self.sleep(min(self.patience.longest_backoff, self.patience.backoff * 2 ** (fruitless - 1)))
         return None
 
-    def _trouble(self, error: gcloud.GcloudError) -> int | None:
-        """gcloud failed: a passing error, hosts that do not answer, or something that only a user can mend."""
-        if error.permanent:
-            return self._give_up(str(error), delete=False)
-        self.journal.note("trouble", str(error))
-        if not self._lasts("trouble", self.patience.unreachable):
-            return None
-        self._since.pop("trouble")
-        if self._state == "ACTIVE":  # hosts that are broken: a new slice has others
-            self.journal.note("delete", "the hosts do not answer")
-            self.cloud.delete()
-        return self._again(str(error))
+    def _lasts(self, phase: str) -> float:
+        """Seconds for which look after look has found the same phase."""
+        if self._phase[0] != phase:
+            self._phase = (phase, time.monotonic())
+        return time.monotonic() - self._phase[1]
 
-    def _lasts(self, what: str, seconds: float) -> bool:
-        """Whether something, seen now, has been seen for `seconds`."""
-        return time.monotonic() - self._since.setdefault(what, time.monotonic()) >= seconds
+    def _give_up(self, why: str) -> int:
+        self.journal.note("given up", why)
+        return self._finish(GIVEN_UP)
 
-    def _give_up(self, why: str, delete: bool = True) -> int:
-        """Stops; a request that is left in the queue would be granted and paid for when nobody looks."""
-        if delete and not self.keep:
+    def _leave_alone(self, why: str) -> int:
+        self.journal.note(
+            "given up", f"{why}: give this run another --name, or delete that one with python -m launch.delete."
+        )
+        return GIVEN_UP
+
+    def _finish(self, code: int) -> int:
+        """Deletes the slice: a request that is left in the queue would be granted and paid for when nobody looks."""
+        if not self.keep:
             try:
                 self.cloud.delete()
             except UserError as error:
-                why += f" The queued resource could not be deleted: {error} Do it: python -m launch.delete."
-        self.journal.note("given up", why)
-        return GIVEN_UP
+                self.journal.note(
+                    "warning",
+                    f"{self.cloud.tpu.name} may still be there and be PAID FOR: {error} Do it: python -m launch.delete.",
+                )
+        return code

@@ -27,8 +27,9 @@ class Stage:
         path = f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.env = os.environ | {"FAKE": str(folder), "PATH": path, "PYTHONPATH": str(ROOT)}
 
-    def plan(self, *states, **trainer):
-        """The states of the resource for each time it is created; `trainer` as fake_gcloud.py has it."""
+    def plan(self, *states, failing=(), **trainer):
+        """The states of the resource for each time it is created; `failing` and `trainer` as fake_gcloud.py has them."""
+        (self.folder / "failing.json").write_text(json.dumps(failing))
         (self.folder / "plan.json").write_text(json.dumps(states))
         (self.folder / "trainer.json").write_text(json.dumps(trainer))
 
@@ -48,7 +49,8 @@ class Stage:
     def lines(self, name):
         """The objects of a file of JSON lines."""
         path = self.folder / name
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
     @property
     def calls(self):
@@ -66,4 +68,4 @@ def stage(tmp_path):
     made = Stage(tmp_path)
     yield made
     for pid in tmp_path.glob("hosts/*/ec_dit/jobs/*/pid"):
-        subprocess.run(["pkill", "-KILL", "--session", pid.read_text().strip()], check=False)
+        subprocess.run(["pkill", "-KILL", "--session", pid.read_text().split()[0]], check=False)

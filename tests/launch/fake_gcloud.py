@@ -3,8 +3,9 @@
 
 $FAKE/plan.json: for each time the resource is created, its states in order, each [state, until]: a number of looks, or
 "step N": until the bucket holds a checkpoint of that step; the last state stays. A state may also be "refuse: MESSAGE", an
-error of create itself, "FAILED: MESSAGE", or "broken", an active resource whose hosts do not answer.
-$FAKE/trainer.json: what the trainer does: {"crash": exit code, "at": step}, or nothing.
+error of create itself, "FAILED: CODE MESSAGE", or "broken", an active resource whose hosts do not answer.
+$FAKE/trainer.json: what the trainer does: {"crash": exit code, "at": step}, {"stalls": true}, or nothing.
+$FAKE/failing.json: [[parts of a command, joined by |, times, error message], ...]: what fails how often before it works.
 $FAKE/hosts/N: home of a host. $FAKE/gs: the buckets. $FAKE/calls.jsonl: every call.
 """
 
@@ -93,7 +94,8 @@ class Resource:
         self.now = read("now.json", {"created": 0, "exists": False, "looks": 0, "at": 0})
 
     def save(self):
-        (FAKE / "now.json").write_text(json.dumps(self.now))
+        (FAKE / "now.new").write_text(json.dumps(self.now))
+        (FAKE / "now.new").rename(FAKE / "now.json")
 
     @property
     def states(self):
@@ -104,12 +106,17 @@ class Resource:
     def state(self):
         return self.states[self.now["at"]][0]
 
+    def is_to_go(self):
+        """Whether the next look finds another state, for the sake of the checkpoints that are there."""
+        until = self.states[self.now["at"]][1]
+        return isinstance(until, str) and newest_step() >= int(until.split()[1])
+
     def look(self):
         """The state, as time goes by with every look."""
         shown = self.state
         until = self.states[self.now["at"]][1]
         self.now["looks"] += 1
-        over = newest_step() >= int(until.split()[1]) if isinstance(until, str) else self.now["looks"] >= until
+        over = self.is_to_go() if isinstance(until, str) else self.now["looks"] >= until
         if over and self.now["at"] + 1 < len(self.states):
             self.now |= {"looks": 0, "at": self.now["at"] + 1}
             if self.state not in ("ACTIVE", "broken"):
@@ -121,7 +128,7 @@ def vanish():
     """The hosts and all that runs and lies on them."""
     for home in FAKE.glob("hosts/*"):
         for pid in home.glob("ec_dit/jobs/*/pid"):
-            subprocess.run(["pkill", "-KILL", "--session", pid.read_text().strip()], check=False)
+            subprocess.run(["pkill", "-KILL", "--session", pid.read_text().split()[0]], check=False)
         shutil.rmtree(home, ignore_errors=True)
         if home.exists():  # something was still writing
             shutil.rmtree(home, ignore_errors=True)
@@ -133,6 +140,7 @@ def gcloud(arguments):
         with (FAKE / "calls.jsonl").open("a") as calls:
             calls.write(json.dumps(arguments) + "\n")
         verb, words, flags = parse(arguments)
+        refuse_for_a_while(" ".join(arguments))
         resource = Resource()
         try:
             if verb in ("create", "describe", "delete"):
@@ -148,12 +156,22 @@ def gcloud(arguments):
         storage(verb, words)
 
 
+def refuse_for_a_while(command):
+    failing = read("failing.json", [])
+    for entry in failing:
+        words, times, message = entry
+        if times and all(part in command for part in words.split("|")):
+            entry[1] -= 1
+            (FAKE / "failing.json").write_text(json.dumps(failing))
+            fail(message)
+
+
 def queued(verb, resource, flags):
     now = resource.now
     if verb == "create":
         if now["exists"]:
             fail("ALREADY_EXISTS: Resource already exists")
-        now |= {"created": now["created"] + 1, "exists": True, "looks": 0, "at": 0}
+        now |= {"created": now["created"] + 1, "exists": True, "looks": 0, "at": 0, "kind": flags["accelerator-type"]}
         if resource.state.startswith("refuse"):
             now["exists"] = False
             fail(resource.state)
@@ -169,8 +187,10 @@ def queued(verb, resource, flags):
     state, _, message = resource.look().partition(": ")
     shown = {"state": "ACTIVE" if state == "broken" else state}
     if message:
-        shown["failedData"] = {"error": {"code": 3, "message": message}}
-    print(json.dumps({"name": "q", "state": shown}))
+        code, _, message = message.partition(" ")
+        shown["failedData"] = {"error": {"code": int(code), "message": message}}
+    node = {"acceleratorType": now["kind"]}
+    print(json.dumps({"name": "q", "state": shown, "tpu": {"nodeSpec": [{"nodeId": "q", "node": node}]}}))
 
 
 def ssh(flags):
@@ -180,7 +200,11 @@ def ssh(flags):
     for number in workers:
         home = FAKE / "hosts" / str(number)
         home.mkdir(parents=True, exist_ok=True)
-        env = os.environ | {"HOME": str(home), "FAKE_HOST": f"w-{number}", "EC_DIT_RETRY_SECONDS": "0"}
+        env = os.environ | {
+            "EC_DIT_ROOT": str(home / "ec_dit"),
+            "FAKE_HOST": f"w-{number}",
+            "EC_DIT_RETRY_SECONDS": "0",
+        }
         codes.append(subprocess.run(["bash", "-c", flags["command"]], env=env, check=False).returncode)
     sys.exit(max(codes))
 
@@ -189,10 +213,12 @@ def storage(verb, words):
     if verb == "cp":
         *sources, target = words
         folder = local(target)
+        if not target.startswith("gs://") and not folder.is_dir():
+            fail(f"Destination URL must name an existing directory. Provided: {target}.")
         for source in sources:
             found = sorted(local(source[:-2]).iterdir()) if source.endswith("/*") else [local(source)]
             for path in found:
-                to = folder / path.name if target.endswith("/") else folder
+                to = folder / path.name if target.endswith("/") or folder.is_dir() else folder
                 to.parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, to)
         return
@@ -230,7 +256,7 @@ def trainer(arguments):
             print("something went wrong", flush=True)
             sys.exit(behaviour["crash"])
         time.sleep(0.1)
-        if first and not behaviour.get("stalls"):
+        if first and not behaviour.get("stalls") and not Resource().is_to_go():
             folder = workdir / "checkpoints" / str(newest_step() + 1)
             folder.mkdir(parents=True)
             (folder / "commit_success.txt").touch()

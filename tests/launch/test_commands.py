@@ -77,16 +77,16 @@ def test_project_and_zone_come_from_the_environment_too(capsys, monkeypatch):
     assert line == "gcloud compute tpus queued-resources delete pod --project=mine --zone=here --quiet --force"
 
 
-def test_every_command_is_one_that_gcloud_knows(stage, capsys):
+def test_every_command_is_one_that_gcloud_knows(stage, capsys, tmp_path):
     stage.plan(UP)
     commands = []
     for module, arguments in (
         (create, (*SLICE, "--mode=reserved", "--valid_until_duration=6h", "--service_account=s", "--network=n")),
         (run, (*POD, WORKDIR)),
         (status, (*POD, WORKDIR)),
-        (logs, (*POD, "--follow")),
+        (logs, (*POD, "--lines=3")),
         (logs, (*POD, "--saved", WORKDIR)),
-        (profile, (*POD, WORKDIR, "--internal_ip")),
+        (profile, (*POD, WORKDIR, "--internal_ips", f"--out={tmp_path / 't'}")),
         (delete, POD),
     ):
         commands += printed(capsys, module, *arguments)
@@ -110,14 +110,14 @@ def test_job_script_is_safe_for_any_argument(tmp_path):
     config = tmp_path / "a config.py"
     config.write_text("")
     made = job.Job(config, "", (NASTY,), "gs://bucket/run", {"VALUE": NASTY}, "git+https://host/repo@v1")
-    script = tmp_path / "job.sh"
-    script.write_text(made.script(made.code))
-    show = 'source ./job.sh; printf "%s\\0" "${JOB_COMMAND[@]}" "${JOB_INSTALL[@]}" "$JOB_WORKDIR" "$VALUE"'
+    (tmp_path / "job.sh").write_text(made.script(made.code))
+    (tmp_path / "env.sh").write_text(made.exports())
+    show = 'source ./job.sh; source ./env.sh; printf "%s\\0" "${JOB_COMMAND[@]}" "${JOB_INSTALL[@]}" "$JOB_WORKDIR" "$VALUE"'
     done = subprocess.run(["bash", "-c", show], cwd=tmp_path, capture_output=True, check=True)
     *command, install, workdir, value = done.stdout.decode().split("\0")[:-1]
     assert command == ["-m", "ec_dit.main", "--config=a config.py", "--workdir=gs://bucket/run", NASTY]
     assert (install, workdir, value) == ("ec-dit[tpu,gcs] @ git+https://host/repo@v1", "gs://bucket/run", NASTY)
-    subprocess.run(["shellcheck", str(script)], check=True)
+    subprocess.run(["shellcheck", str(tmp_path / "job.sh")], check=True)
 
 
 def test_shellcheck_finds_nothing():
@@ -143,7 +143,7 @@ def test_run_status_logs_profile_delete(stage):
     assert len(wheels) == 1  # shipped through the bucket
     assert "step 1/300" in stage.call("logs", *POD)[1]
     out = stage.folder / "traces"
-    code, output = stage.call("profile", *POD, WORKDIR, f"--out={out}/")
+    code, output = stage.call("profile", *POD, WORKDIR, f"--out={out}")
     assert code == 0, output
     assert "xprof --logdir" in output
     assert (out / "trace/plugins/profile/now/w-0.xplane.pb").read_text() == "a trace"
@@ -167,6 +167,12 @@ def test_mistakes(capsys, monkeypatch):
         (run, [*job_flags, WORKDIR, "--", "--workdir=gs://b/x"], "stands behind `--`: give it before"),
         (run, [*job_flags, WORKDIR, "--env=1X=3"], "no name of a variable"),
         (run, [*job_flags, WORKDIR, "--env=NOT_SET_ANYWHERE"], "it has no value here"),
+        (run, [*job_flags, WORKDIR, "--code=git+https://me:secret@host/repo"], "the address holds a password"),
+        (run, [*job_flags, WORKDIR, "--code=weel"], "choose wheel, or git+https"),
+        (run, [*job_flags, WORKDIR, "--", "--config.train.batch_size=many"], "batch_size"),
+        (run, [*job_flags, WORKDIR, "--", "--config.moe.routing=dence"], "did you mean dense"),
+        (run, [*job_flags, WORKDIR, "--", "--nosuchflag=1"], "nosuchflag"),
+        (run, [*job_flags[:3], "--config=configs/m_64e.py", WORKDIR], "--config.data.source=synthetic"),
     ):
         assert module.main([module.__name__, *arguments]) == 2
         assert message in capsys.readouterr().err
