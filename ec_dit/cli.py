@@ -39,17 +39,15 @@ def run(
     work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[Sequence[str]], None] | None = None,
-    stops_together: bool = False,
 ) -> int:
     """Parses `argv` (the program's name first) into `flag_values`, calls `work`, and returns the exit code.
 
     Args:
         check: looks at the arguments before absl does.
-        stops_together: the work obeys `processes.StopSignal`; otherwise SIGTERM ends a process at once.
     """
     for flag in flag_values:
         flag_values[flag].unparse()  # a second call in one process starts from the defaults
-    return processes.leave(_run(name, doc, flag_values, work, argv, check, stops_together))
+    return processes.leave(_run(name, doc, flag_values, work, argv, check))
 
 
 def _run(
@@ -59,7 +57,6 @@ def _run(
     work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[Sequence[str]], None] | None,
-    stops_together: bool,
 ) -> int:
     try:
         if check is not None:
@@ -71,7 +68,7 @@ def _run(
         if extra:
             raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
         if "coordinator" in flag_values:
-            _join(flag_values, stops_together)
+            _join(flag_values)
         return work() or 0
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
@@ -123,9 +120,9 @@ def define_processes(flag_values: flags.FlagValues) -> None:
     )
 
 
-def _join(flag_values: flags.FlagValues, stops_together: bool) -> None:
+def _join(flag_values: flags.FlagValues) -> None:
     place = (flag_values.coordinator, flag_values.num_processes, flag_values.process_id)
-    processes.join(place, heartbeat_seconds=flag_values.heartbeat_seconds, stops_together=stops_together)
+    processes.join(place, heartbeat_seconds=flag_values.heartbeat_seconds)
 
 
 def define_run(flag_values: flags.FlagValues) -> None:

@@ -6,6 +6,7 @@ a checkpoint, and exit code 75: start it again to go on.
 """
 
 import itertools
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ def train(run_config: ConfigDict, workdir: str | None) -> int:
 def main(argv: Sequence[str]) -> int:
     """Runs with `argv` (the program's name first) and returns the exit code."""
     cli.quiet()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a trace (train.trace), which there cannot be yet
     sys.argv = list(argv)  # where ml_collections looks for overrides, whoever calls
     values = define_flags()
     return cli.run(
@@ -76,7 +78,6 @@ def main(argv: Sequence[str]) -> int:
         lambda: train(values.config, values.workdir),
         argv,
         check=check_arguments,
-        stops_together=True,
     )
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ec_dit import build, evaluation
 from ec_dit import config as config_lib
-from ec_dit.core import paths, processes, sharding
+from ec_dit.core import processes, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.processes import StopSignal
 from ec_dit.core.tree import fingerprint, num_params
@@ -52,6 +52,11 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
     Raises:
         UserError: for everything a user can mend.
     """
+    with StopSignal() as stop:
+        return _run(config, path, say, stop)
+
+
+def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSignal) -> str | None:
     build.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
     build.sample_settings(config)
     data = open_data(config, say)
@@ -72,6 +77,7 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
     say(f"parameters: {num_params(abstract.params):,}")
     checkpointer = workdir.checkpointer(keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous)
     step = checkpointer.latest()
+    processes.check_same(str(step), "the newest checkpoint")
     if step is None:
         state, first_step = system.init_state(tx, shardings), 0
     else:
@@ -84,7 +90,6 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
         jax.set_mesh(system.mesh),
         MetricWriter(path, writes=processes.is_first()) as writer,
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
-        StopSignal() as stop,
     ):
         callbacks = _callbacks(system, data, loader, writer, checkpointer, say)
         callbacks.append(trace)
@@ -114,9 +119,10 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
         return None
     if d.source in SELF_PREPARED:
         with processes.first_goes_ahead("the data set"):  # the others find it, or prepare it on a disk of their own
-            if not paths.at(d.path).exists():
+            if not datasets.is_there(d.path):
                 say(f"preparing {d.source} in {d.path}")
-                report = datasets.write(registry.make_source(d.source, dict(d.options)), d.path)
+                source = registry.make_source(d.source, dict(d.options))
+                report = datasets.write(source, d.path, progress=processes.is_first())
                 say(report.table())
     data = datasets.open(d.path)
     processes.check_same(data.fingerprint, f"the data set at {d.path}")

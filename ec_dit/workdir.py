@@ -40,18 +40,13 @@ class Workdir:
             if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
                 moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
             self.check(self.config(), config, moved)
-        processes.wait("all have checked the workdir")
+        processes.check_same(config_lib.to_json(config), "the config")
+        processes.check_shared(self.path, "a --workdir such as gs://BUCKET/DIR")
         if processes.is_first():
             self._write_claim(config, dataset)
         processes.wait("the workdir is written")
-        if not (self.path / _CONFIG).exists():
-            raise UserError(
-                f"process 0 wrote {self.path / _CONFIG}, which this process does not see: give a --workdir that all "
-                f"processes share, such as gs://BUCKET/DIR."
-            )
 
     def _write_claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         if dataset is not None:
             report = json.loads(dataset.report.to_json())
             data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}

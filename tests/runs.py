@@ -116,13 +116,13 @@ def end(processes):
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def read_until(process, step):
-    """Reads the output up to the line of `step` or a later one, and returns it."""
+def read_until(process, step, sign=r"step (\d+)/"):
+    """Reads the output up to the line of `step` or a later one, or another sign, and returns it."""
     output = ""
     for line in process.stdout:
         output += line
-        found = re.match(r"step (\d+)/", line)
-        if found and int(found[1]) >= step:
+        found = re.match(sign, line)
+        if found and int(found[1] or 0) >= step:
             return output
     raise AssertionError(f"the run ended before step {step}:\n{output}")
 

@@ -13,6 +13,18 @@ def is_remote(path: str | PurePath) -> bool:
     return "://" in str(path)
 
 
+def copy_files(folder: Path, target: epath.Path) -> None:
+    """Copies the files of a local folder, those of its subfolders included."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        copy_file(path, target / path.relative_to(folder).as_posix())
+
+
+def copy_file(path: Path, target: epath.Path) -> None:
+    """Copies a local file, making the folder it goes to."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(path.read_bytes())
+
+
 def at(path: str | PurePath) -> epath.Path:
     """The path as an object; one on a disk is made absolute.
 

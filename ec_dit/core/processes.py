@@ -10,11 +10,14 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from etils import epath
 
 from ec_dit.core.errors import UserError
 
@@ -22,6 +25,7 @@ HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
 _START_SECONDS, _END_SECONDS = 600, 120  # how long processes wait for each other to start, and to end
 _WORK_SECONDS = 24 * 3600  # at a barrier, for what one process does for all; a dead one is noticed by its heartbeat
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_VISIBLE_SECONDS = 90  # until what one host writes to a network disk shows on another
 _PORTS = (61_440, 4096)  # where a SLURM job's coordinator listens: the first, and how many
 
 
@@ -35,7 +39,7 @@ class Place:
 
 
 def find(place: tuple[str | None, int | None, int | None], env: Mapping[str, str]) -> Place | None:
-    """The place that arguments or environment give this process; None where they say nothing of several processes.
+    """The place that arguments or environment give this process; None where they say nothing of processes.
 
     Args:
         place: (coordinator, count, index), each overriding its variable JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
@@ -55,16 +59,16 @@ def find(place: tuple[str | None, int | None, int | None], env: Mapping[str, str
         and "SLURM_PROCID" in env
         and "SLURM_STEP_NODELIST" in env
     ):
-        first, ports = _first_host(env["SLURM_STEP_NODELIST"]), _PORTS
-        port = ports[0] + int(env.get("SLURM_JOB_ID", "0")) % ports[1]
+        first = _first_host(env["SLURM_STEP_NODELIST"])
+        port = _PORTS[0] + (int(env.get("SLURM_JOB_ID", "0")) + int(env.get("SLURM_STEP_ID", "0"))) % _PORTS[1]
         return Place(f"{first}:{port}", int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_PROCID"]))
     return None
 
 
-def _explicit(found: Mapping[str, str | int | None]) -> Place | None:
+def _explicit(found: Mapping[str, str | int | None]) -> Place:
     missing = [name for name, value in found.items() if value is None]
     if missing == ["JAX_COORDINATOR_ADDRESS"] and str(found["JAX_NUM_PROCESSES"]) == "1":
-        return None
+        return Place("", 1, 0)
     how = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
     if missing:
         raise UserError(f"several processes need {', '.join(_VARIABLES)}, or {how}; missing: {', '.join(missing)}.")
@@ -75,45 +79,49 @@ def _explicit(found: Mapping[str, str | int | None]) -> Place | None:
     count, index = map(int, numbers)
     if index >= count:
         raise UserError(f"process {index} of {count}: processes are numbered from 0 to {count - 1}.")
-    return Place(address, count, index) if count > 1 else None
+    return Place(address, count, index)
 
 
 def _first_host(nodes: str) -> str:
     """'node[003-007,12],other' -> 'node003'."""
     found = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
-    if found is None:
-        raise UserError(f"SLURM_STEP_NODELIST={nodes!r} names no host; give --coordinator=HOST:PORT.")
-    return "".join(part or "" for part in found.groups())
+    name = "".join(part or "" for part in found.groups()) if found else "["
+    if "[" in name:
+        raise UserError(
+            f"SLURM_STEP_NODELIST={nodes!r} is not understood; give --coordinator, --num_processes, --process_id."
+        )
+    return name
 
 
 def join(
     place: tuple[str | None, int | None, int | None] = (None, None, None),
     *,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
-    stops_together: bool = False,
 ) -> None:
     """Connects this process with the others, where there are others; to be called before anything asks JAX for devices.
 
     Args:
         place: as in `find`. Where it and the environment say nothing, JAX asks the metadata of a TPU pod.
         heartbeat_seconds: after which a process that died brings down the others.
-        stops_together: SIGTERM ends no process by itself but is told by `StopSignal`.
 
     Raises:
-        UserError: if the others do not come.
+        UserError: if there are others, which do not say where they are. Where others do not come, JAX ends the process.
     """
     if joined():
         return
     found = find(place, os.environ)
-    if found is None and not _on_tpu():
+    if found.count == 1 if found else not _on_tpu():
         return
     import jax
 
-    jax.config.update("jax_enable_preemption_service", stops_together)
+    # Orbax would ask this service too, with step numbers of its own; StopSignal makes one for itself.
+    jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {}
     if found is not None:  # a process sees all devices of its host, where JAX under SLURM gives each task one
         arguments = {"coordinator_address": found.coordinator, "num_processes": found.count, "process_id": found.index}
         arguments["cluster_detection_method"] = "deactivate"
+        where = f"process {found.index} of {found.count}"
+        print(f"{where}: waiting for {found.coordinator}, {_START_SECONDS} s at most", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -121,13 +129,14 @@ def join(
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=_END_SECONDS,
         )
-    except ValueError:
+    except (ValueError, OSError) as error:  # a TPU without a pod around it, or without a server that tells of it
         if found is not None:
             raise
-        return  # a TPU without a pod around it
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the processes did not find each other within {_START_SECONDS} s: {reason}") from error
+        if jax.process_count() > 1:
+            raise UserError(
+                f"this TPU belongs to a slice of {jax.process_count()} hosts, and its metadata do not say where they are: "
+                f"{error}. Give --coordinator=HOST:PORT --num_processes=N --process_id=I."
+            ) from error
 
 
 def joined() -> bool:
@@ -205,6 +214,34 @@ def check_same(text: str, what: str) -> None:
         raise UserError(f"{what} is not the same on all processes: {differing} differ from 0. Here: {text}")
 
 
+def check_shared(folder: epath.Path, flag: str) -> None:
+    """Makes `folder`, and finds out whether all processes see the same one.
+
+    Raises:
+        UserError: in those that do not; `flag` names what to change.
+    """
+    if count() == 1:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    drawn = np.frombuffer(os.urandom(8), np.uint8)
+    token = bytes(np.asarray(multihost_utils.broadcast_one_to_all(drawn)).astype(np.uint8)).hex()
+    mark = folder / f".shared-{token}"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(token)
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not mark.exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"process 0 wrote to {folder}, which this process does not see: give {flag}, seen by all.")
+        time.sleep(1)
+    wait(f"all see {folder}")
+    if is_first():
+        mark.unlink()
+
+
 def leave(code: int) -> int:
     """To be called last, with the exit code, which it returns.
 
@@ -218,7 +255,9 @@ def leave(code: int) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        if code not in (0, STOPPED):
+        if code in (0, STOPPED):
+            wait("all are done")  # the first may still be writing; shutting down has little patience
+        else:
             wait("all fail alike", seconds=5)
         jax.distributed.shutdown()
     except Exception:  # noqa: BLE001 - whatever it is: Python's own way out would wait for the others
@@ -232,28 +271,39 @@ STOPPED = 75  # exit code of a run that SIGTERM stopped and that goes on when st
 class StopSignal:
     """Whether SIGTERM has reached any process of the run, answered alike in all of them; also at a second signal.
 
-    A context, within which SIGTERM ends nothing by itself. Several processes need `join(stops_together=True)`.
+    A context, within which SIGTERM ends nothing by itself. All processes enter it, and ask equally often.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._received, self._asked = False, 0
+        self._together: Any = None
 
-    def __call__(self, step: int) -> bool:
-        """Whether all processes stop after this step; to be asked after every step."""
-        if not joined():
-            return self._received
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
+    def __call__(self) -> bool:
+        """Whether all processes stop here; to be asked by each after every step."""
+        self._asked += 1
+        if self._together is not None:
+            self._received = self._received or self._together.reached_sync_point(self._asked)
+        return self._received
 
     def __enter__(self) -> "StopSignal":
-        if not joined() and threading.current_thread() is threading.main_thread():
+        if joined():
+            # As jax.experimental.multihost_utils.reached_preemption_sync_point does it, with a counter of our own.
+            from jax._src import distributed
+            from jax._src.lib import _jax
+
+            self._together = _jax.create_preemption_sync_manager()
+            self._together.initialize(distributed.global_state.client)
+        elif threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._together is not None:
+            self._together.shutdown()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if joined() else self._before)
+            # A run that stops is gone in a moment: no further signal may change its exit code.
+            after = signal.SIG_DFL if joined() else self._before
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if joined() and self._received else after)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True

@@ -27,6 +27,7 @@ from ec_dit.data.records import Record, Source
 from ec_dit.data.report import FORMAT, Report
 
 REPORT, TOKENIZER = "report.json", "tokenizer.model"
+_UPLOADING = ".uploading"  # in a bucket, as long as files are missing
 _REPLACED = "replaced"  # where an old data set waits, in the working directory, until the new one has its place
 _LIBRARIES = ("tensorflow-datasets", "array-record", "sentencepiece", "pillow", "numpy")
 
@@ -101,11 +102,14 @@ def write(
 
 def _upload(files: Path, out: epath.Path) -> None:
     """Copies a finished data set to a bucket, its report last: without it nothing there looks finished."""
+    (out / _UPLOADING).write_text("")
     (out / REPORT).unlink(missing_ok=True)
-    for old in out.iterdir() if out.exists() else ():
-        old.unlink(missing_ok=True)
+    for old in out.iterdir():
+        if old.name != _UPLOADING:
+            old.unlink(missing_ok=True)
     for path in sorted(files.iterdir(), key=lambda path: (path.name == REPORT, path.name)):
         epath.Path(path).copy(out / path.name)
+    (out / _UPLOADING).unlink()
 
 
 @contextlib.contextmanager
@@ -155,6 +159,8 @@ def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
         return
     if not place.is_dir():
         raise UserError(f"{place} is a file; name a folder for the data set")
+    if (place / _UPLOADING).exists():  # an interrupted upload
+        return
     if not (place / REPORT).exists():
         raise UserError(f"{place} holds other files and is not a data set; name another folder")
     if not overwrite:
@@ -212,6 +218,8 @@ class Split:
                 meta=json.loads(example["meta"]),
             )
         except Exception as error:  # ArrayRecord and the example parser raise many types on damaged bytes.
+            if paths.is_remote(self.path):  # perhaps only the connection broke: no mistake of the user's
+                raise
             raise UserError(
                 f"{self.path}: record {index} of split {self.name} is damaged; prepare the data set again ({error})"
             ) from error
@@ -247,6 +255,12 @@ class Dataset:
         builder = tfds.builder_from_directory(str(self.path))
         raw = {"image": tfds.decode.SkipDecoding()}
         return Split(self.path, split, builder.as_data_source(split=split, decoders=raw))
+
+
+def is_there(path: str | PurePath) -> bool:
+    """Whether a folder holds anything, other than an upload that was interrupted."""
+    folder = paths.at(path)
+    return folder.exists() and not (folder / _UPLOADING).exists()
 
 
 def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open

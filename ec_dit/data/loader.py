@@ -7,13 +7,17 @@ image_BYXZ float32 in [-1, 1], ids_BT int32, mask_BT bool (True = real token), r
 """
 
 import dataclasses
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import flags
 
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
 from ec_dit.data.dataset import Dataset
@@ -159,10 +163,19 @@ def _plain_errors(batches: grain.IterDataset) -> Iterator[Batch]:
 def _outlive_sigterm(*_: int) -> None:
     """In a worker: a signal to the whole group of processes must not take the batches from a trainer that still stops."""
     signal.signal(signal.SIGTERM, _end_soon)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
 
 
 def _end_soon(*_: object) -> None:
     signal.alarm(60)
+
+
+def _end_with_trainer() -> None:
+    """A trainer that is killed takes nobody along by itself."""
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
 
 
 class Loader:
@@ -216,7 +229,9 @@ class Loader:
         """Yields this process's share of the global batches start_step, start_step + 1, ... without end."""
         stream = self._stream[start_step:]
         if not self._workers:
-            return _plain_errors(stream.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+            threads = 16 if paths.is_remote(self._records.path) else 2  # a bucket takes its time for each record
+            read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+            return _plain_errors(stream.to_iter_dataset(read))
         if not flags.FLAGS.is_parsed():  # Grain hands absl flags to its workers; libraries and notebooks parse none.
             flags.FLAGS.mark_as_parsed()
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)

@@ -11,10 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ec_dit.core import paths, processes
-from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Skipped, Source
-
-_BEGUN = "begun"
 
 
 @contextlib.contextmanager
@@ -31,16 +28,9 @@ def divided(source: Source, out: str | PurePath, progress: bool = True) -> Itera
         return
     place = paths.at(out)
     folder = place.parent / f".{place.name}.parts"
-    if processes.is_first():
-        if folder.exists():
-            folder.rmtree()
-        folder.mkdir(parents=True)
-        (folder / _BEGUN).write_text("")  # empty folders do not show in a bucket
-    processes.wait("the folder of parts is there")
-    if not (folder / _BEGUN).exists():
-        raise UserError(
-            f"process 0 made {folder}, which this process does not see: give an --out that all processes share."
-        )
+    if processes.is_first() and folder.exists():
+        folder.rmtree()
+    processes.check_shared(folder, "an --out")
     _write_share(source, folder, progress and processes.is_first())
     processes.wait("all parts are written")
     try:
@@ -99,8 +89,9 @@ class _Merged:
         return self._source.splits()
 
     def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
-        """Yields every example of `split` in the source's order."""
+        """Yields the examples of `split` in the source's order."""
         with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context((self._folder / f"{split}.{i}").open("rb")) for i in range(processes.count())]
+            names = [f"{split}.{i}" for i in range(processes.count())]
+            opened = [stack.enter_context((self._folder / name).open("rb")) for name in names]
             turns = (_read(file) for file in itertools.cycle(opened))
-            yield from itertools.islice(itertools.takewhile(lambda item: item is not None, turns), part, None, parts)
+            yield from itertools.islice(iter(lambda: next(turns), None), part, None, parts)

@@ -45,7 +45,8 @@ class Checkpointer:
         if step == self.latest():
             return
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
-        self._manager.save(step, args=args)
+        if not self._manager.save(step, args=args):
+            raise RuntimeError(f"checkpoint {step} was not saved")
 
     def restore(self, step: int, abstract: TrainState, only: Collection[str] = TrainState._fields) -> TrainState:
         """The state of `step`; the ShapeDtypeStructs of `abstract` carry the shardings it gets.
@@ -87,7 +88,8 @@ class Checkpointer:
             yield
         except UserError:
             raise
-        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:  # what broken files end in
+        # What broken files end in; other OSErrors are of connections and disks, and say nothing of the files.
+        except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError, NotADirectoryError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"checkpoint {self._directory / str(step)} cannot be restored: {reason} "

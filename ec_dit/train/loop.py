@@ -32,19 +32,19 @@ def train(
     first_step: int,
     steps: int,
     callbacks: Sequence[Callback],
-    stop: Callable[[int], bool] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[TrainState, int]:
     """Runs steps first_step ... steps - 1; returns the state and the number of steps it has seen.
 
     Args:
         state: at `first_step`; donated to the first step.
         batches: yields (batch on the devices, tag); the tag goes to the callbacks untouched.
-        stop: (steps done) -> whether to end before `steps`; asked after every step, before the callbacks.
+        stop: whether to end before `steps`; asked after every step, before the callbacks.
     """
     for done in range(first_step + 1, steps + 1):
         batch, tag = next(batches)
         state, metrics = step_fn(state, batch)
-        last = done == steps or (stop is not None and stop(done))
+        last = (stop is not None and stop()) or done == steps
         for callback in callbacks:
             callback(done, state, metrics, tag, last)
         if last:
@@ -192,7 +192,8 @@ class Every:
 
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
         """Acts where it is time; not because a run is told to stop."""
-        if self._every and (done % self._every == 0 or done == self._total_steps):
+        told_to_stop = last and done < self._total_steps
+        if self._every and not told_to_stop and (done % self._every == 0 or done == self._total_steps):
             with self._progress.pause():
                 self._action(done, state)
 

@@ -34,15 +34,18 @@ class MetricWriter:
         self._open = contextlib.ExitStack()
         if not writes:
             return
-        self._workdir = paths.at(workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        folder = Path(self._workdir)
+        place = paths.at(workdir)
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(place)
         if paths.is_remote(workdir):
             folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
-            if (self._workdir / _LINES).exists():
-                (folder / _LINES).write_bytes((self._workdir / _LINES).read_bytes())
-            self._open.enter_context(Mirror(folder, self._workdir))
+            if (place / _LINES).exists():
+                (folder / _LINES).write_bytes((place / _LINES).read_bytes())
+            self._open.enter_context(Mirror(folder, place))
+        self._folder = folder
         self._lines = self._open.enter_context((folder / _LINES).open("a", encoding="utf-8"))
+        if (folder / _LINES).read_bytes()[-1:] not in (b"", b"\n"):  # of a process that was killed
+            self._lines.write("\n")
         self._board = self._open.enter_context(SummaryWriter(str(folder / "tensorboard"), flush_secs=30))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -58,7 +61,7 @@ class MetricWriter:
         """Records a picture, also as `images/<name>_<step>.png`."""
         if not self._writes:
             return
-        folder = self._workdir / "images"
+        folder = self._folder / "images"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}_{step:07d}.png").write_bytes(images.encode_png(image))
         self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")

@@ -7,6 +7,8 @@ from types import TracebackType
 
 from etils import epath
 
+from ec_dit.core import paths
+
 EVERY_SECONDS = 30.0
 
 
@@ -43,9 +45,7 @@ class Mirror:
             if self._copied.get(path) == (stat.st_mtime_ns, stat.st_size):
                 continue
             try:
-                target = self._remote / path.relative_to(self._local).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+                paths.copy_file(path, self._remote / path.relative_to(self._local).as_posix())
                 self._copied[path] = (stat.st_mtime_ns, stat.st_size)
             except Exception as error:  # noqa: BLE001 - clients of buckets raise anything; training goes on without
                 print(f"warning: {path.name} was not copied to {self._remote}: {error}", file=sys.stderr, flush=True)

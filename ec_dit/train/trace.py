@@ -44,15 +44,14 @@ class TraceOnSignal:
 
     def _finish(self) -> None:
         assert self._local is not None
-        jax.profiler.stop_trace()
-        for path in Path(self._local.name).rglob("*"):
-            if path.is_file():
-                target = self._folder / path.relative_to(self._local.name).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
-        self._local.cleanup()
-        self._local = None
-        self._say(f"trace written: xprof --logdir={self._folder}")
+        local, self._local = self._local, None
+        try:
+            with local:
+                jax.profiler.stop_trace()
+                paths.copy_files(Path(local.name), self._folder)
+            self._say(f"trace written: xprof --logdir={self._folder}")
+        except Exception as error:  # noqa: BLE001 - profilers and buckets raise anything; training goes on without
+            self._say(f"warning: the trace was not written: {error}")
 
     def __enter__(self) -> "TraceOnSignal":
         self._before = None

@@ -34,11 +34,14 @@ def test_srun(nodes, first):
         },  # sbatch's script
         SRUN | {"SLURM_STEP_NODELIST": "gpu1", "SLURM_PTY_PORT": "4000"},  # an interactive shell
         SRUN | {"SLURM_STEP_NODELIST": "gpu1", "SLURM_STEP_NUM_TASKS": "1"},
-        {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
     ],
 )
 def test_one_process(env):
     assert find(NOTHING, env) is None
+
+
+def test_one_process_by_wish():
+    assert find(NOTHING, {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) == Place("", 1, 0)
 
 
 def test_flags_come_before_variables_and_these_before_slurm():
@@ -61,6 +64,16 @@ def test_mistakes(place, message):
         find(place, {})
 
 
+def test_a_list_of_nodes_that_is_not_understood():
+    with pytest.raises(UserError, match=r"SLURM_STEP_NODELIST='rack\[1-2\]node\[3-4\]' is not understood"):
+        find(NOTHING, SRUN | {"SLURM_STEP_NODELIST": "rack[1-2]node[3-4]"})
+
+
+def test_steps_of_one_job_have_ports_of_their_own():
+    place = find(NOTHING, SRUN | {"SLURM_STEP_NODELIST": "gpu1", "SLURM_STEP_ID": "3"})
+    assert place == Place("gpu1:61444", 16, 5)
+
+
 def test_alone_there_is_nothing_to_wait_for():
     assert (processes.count(), processes.index(), processes.is_first(), processes.label()) == (1, 0, True, "")
     processes.wait("alone")
@@ -73,8 +86,8 @@ def test_alone_there_is_nothing_to_wait_for():
 def test_the_stop_signal_catches_sigterm_and_gives_it_back():
     before = signal.getsignal(signal.SIGTERM)
     with processes.StopSignal() as stop:
-        assert not stop(1)
+        assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop(2) and stop(3)
+        assert stop() and stop()
     assert signal.getsignal(signal.SIGTERM) is before
