@@ -9,6 +9,8 @@ from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from tests import gcs_server, runs
 
+pytestmark = pytest.mark.xdist_group("buckets")  # they share a run that takes its time
+
 RUN, DATA = "gs://bucket/runs/one", "gs://bucket/data/shapes"
 STEPS = ("--config.train.steps=6", "--config.log.validate_every=6", "--config.log.sample_every=6")
 
@@ -38,11 +40,17 @@ def local(bucket):
     return runs.finish(runs.start(place, place / "local", *STEPS))[0]
 
 
+@pytest.fixture(scope="module")
+def remote(bucket):
+    """The fingerprint of a run in the bucket, which also prepared its data there."""
+    _, place = bucket
+    return runs.finish(runs.start(place, RUN, f"--config.data.path={DATA}", *STEPS))[0]
+
+
 @pytest.mark.slow
-def test_a_run_in_a_bucket_ends_as_one_on_a_disk(bucket, local):
+def test_a_run_in_a_bucket_ends_as_one_on_a_disk(bucket, local, remote):
     server, place = bucket
-    process = runs.start(place, RUN, f"--config.data.path={DATA}", *STEPS)
-    assert runs.finish(process)[0] == local
+    assert remote == local
     assert not (place / "gs:").exists()  # nothing was taken for a local folder
     found = names(server, "runs/one/")
     assert {"config.json", "data.json", "tokenizer.model", "metrics.jsonl", "images/samples_0000006.png"} <= found
@@ -72,7 +80,7 @@ def test_killed_it_goes_on_and_keeps_its_metrics(bucket, local):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_and_draw_from_a_bucket_into_it(bucket, local):
+def test_two_processes_evaluate_and_draw_from_a_bucket_into_it(bucket, remote):
     server, place = bucket
     several = {"devices": 2}
     ends = runs.end(runs.call_several(place, "evaluate", 2, f"--workdir={RUN}", "--images_per_task=1", **several))

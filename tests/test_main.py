@@ -9,6 +9,8 @@ from PIL import Image
 
 from ec_dit import evaluate, main, sample
 
+pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time
+
 SMOKE = "--config=configs/shapes.py:smoke"
 EIGHT = ("--config.mesh.data=8", "--config.train.batch_size=64")  # a batch that splits over the emulated devices
 

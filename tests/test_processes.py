@@ -10,6 +10,8 @@ from PIL import Image
 from ec_dit.core.processes import STOPPED
 from tests import runs
 
+pytestmark = pytest.mark.xdist_group("processes")  # they share a run that takes its time
+
 EXPERTS = ("--config.mesh.data=1", "--config.mesh.expert=8")  # an expert on each device: tokens cross between processes
 SHORT = ("--config.train.steps=6", "--config.log.validate_every=6")
 

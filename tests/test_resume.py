@@ -11,6 +11,8 @@ from ec_dit.core.processes import STOPPED
 from tests import runs
 from tests.runs import finish, start
 
+pytestmark = pytest.mark.xdist_group("resume")  # they share a run that takes its time
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
