@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launch.gcloud import Runner, Tpu
 from tests.launch.conftest import POD, SLICE, WORKDIR
 
 HERE = Path(__file__).parent
+SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))  # of the environment that runs the tests
 UP = [["ACTIVE", 10_000]]
 NASTY = """--config.name=it's "quoted" $HOME `id` \\ ; rm -rf * & \t é\nnext line"""
 
@@ -117,11 +119,11 @@ def test_job_script_is_safe_for_any_argument(tmp_path):
     *command, install, workdir, value = done.stdout.decode().split("\0")[:-1]
     assert command == ["-m", "ec_dit.main", "--config=a config.py", "--workdir=gs://bucket/run", NASTY]
     assert (install, workdir, value) == ("ec-dit[tpu,gcs] @ git+https://host/repo@v1", "gs://bucket/run", NASTY)
-    subprocess.run(["shellcheck", str(tmp_path / "job.sh")], check=True)
+    subprocess.run([SHELLCHECK, str(tmp_path / "job.sh")], check=True)
 
 
 def test_shellcheck_finds_nothing():
-    subprocess.run(["shellcheck", str(HERE.parents[1] / "launch" / "host.sh")], check=True)
+    subprocess.run([SHELLCHECK, str(HERE.parents[1] / "launch" / "host.sh")], check=True)
 
 
 @pytest.mark.slow
