@@ -34,13 +34,15 @@ class Cloud:
         """Asks for it."""
         self._run(self.tpu.create(wanted, mode, extra), timeout=1900)
 
-    def delete(self) -> None:
-        """Gives it back; one that is gone already is fine."""
+    def delete(self) -> bool:
+        """Gives it back; False if it is gone already."""
         try:
             self._run(self.tpu.delete(), timeout=1900)
         except gcloud.GcloudError as error:
             if not error.missing:
                 raise
+            return False
+        return True
 
     def hosts(self) -> list[job.Report]:
         """What its hosts say of their jobs."""
@@ -50,9 +52,9 @@ class Cloud:
         """Copies what hosts need to the bucket; returns the folder."""
         return job.ship(wanted, self._run)
 
-    def start(self, folder: str, name: str) -> None:
-        """Starts a shipped job on all hosts, by the name of this attempt."""
-        self._run(self.tpu.ssh(job.start_command(folder, name)), timeout=1200)
+    def start(self, folder: str, name: str) -> str:
+        """Starts a shipped job on all hosts, by the name of this attempt; returns what they say."""
+        return self._run(self.tpu.ssh(job.start_command(folder, name)), timeout=1200)
 
     def stop(self) -> None:
         """Stops what runs on the hosts, with a checkpoint where it still can save one."""

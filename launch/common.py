@@ -15,7 +15,7 @@ from launch import gcloud, job, slices
 
 
 def define_tpu(values: flags.FlagValues) -> None:
-    """--name, --project, --zone, --internal_ip, --dry_run, --help."""
+    """--name, --config, --project, --zone, --internal_ips, --dry_run, --help."""
     flags.DEFINE_string(
         "name", None, "Of the queued resource and its node; by default from the config.", flag_values=values
     )

@@ -10,6 +10,7 @@ from absl import flags
 
 from ec_dit import cli
 from launch import common, gcloud
+from launch.cloud import Cloud
 
 FLAGS = flags.FlagValues()
 common.define_tpu(FLAGS)
@@ -18,15 +19,9 @@ common.define_tpu(FLAGS)
 def work() -> None:
     """Deletes the queued resource and its node."""
     tpu = common.make_tpu(FLAGS)
-    try:
-        gcloud.Runner(FLAGS.dry_run, cli.say)(tpu.delete(), timeout=1900)
-    except gcloud.GcloudError as error:
-        if not error.missing:
-            raise
-        cli.say(f"{tpu.name}: there is nothing to delete")
-        return
+    found = Cloud(tpu, gcloud.Runner(FLAGS.dry_run, cli.say)).delete()
     if not FLAGS.dry_run:
-        cli.say(f"{tpu.name}: deleted")
+        cli.say(f"{tpu.name}: {'deleted' if found else 'there is nothing to delete'}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from ec_dit import cli
-from launch import common, gcloud, job
+from launch import common, gcloud
+from launch.cloud import Cloud
 
 FLAGS = flags.FlagValues()
 common.define_tpu(FLAGS)
@@ -29,8 +30,8 @@ def work(arguments: tuple[str, ...]) -> None:
         install = "ec_dit-....whl" if wanted.code == "wheel" else wanted.code
         shown = f"{wanted.exports(hide=True)}\n{wanted.script(install)}"
         cli.say("# what the hosts run:\n" + "".join(f"#   {line}\n" for line in shown.splitlines()))
-    folder = job.ship(wanted, run)
-    cli.say(run(tpu.ssh(job.start_command(folder, wanted.name(int(time.time())))), timeout=1200).strip())
+    cloud = Cloud(tpu, run)
+    cli.say(cloud.start(cloud.ship(wanted), wanted.name(int(time.time()))).strip())
 
 
 def main(argv: Sequence[str]) -> int:

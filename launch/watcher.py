@@ -10,19 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ec_dit.cli import MISTAKE
 from ec_dit.core.errors import UserError
+from ec_dit.core.processes import STOPPED
 from launch import gcloud
 from launch.cloud import Cloud
 from launch.job import Job, Report
 from launch.journal import Journal
 from launch.slices import Slice
 
-DONE, MISTAKE, STOPPED = (
-    0,
-    2,
-    75,
-)  # exit codes of ec_dit.main: finished; what a user must mend; told to stop, to be gone on with
-GIVEN_UP = 4
+DONE, GIVEN_UP = 0, 4
 
 
 @dataclass(frozen=True)
