@@ -106,10 +106,10 @@ status() {
   job=$(current)
   if [ -z "$job" ]; then
     echo "ec_dit host=$host job=none state=none"
-  elif [ -e "$root/jobs/$job/code" ]; then
-    echo "ec_dit host=$host job=$job state=exited code=$(cat "$root/jobs/$job/code")"
   elif running "$job"; then
     echo "ec_dit host=$host job=$job state=running"
+  elif [ -e "$root/jobs/$job/code" ]; then # looked for last: it may have ended a moment ago, and leaves its code before it goes
+    echo "ec_dit host=$host job=$job state=exited code=$(cat "$root/jobs/$job/code")"
   else
     echo "ec_dit host=$host job=$job state=exited code=killed"
   fi

@@ -126,6 +126,25 @@ def test_shellcheck_finds_nothing():
     subprocess.run([SHELLCHECK, str(HERE.parents[1] / "launch" / "host.sh")], check=True)
 
 
+def test_a_job_that_ends_while_it_is_looked_at_was_not_killed(tmp_path):
+    """Its code comes, and its process goes, between two looks: here while host.sh reads the pid, from a pipe."""
+    folder = tmp_path / "jobs" / "job.1"
+    folder.mkdir(parents=True)
+    (tmp_path / "current").write_text("job.1\n")
+    os.mkfifo(folder / "pid")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    script = HERE.parents[1] / "launch" / "host.sh"
+    words = ["bash", str(script), "status"]
+    looking = subprocess.Popen(
+        words, env=os.environ | {"EC_DIT_ROOT": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+    )
+    with (folder / "pid").open("w") as pid:  # opens when host.sh reads
+        (folder / "code").write_text("0\n")
+        pid.write(f"{ended.pid} {Path('/proc/sys/kernel/random/boot_id').read_text()}")
+    assert looking.communicate(timeout=30)[0].endswith("job=job.1 state=exited code=0\n")
+
+
 @pytest.mark.slow
 def test_run_status_logs_profile_delete(stage):
     stage.plan(UP)
