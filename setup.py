@@ -42,6 +42,8 @@ setup(
         "grain>=0.2.18,<0.3",
         "array-record>=0.8.3,<0.9",
         "etils[epath]>=1.12,<2",
+        "safetensors>=0.8,<0.9",
+        "tokenizers>=0.22,<0.24",
         "numpy>=2,<3",
         "pillow>=11,<14",
         "scipy>=1.14,<2",

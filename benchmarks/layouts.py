@@ -15,7 +15,7 @@ from typing import Any
 import process
 from ml_collections import ConfigDict
 
-from ec_dit import config, plan, presets
+from ec_dit import config, plan, presets, specs
 
 FIGURES, PAGE = process.ROOT / "docs" / "layouts.json", process.ROOT / "docs" / "layouts.md"
 LAYER = "sparse layer"
@@ -90,7 +90,7 @@ def compile_layer(name: str, how: str, path: str) -> None:
     on, _ = compiler.devices(c.topology)
     mesh, width, experts = build.make_config_mesh(c, on), c.model.width, c.moe.num_experts
     c.moe.combine = how
-    routing, tokens = build.train_routing(c), build.kept_tokens(c)
+    routing, tokens = specs.train_routing(c), specs.kept_tokens(c)
     hidden = c.model.ffn_factor * width
     graphdef, params, infos = param.split(
         nnx.eval_shape(lambda: MoE(width, hidden, experts, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))

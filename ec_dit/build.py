@@ -1,5 +1,6 @@
 """The composition root: a config becomes mesh, model, optimizer, step, data and generator. What is below sees no config."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,22 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ec_dit import specs
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.data import images
 from ec_dit.data.loader import Share
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.encoders.autoencoder import Autoencoder, Identity
+from ec_dit.encoders.text import TextEncoders
 from ec_dit.eval.generate import Generator, SampleSettings
 from ec_dit.models import objective
-from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
 from ec_dit.models.text_to_image import Text, TextToImage
 from ec_dit.nn import param
-from ec_dit.nn.routing import RoutingKind, RoutingSpec, capacity, group_tokens
-from ec_dit.train.optimizer import OptimizerSpec, make_optimizer
+from ec_dit.train.optimizer import make_optimizer
 from ec_dit.train.state import TrainState, init_state, state_shardings
 from ec_dit.train.step import make_step
 
@@ -43,99 +45,6 @@ def make_config_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = 
         UserError: if it does not fit their number.
     """
     return make_mesh([config.mesh[axis] for axis in MESH_AXES], devices)
-
-
-def dit_spec(config: ConfigDict) -> DiTSpec:
-    """The transformer's structure."""
-    m, e = config.model, config.moe
-    return DiTSpec(
-        width=m.width,
-        num_blocks=m.num_blocks,
-        num_heads=m.num_heads,
-        num_kv_heads=m.num_kv_heads,
-        head_dim=m.head_dim,
-        ffn_factor=m.ffn_factor,
-        patch=m.patch,
-        latent_size=config.data.size,
-        channels=config.data.channels,
-        out_channels=config.data.channels,
-        text_width=config.text.width,
-        modulation=m.modulation,
-        qk_norm=m.qk_norm,
-        attention=m.attention,
-        bias=m.bias,
-        position_scale=m.position_scale,
-        sparse=SparseSpec(e.num_experts, e.first, e.every),
-        remat=m.remat,
-    )
-
-
-def tower_spec(config: ConfigDict, tokenizer: Tokenizer | None) -> TowerSpec | None:
-    """The jointly trained text tower's structure, None where text comes from a cache."""
-    if config.text.encoder == "cached":
-        return None
-    t = config.text
-    if tokenizer is None:
-        raise UserError("text.encoder=tower needs a tokenizer: prepare a data set first (python -m ec_dit.prepare).")
-    return TowerSpec(tokenizer.vocab_size, t.width, t.tower_blocks, t.tower_heads, t.length)
-
-
-def kept_tokens(config: ConfigDict) -> int:
-    """Tokens of one image that training sees."""
-    return round(dit_spec(config).image_tokens * (1 - config.flow.mask_ratio))
-
-
-def train_routing(config: ConfigDict) -> RoutingSpec:
-    """How training routes; checks that groups and capacity come out whole.
-
-    Raises:
-        UserError: naming the numbers that do not fit.
-    """
-    e, tokens = config.moe, kept_tokens(config)
-    size = 0 if e.group_size == "image" else int(e.group_size)
-    kind: RoutingKind = "expert_choice" if e.routing == "dense" else e.routing
-    spec = RoutingSpec(kind, e.capacity_factor, size, e.combine)
-    if e.routing != "dense":
-        micro_batch = config.train.batch_size // config.train.accumulate
-        capacity(group_tokens(micro_batch * tokens, tokens, size), e.num_experts, e.capacity_factor)
-    return spec
-
-
-def sample_settings(config: ConfigDict) -> SampleSettings:
-    """How sampling integrates and routes.
-
-    Raises:
-        UserError: if a routing group would span images, or a capacity does not come out whole.
-    """
-    s, tokens = config.sample, dit_spec(config).image_tokens
-    base = replace(train_routing(config), capacity_factor=s.capacity_factor or config.moe.capacity_factor)
-    sizes = {"pair": 2 * tokens, "image": tokens}
-    size = sizes.get(str(s.group_size)) or int(s.group_size)
-    if size > 2 * tokens or (2 * tokens) % size:
-        raise UserError(
-            f"--config.sample.group_size={size}: an image has {tokens} tokens, with its unconditional copy {2 * tokens}; a "
-            f"group must divide that, so that no image depends on another. Use pair, image or a divisor of {2 * tokens}."
-        )
-    alone = min(size, tokens)
-    if tokens % alone:
-        raise UserError(
-            f"--config.sample.group_size={size}: an image alone has {tokens} tokens, which groups of {size} do not divide; one "
-            f"would hold tokens of two images. Use pair, image or a divisor of {tokens}."
-        )
-    if config.moe.routing != "dense":
-        for group in {size, alone} if s.guidance != 1 else {alone}:
-            capacity(group, config.moe.num_experts, base.capacity_factor)
-    return SampleSettings(
-        steps=s.steps,
-        sampler=s.sampler,
-        guidance=s.guidance,
-        guidance_interval=tuple(s.guidance_interval),
-        time_shift=s.time_shift,
-        batch_size=s.batch_size,
-        prediction=config.flow.prediction,
-        routing=replace(base, group_size=alone),
-        paired_routing=replace(base, group_size=size),
-    )
 
 
 def compute_dtype(config: ConfigDict, mesh: Mesh) -> jnp.dtype:
@@ -180,7 +89,7 @@ class System:
 
     def optimizer(self) -> optax.GradientTransformation:
         """The config's optimizer for these parameters."""
-        return make_optimizer(optimizer_spec(self.config), self.infos)
+        return make_optimizer(specs.optimizer_spec(self.config), self.infos)
 
     def abstract_state(self, tx: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
         """(shapes, shardings) of the training state; takes no memory."""
@@ -209,7 +118,7 @@ class System:
     def step(self, tx: optax.GradientTransformation, shardings: TrainState) -> jax.stages.Wrapped:
         """The jitted training step; batches as `batch` gives them. Lower it to inspect what would run."""
         null_text = self.null_text()
-        goal = training_objective(self.config)
+        goal = specs.training_objective(self.config)
 
         def loss_fn(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             # A micro-batch is a slice of the batch: say again how it lies.
@@ -227,12 +136,11 @@ class System:
 
         Images are routed as sampling routes an image alone; record number -1 leaves an image out.
         """
-        routing = sample_settings(self.config).routing
-        prediction = self.config.flow.prediction
+        goal = replace(specs.training_objective(self.config), routing=specs.sample_settings(self.config).routing)
 
         def loss_fn(params: Any, batch: tuple[jax.Array, Text], record_B: jax.Array) -> tuple[jax.Array, jax.Array]:
             real_B, seed_B = record_B >= 0, jnp.maximum(record_B, 0)
-            loss_B = objective.validation_loss(self.graphdef, prediction, routing, params, *batch, seed_B)
+            loss_B = objective.validation_loss(self.graphdef, goal, params, *batch, seed_B)
             return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
         return jax.jit(loss_fn, out_shardings=sharding.replicated(self.mesh))
@@ -249,35 +157,80 @@ class System:
         """What this process loads of every global batch: the rows that lie on its devices."""
         return Share(sharding.local_parts(self.mesh), sharding.batch_ways(self.mesh))
 
+    @functools.cached_property
+    def text_encoders(self) -> TextEncoders:
+        """The published encoders of cached embeddings, loaded when they are first asked for.
+
+        Raises:
+            UserError: if the config names none, or they are not what the model was made for.
+        """
+        t = self.config.text
+        if not t.path:
+            raise UserError(
+                "this model reads the embeddings of a published text encoder, and prompts need it: name its folder, or folders "
+                "separated by commas, with --text_encoder (config key text.path)."
+            )
+        found = TextEncoders.load([path.strip() for path in t.path.split(",")], t.length, self.mesh, self.dtype)
+        if (found.width, found.length) != (t.width, t.length):
+            raise UserError(
+                f"{t.path} gives {found.length} embeddings of {found.width} numbers, but this model was made for {t.length} of "
+                f"{t.width} (config keys text.length, text.width)."
+            )
+        return found
+
+    @functools.cached_property
+    def autoencoder(self) -> Autoencoder | Identity:
+        """What turns latents into images: the published autoencoder, loaded when it is first asked for; nothing for pixels.
+
+        Raises:
+            UserError: if the config names none, or its latents are not those of the model.
+        """
+        d = self.config.data
+        if d.space == "pixels":
+            return Identity(d.channels)
+        if not d.autoencoder:
+            raise UserError(
+                "this model denoises latents, and pictures need their autoencoder: name its folder with --autoencoder (config "
+                "key data.autoencoder)."
+            )
+        found = Autoencoder.load(d.autoencoder, self.mesh)
+        if found.channels != d.channels:
+            raise UserError(
+                f"{d.autoencoder} has latents of {found.channels} channels, but this model was made for {d.channels} (config key "
+                f"data.channels)."
+            )
+        return found
+
     def encode(self, captions: Sequence[str]) -> Text:
         """Captions as the model takes them."""
         if self.tokenizer is None:
-            raise UserError(
-                "this config reads cached text embeddings: prompts need its frozen text encoder, which is not loaded."
-            )
+            captions = [text.lower().strip() for text in captions] if self.config.text.lower else captions
+            encoded = self.text_encoders.encode(captions)
+            return Text(encoded.text_BTM, encoded.mask_BT)
         return Text(*self.tokenizer.encode(captions, self.config.text.length))
 
     def null_text(self) -> Text:
-        """The empty caption, without a batch dimension."""
-        if self.tokenizer is None:
+        """The empty caption, without a batch dimension; zeros for embeddings whose encoder is not here."""
+        if self.tokenizer is None and not self.config.text.path:
             t = self.config.text
             return Text(np.zeros((t.length, t.width), np.float32), np.arange(t.length) == 0)
         return jax.tree.map(lambda a: a[0], self.encode([""]))
 
     def generator(self, settings: SampleSettings | None = None) -> Generator:
-        """Prompts to pictures, for models of pixels.
+        """Prompts to pictures.
 
         Raises:
-            UserError: for latents, whose autoencoder is not part of the run.
+            UserError: if the model needs published encoders that the config does not name.
         """
         d = self.config.data
-        if d.space != "pixels":
-            raise UserError("this config denoises latents: pictures need its autoencoder, which is not loaded.")
-        settings = settings or sample_settings(self.config)
+        autoencoder = self.autoencoder
+
+        def decode(latent_BYXZ: np.ndarray) -> np.ndarray:
+            return images.to_uint8(autoencoder.decode(latent_BYXZ))
+
+        settings = settings or specs.sample_settings(self.config)
         shape_YXZ = (d.size, d.size, d.channels)
-        return Generator(
-            self.graphdef, settings, self.mesh, shape_YXZ, self.encode, images.to_uint8, self.compiler_options
-        )
+        return Generator(self.graphdef, settings, self.mesh, shape_YXZ, self.encode, decode, self.compiler_options)
 
 
 def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequence[jax.Device] | None = None) -> System:
@@ -287,8 +240,8 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
         UserError: if the mesh does not fit the devices, or groups and capacities do not come out whole.
     """
     mesh = make_config_mesh(config, devices)
-    sample_settings(config)
-    spec, tower, dtype = dit_spec(config), tower_spec(config, tokenizer), compute_dtype(config, mesh)
+    specs.sample_settings(config)
+    spec, tower, dtype = specs.dit_spec(config), specs.tower_spec(config, tokenizer), compute_dtype(config, mesh)
     cudnn_runs = dtype == jnp.bfloat16 and mesh.devices.flat[0].platform in ("gpu", "cuda")
     if spec.attention == "cudnn" and not cudnn_runs:
         raise UserError("--config.model.attention=cudnn needs NVIDIA GPUs and bfloat16; leave it at xla here.")
@@ -301,51 +254,6 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
 
     graphdef, _, infos = param.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     return System(config, mesh, graphdef, infos, init_params, tokenizer)
-
-
-def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
-    """Batch and routing groups of training must split evenly over the mesh.
-
-    Raises:
-        UserError: naming the numbers.
-    """
-    ways, micro_batch = sharding.batch_ways(mesh), config.train.batch_size // config.train.accumulate
-    over = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.RULES["batch"])
-    if micro_batch % ways:
-        raise UserError(
-            f"--config.train.batch_size={config.train.batch_size} / accumulate {config.train.accumulate} = {micro_batch} images "
-            f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}."
-        )
-    routing = train_routing(config)
-    tokens = kept_tokens(config)
-    groups = micro_batch * tokens // (routing.group_size or tokens)
-    if config.moe.routing != "dense" and groups % ways:
-        raise UserError(
-            f"a batch of {micro_batch} images x {tokens} tokens makes {groups} routing groups of {routing.group_size} tokens, "
-            f"which do not split over {ways} devices ({over}). Raise train.batch_size or lower moe.group_size."
-        )
-
-
-def training_objective(config: ConfigDict) -> objective.Objective:
-    """The loss's settings."""
-    f = config.flow
-    weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
-    return objective.Objective(
-        prediction=f.prediction,
-        time_mean=f.time_mean,
-        time_std=f.time_std,
-        mask_ratio=f.mask_ratio,
-        caption_dropout=f.caption_dropout,
-        aux_weight=weight,
-        routing=train_routing(config),
-    )
-
-
-def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
-    """The optimizer's settings."""
-    o = config.optimizer
-    names = OptimizerSpec.__dataclass_fields__.keys() - {"steps"}
-    return OptimizerSpec(**{name: o[name] for name in names}, steps=config.train.steps)
 
 
 def stream(system: System, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:

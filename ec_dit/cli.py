@@ -131,6 +131,11 @@ def define_run(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=flag_values)
     flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=flag_values)
+    define_mesh(flag_values)
+
+
+def define_mesh(flag_values: flags.FlagValues) -> None:
+    """Adds --mesh."""
     flags.DEFINE_list(
         "mesh",
         ["-1", "1", "1", "1"],

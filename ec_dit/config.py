@@ -1,13 +1,11 @@
-"""Every configuration key with its default, meaning and unit, and the checks that run before anything is compiled.
+"""Every configuration key with its default, meaning and unit.
 
 A file in configs/ starts from `default()` and changes what differs. `smoke()` shrinks any config to what a CPU trains in
-seconds. `validate()` raises UserError with a message that names the key and the values that would do.
+seconds. What values a key may have is checked in `checks.py`.
 """
 
-import functools
 import importlib.util
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,10 @@ def default() -> ConfigDict:
     m.qk_norm = False  # RMSNorm on queries and keys
     m.bias = False  # biases in attention and feed-forward layers
     m.position_scale = 1.0  # divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart
+    m.position_fit = "area"  # of sizes other than data.size: area stretches both sides alike; sides each (PixArt-alpha)
+    m.text_projection = False  # a two-layer perceptron on the text before cross-attention (PixArt-alpha)
+    m.size_embedding = False  # the picture's sides and aspect ratio enter beside the time (PixArt-alpha at 1024 pixels)
+    m.learned_sigma = False  # the output has a second half, a variance, that nothing uses (PixArt-alpha's weights)
     m.attention = "xla"  # kernel: xla, or cudnn on GPUs in bfloat16
     m.remat = "none"  # what the backward pass recomputes: none, dots (all but weight products), full
     m.dtype = "auto"  # of the computation: auto (bfloat16 on accelerators, float32 on CPU), bfloat16, float32
@@ -47,12 +49,19 @@ def default() -> ConfigDict:
     e.capacity_factor = 2.0  # f_c: experts per token on average
     e.group_size = "1024"  # tokens routed together in training: a number, or 'image'
     e.combine = "scatter"  # how outputs return to tokens: scatter, one_hot
+    e.gate = (
+        "score"  # expert_choice: score (the paper's); normalized over the experts that took a token (upcycled models)
+    )
     e.aux_weight = 0.01  # of the load-balancing loss (token_choice only)
 
     c.text = t = ConfigDict()
     t.encoder = "cached"  # cached: embeddings stored with the data; tower: a small text encoder trained jointly
     t.width = 1280  # M; OpenCLIP bigG's text tower, the nearest public encoder to the paper's
     t.length = 77  # T, tokens per caption
+    t.path = (
+        ""  # folders of the published encoders of cached embeddings, comma-separated; sampling reads prompts with them
+    )
+    t.lower = False  # prompts in lower case and without space around them (PixArt's)
     t.tower_blocks = 2
     t.tower_heads = 4
 
@@ -62,14 +71,18 @@ def default() -> ConfigDict:
     d.space = "latents"  # what the model denoises: pixels, or latents of an autoencoder
     d.size = 32  # rows and columns of what the model denoises: pixels, or latent pixels (image / 8)
     d.channels = 4  # Z: 3 for pixels, 4 or 16 for latents
+    d.autoencoder = ""  # folder of the published autoencoder of the latents: what sampling draws pictures with
     d.crop = "center"  # center, random
     d.flip = True  # mirror images whose caption allows it
     d.workers = 0  # loader processes; 0 loads in the trainer's own
     d.options = ConfigDict()  # of the source, where the trainer prepares the data itself
 
     c.flow = f = ConfigDict()
-    f.prediction = "velocity"  # velocity (the paper's); data: the clean image, turned into a velocity in the loss
-    f.time_mean = 0.0  # t = sigmoid(u), u ~ N(mean, std); 0 = data, 1 = noise
+    f.path = (
+        "rectified"  # rectified: straight lines from data to noise (the paper's); ddpm: 1000 levels of noise (PixArt)
+    )
+    f.prediction = "velocity"  # velocity (the paper's); data: the clean image, a velocity in the loss; ddpm: epsilon
+    f.time_mean = 0.0  # rectified: t = sigmoid(u), u ~ N(mean, std); 0 = data, 1 = noise. ddpm draws levels evenly
     f.time_std = 1.0
     f.mask_ratio = 0.5  # share of image tokens dropped in training
     f.caption_dropout = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
@@ -91,6 +104,7 @@ def default() -> ConfigDict:
     r.steps = 800_000
     r.batch_size = 4096  # images per step, over all devices
     r.accumulate = 1  # micro-batches per step
+    r.init_from = ""  # workdir, of a run or of python -m ec_dit.convert, whose parameters a new run starts with
 
     c.mesh = g = ConfigDict()  # devices per axis; one of them -1: all that are left
     g.data = -1  # copies of the parameters
@@ -116,7 +130,8 @@ def default() -> ConfigDict:
 
     c.sample = s = ConfigDict()
     s.steps = 50
-    s.sampler = "heun"  # euler, heun
+    s.sampler = "heun"  # rectified: euler, heun; both paths: ddim (on straight lines the same as euler), dpmpp_2m
+    s.spacing = "linspace"  # which of ddpm's levels sampling visits: linspace, leading, trailing
     s.guidance = 3.0  # classifier-free guidance scale; 1 = off
     s.guidance_interval = (0.0, 1.0)  # times t at which guidance acts
     s.time_shift = 1.0  # > 1 spends more steps near noise (SD3, eq. 23)
@@ -140,45 +155,11 @@ RESUMABLE = (
     "topology",
     "data.workers",
     "data.path",
+    "data.autoencoder",
+    "text.path",
     "train.steps",
     "tpu_options",
     "model.attention",
-)
-
-_CHOICES = {
-    "model.modulation": ("adaln", "adaln_single"),
-    "model.attention": ("xla", "cudnn"),
-    "model.remat": ("none", "dots", "full"),
-    "model.dtype": ("auto", "bfloat16", "float32"),
-    "moe.routing": ("expert_choice", "token_choice", "dense"),
-    "moe.combine": ("scatter", "one_hot"),
-    "text.encoder": ("cached", "tower"),
-    "data.source": ("shapes", "emoji", "folder", "synthetic", ""),
-    "data.space": ("pixels", "latents"),
-    "data.crop": ("center", "random"),
-    "flow.prediction": ("velocity", "data"),
-    "optimizer.name": ("rmsprop", "adamw", "muon"),
-    "optimizer.schedule": ("constant", "cosine"),
-    "sample.sampler": ("euler", "heun"),
-}
-_AT_LEAST_ONE = (
-    "model.width model.num_blocks model.num_heads model.num_kv_heads model.head_dim model.ffn_factor model.patch moe.every "
-    "text.width text.length text.tower_blocks text.tower_heads data.size data.channels train.steps train.batch_size "
-    "train.accumulate checkpoint.every checkpoint.keep log.every log.trace_steps sample.steps sample.batch_size "
-    "eval.images_per_task"
-).split()
-_AT_LEAST_ZERO = (
-    "moe.num_experts moe.first moe.aux_weight data.workers optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "log.validate_every log.validate_images log.sample_every sample.guidance sample.capacity_factor"
-).split()
-_SHARES = ("flow.mask_ratio", "flow.caption_dropout", "optimizer.momentum", "optimizer.decay", "optimizer.ema_decay")
-_POSITIVE = (
-    "moe.capacity_factor",
-    "flow.time_std",
-    "optimizer.learning_rate",
-    "optimizer.eps",
-    "sample.time_shift",
-    "model.position_scale",
 )
 
 
@@ -265,115 +246,6 @@ def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
         also = f" Keys of {section}: {', '.join(siblings)}." if section and siblings else ""
         hint = did_you_mean(f"--config.{key}", [f"--config.{name}" for name in valid], cutoff=0.0)
         raise UserError(f"unknown key --config.{key}{hint}.{also}")
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks every value that can be checked without devices or data.
-
-    Raises:
-        UserError: naming the key, the value and what is allowed.
-    """
-    _validate_each(config)
-    _validate_together(config)
-
-
-def _check(config: ConfigDict, good: bool, key: str, wanted: str) -> None:
-    if not good:
-        raise UserError(f"--config.{key}={get(config, key)!r}: {wanted}.")
-
-
-def _validate_each(config: ConfigDict) -> None:
-    """Values that are good or bad by themselves."""
-    check = functools.partial(_check, config)
-    for key, choices in _CHOICES.items():
-        hint = did_you_mean(str(get(config, key)), choices)
-        check(get(config, key) in choices, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
-    for key, value in flatten(config).items():
-        check(not isinstance(value, float) or math.isfinite(value), key, "must be a finite number")
-    for key in _AT_LEAST_ONE:
-        check(get(config, key) >= 1, key, "must be at least 1")
-    for key in _AT_LEAST_ZERO:
-        check(get(config, key) >= 0, key, "must not be negative")
-    for key in _SHARES:
-        check(0 <= get(config, key) < 1, key, "must be at least 0 and less than 1")
-    for key in _POSITIVE:
-        check(get(config, key) > 0, key, "must be greater than 0")
-    for key in ("moe.group_size", "sample.group_size"):
-        words = ("image", "pair") if key.startswith("sample") else ("image",)
-        value = str(get(config, key))
-        check(
-            value in words or (value.isdigit() and int(value) > 0),
-            key,
-            f"give a number of tokens, or {' or '.join(words)}",
-        )
-    interval = config.sample.guidance_interval
-    check(
-        isinstance(interval, tuple | list) and len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
-        "sample.guidance_interval",
-        "give two times, 0 <= low < high <= 1",
-    )
-
-
-def _validate_together(config: ConfigDict) -> None:
-    """Values that must fit each other."""
-    check = functools.partial(_check, config)
-    sparse, experts = config.moe.routing != "dense", config.moe.num_experts
-    check(
-        experts >= 2 if sparse else experts == 0,
-        "moe.num_experts",
-        f"routing '{config.moe.routing}' needs {'>= 2' if sparse else '0'}",
-    )
-    size, patch = config.data.size, config.model.patch
-    check(size % patch == 0, "data.size", f"model.patch {patch} must divide it")
-    check(
-        config.model.num_heads % config.model.num_kv_heads == 0,
-        "model.num_kv_heads",
-        f"must divide num_heads {config.model.num_heads}",
-    )
-    check(
-        config.train.batch_size % config.train.accumulate == 0,
-        "train.accumulate",
-        f"must divide train.batch_size {config.train.batch_size}",
-    )
-    if config.data.source in ("shapes", "emoji", "folder"):
-        check(config.text.encoder == "tower", "text.encoder", f"data.source '{config.data.source}' needs 'tower'")
-    for suite in config.eval.suites:
-        check(
-            suite == config.data.source == "shapes",
-            "eval.suites",
-            f"suite {suite!r} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
-        )
-    tokens = (size // patch) ** 2 * (1 - config.flow.mask_ratio)
-    check(
-        tokens >= 1 and tokens == int(tokens),
-        "flow.mask_ratio",
-        f"keeps {tokens:g} of {(size // patch) ** 2} tokens; keep a whole number",
-    )
-    if config.text.encoder == "tower":
-        check(
-            config.text.width % config.text.tower_heads == 0,
-            "text.tower_heads",
-            f"must divide text.width {config.text.width}",
-        )
-    if config.data.space == "pixels":
-        check(config.data.channels == 3, "data.channels", "pixels have 3 channels")
-
-
-def check_data_is_there(config: ConfigDict) -> None:
-    """Refuses to train on data of a kind that cannot be read.
-
-    Raises:
-        UserError: for cached latents and embeddings.
-    """
-    if config.data.source == "synthetic":
-        return
-    if config.data.space == "latents" or config.text.encoder == "cached":
-        raise UserError(
-            "this config trains on cached latents and text embeddings, which this version cannot read yet. To measure its speed "
-            "on random ones: --config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
-        )
-    if not config.data.path:
-        raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

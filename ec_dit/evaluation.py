@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ec_dit import build
+from ec_dit import build, specs
 from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
@@ -37,7 +37,7 @@ def run(
         UserError: for an unknown suite, or data that it does not fit.
     """
     evaluator = make_evaluator(suite, system, workdir, novel)
-    settings = build.sample_settings(system.config)
+    settings = specs.sample_settings(system.config)
     generator = system.generator(settings)
     say(
         f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
@@ -84,6 +84,7 @@ def describe(system: build.System, settings: SampleSettings) -> dict[str, Any]:
     """Every setting an image depends on, and the versions and devices that made it, for the files beside it."""
     return {
         "dtype": str(system.dtype),
+        "path": settings.path,
         "prediction": settings.prediction,
         "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
         "mesh": dict(system.mesh.shape),
@@ -94,6 +95,7 @@ def describe(system: build.System, settings: SampleSettings) -> dict[str, Any]:
         "guidance": settings.guidance,
         "guidance_interval": list(settings.guidance_interval),
         "time_shift": settings.time_shift,
+        "spacing": settings.spacing,
         "batch_size": settings.batch_size,
         "capacity_factor": settings.routing.capacity_factor,
         "group_size": settings.routing.group_size,

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ec_dit import cli, config
+from ec_dit import checks, cli, config
 from ec_dit.core import processes
 from ec_dit.core.errors import UserError, did_you_mean
 
@@ -54,7 +54,7 @@ def train(run_config: ConfigDict, workdir: str | None) -> int:
     """Validates the config, trains, and returns the exit code."""
     if not workdir:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
-    config.validate(run_config)
+    checks.validate(run_config)
 
     from ec_dit import training  # after the checks: these imports take seconds that a typo need not cost
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ec_dit import cli, config
+from ec_dit import checks, cli
 from ec_dit.core.errors import UserError
 from ec_dit.main import check_arguments
 
@@ -57,7 +57,7 @@ def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str
         raise UserError("--topology=... is needed, such as v5p:8x8x8: this config names none")
     if run_config.text.encoder == "cached":
         run_config.data.source = "synthetic"  # shapes are all that counts
-    config.validate(run_config)
+    checks.validate(run_config)
     prepare_environment(topology)
 
     from ec_dit.planning import compile as compiler

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from ec_dit import config
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.models.paper import CAPACITY_FACTOR, PAPER
 
@@ -64,6 +65,22 @@ def shapes() -> ConfigDict:
     c.log.update(every=50, validate_every=500, validate_images=256, sample_every=500)
     c.sample.update(steps=20, sampler="euler", guidance=1.5, time_shift=8.0, batch_size=48)
     c.eval.suites = ("shapes",)
+    return c
+
+
+def from_run(workdir: str) -> ConfigDict:
+    """The config of a workdir, whose parameters another run is to start with.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not workdir:
+        raise UserError("give the workdir to start from: --config=configs/from_run.py:DIR")
+    path = paths.at(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} is no workdir of a run: there is no {path}.")
+    c = config.from_json(path.read_text())
+    c.train.init_from = workdir
     return c
 
 

@@ -27,18 +27,21 @@ flags.DEFINE_string("prompts_file", None, "A text file with one prompt a line.",
 flags.DEFINE_string("out", None, "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_enum("sampler", None, ["euler", "heun"], "Integrator.", flag_values=FLAGS)
+flags.DEFINE_enum("sampler", None, ["euler", "heun", "ddim", "dpmpp_2m"], "How to get there.", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", flag_values=FLAGS)
 flags.DEFINE_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=FLAGS)
+flags.DEFINE_enum("spacing", None, ["linspace", "leading", "trailing"], "Which of DDPM's levels.", flag_values=FLAGS)
 flags.DEFINE_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("text_encoder", None, "Folders of published text encoders, comma-separated.", flag_values=FLAGS)
+flags.DEFINE_string("autoencoder", None, "Folder of a published autoencoder.", flag_values=FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
 
-_OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "capacity_factor", "group_size", "batch_size")
+_OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity_factor", "group_size", "batch_size")
 
 
 def prompts() -> list[str]:
@@ -74,7 +77,7 @@ def work() -> None:
 
     from tqdm import tqdm
 
-    from ec_dit import build, config, evaluation
+    from ec_dit import checks, evaluation, specs
     from ec_dit.data import images
     from ec_dit.workdir import Workdir
 
@@ -85,10 +88,14 @@ def work() -> None:
             run_config.sample[name] = FLAGS[name].value
     if FLAGS.guidance_interval is not None:
         run_config.sample.guidance_interval = _interval(FLAGS.guidance_interval)
+    if FLAGS.text_encoder is not None:
+        run_config.text.path = FLAGS.text_encoder
+    if FLAGS.autoencoder is not None:
+        run_config.data.autoencoder = FLAGS.autoencoder
     run_config.mesh.update(cli.mesh_of(FLAGS))
-    config.validate(run_config)
+    checks.validate(run_config)
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
-    settings = build.sample_settings(run_config)
+    settings = specs.sample_settings(run_config)
     generator = system.generator(settings)
 
     jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]

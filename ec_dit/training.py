@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from ec_dit import build, evaluation
+from ec_dit import build, checks, evaluation, specs
 from ec_dit import config as config_lib
 from ec_dit.core import processes, sharding
 from ec_dit.core.errors import UserError
@@ -57,8 +59,8 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
 
 
 def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSignal) -> str | None:
-    build.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
-    build.sample_settings(config)
+    specs.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
+    specs.sample_settings(config)
     data = open_data(config, say)
     tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
     if data is not None and tokenizer is not None and processes.is_first():
@@ -79,7 +81,7 @@ def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSi
     step = checkpointer.latest()
     processes.check_same(str(step), "the newest checkpoint")
     if step is None:
-        state, first_step = system.init_state(tx, shardings), 0
+        state, first_step = _first_state(system, tx, shardings, say), 0
     else:
         say(f"resuming at step {step}")
         state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
@@ -107,13 +109,26 @@ def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSi
     return fingerprint(state.params)
 
 
+def _first_state(
+    system: build.System, tx: optax.GradientTransformation, shardings: TrainState, say: Callable[[str], None]
+) -> TrainState:
+    state = system.init_state(tx, shardings)
+    if not (path := system.config.train.init_from):
+        return state
+    params = Workdir(path).start(system)
+    say(f"starting with the parameters of {path}")
+    with jax.set_mesh(system.mesh):  # the average in memory of its own, since the step overwrites both
+        ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
+    return state._replace(params=params, ema=ema)
+
+
 def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
     """The prepared data set; None for synthetic data. Embedded sources are prepared on first use.
 
     Raises:
         UserError: if there is none and it cannot be made here.
     """
-    config_lib.check_data_is_there(config)
+    checks.check_data_is_there(config)
     d = config.data
     if d.source == "synthetic":
         return None
@@ -195,11 +210,11 @@ def _callbacks(
     save = loop.SaveEvery(checkpointer, config.checkpoint.every, meta)
     peak, origin = peak_flops(jax.devices()[0])
     say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
-    spec, tower = build.dit_spec(config), build.tower_spec(config, system.tokenizer)
+    spec, tower = specs.dit_spec(config), specs.tower_spec(config, system.tokenizer)
     image_flops = sizes.train_flops_per_image(
-        spec, build.kept_tokens(config), config.text.length, config.moe.capacity_factor, tower
+        spec, specs.kept_tokens(config), config.text.length, config.moe.capacity_factor, tower
     )
-    optimizer = build.optimizer_spec(config)
+    optimizer = specs.optimizer_spec(config)
     progress = loop.Progress(
         writer,
         say,

@@ -1,11 +1,12 @@
 """What a workdir holds, and who may write to it: enough to resume, sample and evaluate without the data set.
 
 config.json, tokenizer.model, data.json (the data set's report and fingerprint), checkpoints/, metrics.jsonl,
-tensorboard/, images/, eval_*.json.
+tensorboard/, images/, eval_*.json; conversion.json, of a model that was converted.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
 
 _CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
+_ORIGIN = "conversion.json"
 
 
 class Workdir:
@@ -36,23 +38,40 @@ class Workdir:
         """
         # Before its first checkpoint a run has nothing that other settings could spoil.
         if (self.path / _CONFIG).exists() and any(p.name.isdigit() for p in (self.path / _CHECKPOINTS).glob("*")):
-            started, moved = self._data(), []
+            started, moved = self.data(), []
             if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
                 moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
             self.check(self.config(), config, moved)
         processes.check_same(config_lib.to_json(config), "the config")
         processes.check_shared(self.path, "a --workdir such as gs://BUCKET/DIR")
-        if processes.is_first():
-            self._write_claim(config, dataset)
-        processes.wait("the workdir is written")
-
-    def _write_claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
+        data: dict[str, Any] = {}
         if dataset is not None:
             report = json.loads(dataset.report.to_json())
             data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}
-            self._write(_DATA, json.dumps(data, indent=2))
-            (self.path / _TOKENIZER).write_bytes(dataset.tokenizer_path.read_bytes())
-        self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
+        self.fill(config, None if dataset is None else Tokenizer.load(dataset.tokenizer_path), data)
+
+    def fill(
+        self,
+        config: ConfigDict,
+        tokenizer: Tokenizer | None,
+        data: Mapping[str, Any],
+        origin: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Writes what is known before the first checkpoint; every process calls it.
+
+        Args:
+            data: of data.json; nothing is written where it is empty.
+            origin: of conversion.json, likewise.
+        """
+        if processes.is_first():
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name, found in ((_DATA, data), (_ORIGIN, origin)):
+                if found:
+                    self._write(name, json.dumps(dict(found), indent=2))
+            if tokenizer is not None:
+                (self.path / _TOKENIZER).write_bytes(tokenizer.model)
+            self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
+        processes.wait("the workdir is written")
 
     def check(self, old: ConfigDict, new: ConfigDict, also: Sequence[str] = ()) -> None:
         """Refuses to go on with other settings.
@@ -86,18 +105,21 @@ class Workdir:
 
     def data_report(self) -> dict[str, Any]:
         """The report of the data set's preparation; empty for synthetic data."""
-        return self._data().get("report", {})
+        return self.data().get("report", {})
 
     def checkpointer(self, **options: Any) -> Checkpointer:
         """The run's checkpoints; options as Checkpointer has them."""
         return Checkpointer(str(self.path / _CHECKPOINTS), **options)
 
-    def load(self, config: ConfigDict, *, ema: bool = True, step: int | None = None) -> tuple[System, Any, int]:
+    def load(
+        self, config: ConfigDict, *, ema: bool = True, step: int | None = None, exact: bool = False
+    ) -> tuple[System, Any, int]:
         """(system, parameters on its mesh, step) of the newest or the given checkpoint; no other arrays are read.
 
         Args:
             config: of the run, its sampling keys and mesh changed as wished.
-            ema: the moving average instead of the raw parameters.
+            ema: the moving average instead of the raw parameters; of converted weights there is but one kind.
+            exact: float32, not the dtype in which sampling holds them.
 
         Raises:
             UserError: if there is no such checkpoint.
@@ -108,19 +130,50 @@ class Workdir:
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
-        state = abstract_like(*system.abstract_state(system.optimizer()))
-        wanted = "ema" if ema else "params"
-        state = state._replace(**{wanted: system.sampling_params(getattr(state, wanted))})
-        state = checkpoints.restore(step, state, only=(wanted,))
+        params = self._params(checkpoints, step, system, ema=ema, exact=exact)
         checkpoints.close()
-        return system, getattr(state, wanted), step
+        return system, params, step
+
+    def start(self, system: System) -> Any:
+        """The newest parameters, for another run of the same structure to start from, laid out as `system` has them.
+
+        Raises:
+            UserError: if there are none, or they are of another model or another tokenizer.
+        """
+        own, given = self.tokenizer(), system.tokenizer
+        if own is not None and given is not None and own.model != given.model:
+            raise UserError(
+                f"--config.train.init_from={self.path}: its tokenizer is not the data set's. Prepare the data with "
+                f"--tokenizer={self.path / _TOKENIZER}."
+            )
+        checkpoints = self.checkpointer(read_only=True)
+        if (step := checkpoints.latest()) is None:
+            raise UserError(f"--config.train.init_from={self.path}: there is no finished checkpoint in it.")
+        params = self._params(checkpoints, step, system, ema=True, exact=True)
+        checkpoints.close()
+        return params
+
+    def _params(self, checkpoints: Checkpointer, step: int, system: System, *, ema: bool, exact: bool) -> Any:
+        state = abstract_like(*system.abstract_state(system.optimizer()))
+        wanted = "ema" if ema and "ema" in checkpoints.fields(step) else "params"
+        if not exact:
+            state = state._replace(**{wanted: system.sampling_params(getattr(state, wanted))})
+        return getattr(checkpoints.restore(step, state, only=(wanted,)), wanted)
 
     def write_eval(self, name: str, figures: dict[str, Any]) -> None:
         """Writes eval_<name>.json."""
         self._write(f"eval_{name}.json", json.dumps(figures, indent=2))
 
-    def _data(self) -> dict[str, Any]:
-        path = self.path / _DATA
+    def data(self) -> dict[str, Any]:
+        """What is known of the data set; empty for synthetic data."""
+        return self._read(_DATA)
+
+    def origin(self) -> dict[str, Any]:
+        """Where converted parameters come from; empty for those of a run."""
+        return self._read(_ORIGIN)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, name: str, text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from ec_dit import cli, config, main
+from ec_dit import checks, cli, config, main
 from ec_dit.core.errors import UserError, did_you_mean
 from launch import gcloud, job, slices
 
@@ -139,8 +139,8 @@ def make_job(values: flags.FlagValues, arguments: tuple[str, ...]) -> job.Job:
         sys.argv = before
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r} behind `--`; options are written --name=value")
-    config.validate(parsed.config)
-    config.check_data_is_there(parsed.config)
+    checks.validate(parsed.config)
+    checks.check_data_is_there(parsed.config)
     env = job.collect_env(values.env, os.environ)
     job.check(values.workdir, env, values.code)
     return job.Job(path, argument, arguments, values.workdir, env, values.code)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ec_dit import build, config
+from ec_dit import build, checks, config
 
 LENGTH = 8
 
@@ -35,7 +35,7 @@ def tiny_config(routing="expert_choice", **overrides):
     for key, value in overrides.items():
         section, _, name = key.partition("__")
         c[section][name] = value
-    config.validate(c)
+    checks.validate(c)
     return c
 
 

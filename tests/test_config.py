@@ -5,7 +5,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from ec_dit import config
+from ec_dit import checks, config
 from ec_dit.core.errors import UserError
 from tests import helpers
 
@@ -20,7 +20,7 @@ def changed(**values) -> ConfigDict:
 
 
 def test_default_is_valid():
-    config.validate(config.default())
+    checks.validate(config.default())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_every_key_keeps_its_type(key):
 )
 def test_bad_values_are_named(values, words):
     with pytest.raises(UserError, match=rf"^--config\.{words}"):
-        config.validate(changed(**values))
+        checks.validate(changed(**values))
 
 
 def test_json_round_trip():
@@ -99,7 +99,7 @@ def test_json_round_trip():
     assert back.model.width == 77
     assert tuple(back.sample.guidance_interval) == (0.25, 0.75)
     assert config.difference(c, back) == []
-    config.validate(back)
+    checks.validate(back)
 
 
 def test_json_of_an_older_version_takes_new_defaults():

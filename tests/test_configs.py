@@ -12,7 +12,7 @@ import jax
 import pytest
 from flax import nnx
 
-from ec_dit import build, config
+from ec_dit import checks, specs
 from ec_dit.core import sharding, tree
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
@@ -49,9 +49,9 @@ def test_every_row_of_the_paper_has_a_config():
 @pytest.mark.parametrize("name", PAPER)
 def test_config_is_its_row(name):
     c = load(name).get_config()
-    config.validate(c)
+    checks.validate(c)
     assert c.name == name
-    assert build.dit_spec(c) == PAPER[name].spec
+    assert specs.dit_spec(c) == PAPER[name].spec
     assert (c.moe.routing, c.moe.capacity_factor) == (PAPER[name].routing, CAPACITY_FACTOR)
 
 
@@ -82,7 +82,7 @@ def test_docstring_holds_what_the_formula_and_the_mesh_give(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_builds_abstractly_and_lays_out_on_its_topology(name):
     c = load(name).get_config()
-    _, params, infos = param.split(nnx.eval_shape(lambda: DiT(build.dit_spec(c), rngs=nnx.Rngs(0))))
+    _, params, infos = param.split(nnx.eval_shape(lambda: DiT(specs.dit_spec(c), rngs=nnx.Rngs(0))))
     assert tree.num_params(params) == sizes(PAPER[name].spec).total
     mesh = paper_mesh(c)
     info_of = dict(tree.named_leaves(infos))
@@ -90,8 +90,8 @@ def test_builds_abstractly_and_lays_out_on_its_topology(name):
         spec = sharding.partition_spec(info_of[path].axes, leaf.shape, mesh, path)
         if path.startswith("stages/"):
             assert {"expert", "fsdp"} & set(jax.tree.leaves(tuple(spec))), f"{path} is replicated"
-    build.check_batch(c, mesh)
-    build.sample_settings(c)
+    specs.check_batch(c, mesh)
+    specs.sample_settings(c)
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -99,7 +99,7 @@ def test_sparse_minus_dense_is_exact(name):
     def built(experts: int) -> int:
         c = load(name).get_config()
         c.moe.num_experts = experts
-        return tree.num_params(nnx.state(nnx.eval_shape(lambda: DiT(build.dit_spec(c), rngs=nnx.Rngs(0))), nnx.Param))
+        return tree.num_params(nnx.state(nnx.eval_shape(lambda: DiT(specs.dit_spec(c), rngs=nnx.Rngs(0))), nnx.Param))
 
     spec = PAPER[name].spec
     d, e, k = spec.width, spec.sparse.num_experts, spec.num_blocks // 2
@@ -109,18 +109,18 @@ def test_sparse_minus_dense_is_exact(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_smoke_is_small_and_keeps_the_structure(name):
     full, small = load(name).get_config(), load(name).get_config("smoke")
-    config.validate(small)
-    build.check_batch(small, jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES))
-    build.sample_settings(small)
+    checks.validate(small)
+    specs.check_batch(small, jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES))
+    specs.sample_settings(small)
     assert small.name == f"{name}_smoke"
-    assert sizes(build.dit_spec(small)).total < 10e6
+    assert sizes(specs.dit_spec(small)).total < 10e6
     assert small.moe.routing == full.moe.routing
     assert small.moe.capacity_factor == full.moe.capacity_factor
     assert small.model.num_heads / small.model.num_kv_heads == full.model.num_heads / full.model.num_kv_heads
     assert (small.moe.first, small.moe.every) == (full.moe.first, full.moe.every)
-    assert bool(sizes(build.dit_spec(small)).sparse_blocks) == bool(full.moe.num_experts)
+    assert bool(sizes(specs.dit_spec(small)).sparse_blocks) == bool(full.moe.num_experts)
     assert (small.model.modulation, small.optimizer.name) == (full.model.modulation, full.optimizer.name)
-    nnx.eval_shape(lambda: DiT(build.dit_spec(small), rngs=nnx.Rngs(0)))
+    nnx.eval_shape(lambda: DiT(specs.dit_spec(small), rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ec_dit import build
+from ec_dit import specs
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.train.checkpoint import abstract_like
@@ -54,14 +54,14 @@ def test_seed_and_index_make_other_images():
 
 def test_a_group_that_spans_images_is_refused():
     with pytest.raises(UserError, match="an image has 16 tokens"):
-        build.sample_settings(helpers.tiny_config(sample__group_size="64"))
+        specs.sample_settings(helpers.tiny_config(sample__group_size="64"))
     small = helpers.tiny_config(data__size=12, sample__group_size="24")  # 36 tokens: 24 divides the pair, not the image
     with pytest.raises(UserError, match="an image alone has 36 tokens"):
-        build.sample_settings(small)
+        specs.sample_settings(small)
 
 
 def test_capacity_and_group_may_be_raised_for_sampling():
-    settings = build.sample_settings(helpers.tiny_config(sample__capacity_factor=4.0, sample__group_size="image"))
+    settings = specs.sample_settings(helpers.tiny_config(sample__capacity_factor=4.0, sample__group_size="image"))
     assert settings.routing.capacity_factor == 4.0
     assert settings.paired_routing.group_size == 16
 

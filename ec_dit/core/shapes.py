@@ -6,9 +6,9 @@ this device's part of it, where the mesh splits it. `tests/test_architecture.py`
 
 AXES: dict[str, str] = {
     "B": "batch: images (and their captions)",
-    "Y": "latent rows",
-    "X": "latent columns",
-    "Z": "latent channels",
+    "Y": "rows of latents, images and convolutions",
+    "X": "columns, likewise",
+    "Z": "channels of latents and images",
     "S": "image tokens of one sequence, or of one routing group",
     "P": "numbers in one patch: patch * patch * channels",
     "T": "text tokens",

@@ -16,9 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ec_dit.core import sharding
+from ec_dit.flow import ddpm, sampler
 from ec_dit.flow.guidance import guide
-from ec_dit.flow.sampler import SamplerKind, count_evaluations, integrate, time_grid
-from ec_dit.models.objective import Prediction, velocity_fn
+from ec_dit.flow.path import PathKind, Prediction
+from ec_dit.flow.sampler import Grid, SamplerKind, count_evaluations
+from ec_dit.models.objective import predict_fn
 from ec_dit.models.text_to_image import Text, TextToImage
 from ec_dit.nn.routing import RoutingSpec
 
@@ -32,40 +34,48 @@ class SampleSettings:
     guidance: float
     guidance_interval: tuple[float, float]
     time_shift: float
+    spacing: ddpm.Spacing
     batch_size: int
+    path: PathKind
     prediction: Prediction
     routing: RoutingSpec
     paired_routing: RoutingSpec
 
     @property
+    def grid(self) -> Grid:
+        """The times of the steps."""
+        if self.path == "ddpm":
+            return sampler.ddpm_grid(self.steps, self.spacing)
+        return sampler.straight_grid(self.steps, self.time_shift)
+
+    @property
     def evaluations(self) -> int:
         """NFE per image; a guided evaluation counts twice."""
-        times = time_grid(self.steps, self.time_shift)
-        return count_evaluations(times, self.sampler, self.guidance, self.guidance_interval)
+        return count_evaluations(self.grid.times, self.sampler, self.guidance, self.guidance_interval)
 
 
 def sample(
     graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, noise: jax.Array, text: Text, null_text: Text
 ) -> jax.Array:
-    """Integrates noise (B, Y, X, Z) to clean latents; pure, to be jitted.
+    """Noise (B, Y, X, Z) to clean latents; pure, to be jitted.
 
     Args:
         text: captions; null_text: the empty caption, leaves without B.
     """
-    velocity = guided_velocity(graphdef, settings, params, noise.shape[0], text, null_text)
-    return integrate(velocity, noise, time_grid(settings.steps, settings.time_shift), settings.sampler)
+    predict = guided_prediction(graphdef, settings, params, noise.shape[0], text, null_text)
+    return sampler.sample(predict, settings.prediction, noise, settings.grid, settings.sampler)
 
 
-def guided_velocity(
+def guided_prediction(
     graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, batch: int, text: Text, null_text: Text
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(x, scalar t) -> dx/dt for `batch` images, as the sampler integrates it; arguments as `sample` has them."""
+    """(x, scalar t) -> the guided prediction for `batch` images; arguments as `sample` has them."""
     model: TextToImage = nnx.merge(graphdef, params)
     null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
     condition, null = model.encode(text), model.encode(null_text)
     return guide(
-        velocity_fn(model, settings.prediction, settings.routing),
-        velocity_fn(model, settings.prediction, settings.paired_routing),
+        predict_fn(model, settings.routing),
+        predict_fn(model, settings.paired_routing),
         condition,
         null,
         settings.guidance,

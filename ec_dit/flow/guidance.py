@@ -1,4 +1,4 @@
-"""Classifier-free guidance over any velocity function.
+"""Classifier-free guidance over any prediction that is linear in data and noise: velocity, data, epsilon.
 
 The conditional and the unconditional copy of an image are neighbours in the batch, so that a routing group may hold both
 (the paper's inference group of 512 tokens) and still no other image.
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-VelocityFn = Callable[[jax.Array, jax.Array, Any], jax.Array]  # (x, t_B, condition) -> dx/dt
+PredictFn = Callable[[jax.Array, jax.Array, Any], jax.Array]  # (x, t_B, condition) -> prediction
 
 
 def interleave(first: Any, second: Any) -> Any:
@@ -19,18 +19,18 @@ def interleave(first: Any, second: Any) -> Any:
 
 
 def guide(
-    velocity: VelocityFn,
-    paired_velocity: VelocityFn,
+    predict: PredictFn,
+    paired_predict: PredictFn,
     condition: Any,
     null_condition: Any,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """v = v_null + scale (v_cond - v_null) where t lies in `interval` (2404.07724), v_cond elsewhere.
+    """p = p_null + scale (p_cond - p_null) where t lies in `interval` (2404.07724), p_cond elsewhere.
 
     Args:
-        velocity: evaluates B images with their condition.
-        paired_velocity: evaluates 2B images, interleaved as above.
+        predict: evaluates B images with their condition.
+        paired_predict: evaluates 2B images, interleaved as above.
         condition, null_condition: pytrees whose leaves start with B.
         scale: 1 needs no unconditional pass and makes none.
         interval: closed range of times.
@@ -40,10 +40,10 @@ def guide(
     """
 
     def plain(x: jax.Array, t: jax.Array) -> jax.Array:
-        return velocity(x, jnp.full(x.shape[0], t), condition)
+        return predict(x, jnp.full(x.shape[0], t), condition)
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-        both = paired_velocity(interleave(x, x), jnp.full(2 * x.shape[0], t), interleave(condition, null_condition))
+        both = paired_predict(interleave(x, x), jnp.full(2 * x.shape[0], t), interleave(condition, null_condition))
         both = both.reshape(-1, 2, *x.shape[1:])
         return both[:, 1] + scale * (both[:, 0] - both[:, 1])
 

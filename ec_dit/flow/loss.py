@@ -1,4 +1,4 @@
-"""The L2 velocity loss, per image and by noise level."""
+"""The L2 loss, per image and by noise level."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 LEVELS = 4  # equal ranges of t in which the loss is reported
 
 
-def velocity_loss(predicted_BSP: jax.Array, target_BSP: jax.Array) -> jax.Array:
+def squared_error(predicted_BSP: jax.Array, target_BSP: jax.Array) -> jax.Array:
     """Mean squared error of each image, (B,) float32."""
     error = predicted_BSP.astype(jnp.float32) - target_BSP.astype(jnp.float32)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))

@@ -3,9 +3,13 @@
 x_t = (1 - t) x_0 + t x_1 with x_1 ~ N(0, I); the target velocity is dx/dt = x_1 - x_0.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
+PathKind = Literal["rectified", "ddpm"]  # the latter stands in flow/ddpm.py
+Prediction = Literal["velocity", "data", "epsilon"]  # what a network's output means
 LOSS_FLOOR = 0.05
 
 

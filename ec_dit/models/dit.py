@@ -8,13 +8,13 @@ from flax import nnx
 
 from ec_dit.models.block import Block, Condition
 from ec_dit.models.spec import DiTSpec
-from ec_dit.models.stack import Stack
 from ec_dit.nn import param
-from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sincos_2d
+from ec_dit.nn.embeddings import LATENT_PIXEL, PatchEmbed, SizeEmbed, TimeEmbed, patchify, sincos_2d
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
 from ec_dit.nn.moe import STATS_AXES, RouterStats
 from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.stack import Stack
 
 
 class DiT(nnx.Module):
@@ -31,6 +31,7 @@ class DiT(nnx.Module):
         single = spec.modulation == "adaln_single"
         self.patch_embed = PatchEmbed(patch_numbers * spec.channels, width, dtype=dtype, rngs=rngs)
         self.time_embed = TimeEmbed(width, dtype=dtype, rngs=rngs)
+        self.size_embed = SizeEmbed(width, dtype=dtype, rngs=rngs) if spec.size_embedding else None
         self.time_modulation = TimeModulation(width, dtype=dtype, rngs=rngs) if single else None
         self.text_projection = (
             Mlp(spec.text_width, width, width, bias=True, dtype=dtype, rngs=rngs) if spec.text_projection else None
@@ -98,12 +99,14 @@ class DiT(nnx.Module):
         """The images of one device."""
         spec = self.spec
         rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
-        positions_SD = sincos_2d(rows, columns, spec.width, spec.grid, spec.position_scale)
+        positions_SD = sincos_2d(rows, columns, spec.width, spec.grid, spec.position_scale, spec.position_fit)
         tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch)) + jnp.asarray(positions_SD, self.dtype)
         if keep_BS is not None:
             tokens_BSD = take_tokens(tokens_BSD, keep_BS)
 
         time_BD = self.time_embed(t_B)
+        if self.size_embed is not None:
+            time_BD += self.size_embed(LATENT_PIXEL * x_BYXZ.shape[1], LATENT_PIXEL * x_BYXZ.shape[2])
         text_BTM = text_BTM.astype(self.dtype)
         if self.text_projection is not None:
             text_BTM = self.text_projection(text_BTM)

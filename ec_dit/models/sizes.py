@@ -65,6 +65,7 @@ def part_params(spec: DiTSpec) -> dict[str, int]:
     return {
         "patch_embed": _linear(patch_in, d),
         "time_embed": _linear(TimeEmbed.FEATURES, d) + _linear(d, d),
+        "size_embed": 2 * (_linear(TimeEmbed.FEATURES, d // 3) + _linear(d // 3, d // 3)) if spec.size_embedding else 0,
         "text_projection": _linear(spec.text_width, d) + _linear(d, d) if spec.text_projection else 0,
         "modulation": blocks * per_block + shared,
         "self_attention": blocks * _attention(spec, d),
@@ -83,7 +84,7 @@ def tower_params(tower: TowerSpec) -> int:
 
 
 def forward_flops(spec: DiTSpec, tokens: int, text_length: int, capacity_factor: float = CAPACITY_FACTOR) -> int:
-    """FLOPs of one velocity of one image.
+    """FLOPs of one velocity of one image. The picture's size, embedded once for a whole batch, is not counted.
 
     Args:
         tokens: image tokens that enter the model: the kept ones in training, all of them in sampling.

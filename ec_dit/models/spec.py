@@ -5,6 +5,7 @@ from typing import Literal
 
 from ec_dit.core.errors import UserError
 from ec_dit.nn.attention import AttentionKernel
+from ec_dit.nn.embeddings import PositionFit
 from ec_dit.nn.modulation import ModulationKind
 
 RematPolicy = Literal["none", "dots", "full"]
@@ -35,13 +36,15 @@ class DiTSpec:
         ffn_factor: F / D.
         patch: latent pixels per side of a token.
         latent_size: latent rows and columns trained on; positions count in its patches. Other sizes work too.
-        channels, out_channels: Z in and out (out differs only where a model also predicts a variance).
+        channels, out_channels: Z in and out; out differs only where a model also predicts a variance, in its second half.
         text_width: M of the text embeddings that cross-attention reads.
         text_projection: a two-layer perceptron M -> D before cross-attention (PixArt-alpha), or none.
         modulation: how time enters, see nn/modulation.py.
         qk_norm: RMSNorm on queries and keys.
         bias: biases in attention and feed-forward layers (PixArt-alpha's weights have them, the paper's counts do not).
         position_scale: PixArt-alpha's interpolation scale.
+        position_fit: how positions of another size than `latent_size` count, see nn/embeddings.py.
+        size_embedding: rows, columns and aspect ratio of the picture enter beside the time (PixArt-alpha at 1024 pixels).
         sparse: which blocks have experts.
         remat: what the backward pass recomputes.
         attention: which kernel computes attention.
@@ -63,6 +66,8 @@ class DiTSpec:
     qk_norm: bool = False
     bias: bool = False
     position_scale: float = 1.0
+    position_fit: PositionFit = "area"
+    size_embedding: bool = False
     sparse: SparseSpec = SparseSpec()
     remat: RematPolicy = "none"
     attention: AttentionKernel = "xla"
@@ -76,6 +81,8 @@ class DiTSpec:
             raise UserError(f"model: patch {self.patch} does not divide the latent size {self.latent_size}.")
         if self.width % 4:
             raise UserError(f"model: width {self.width} must be a multiple of 4 (sine and cosine of row and column).")
+        if self.size_embedding and self.width % 3:
+            raise UserError(f"model: size_embedding needs a width that 3 divides, not {self.width}.")
         if self.sparse.num_experts and not 0 <= self.sparse.first < self.num_blocks:
             raise UserError(f"model: first sparse block {self.sparse.first} is not among {self.num_blocks} blocks.")
 

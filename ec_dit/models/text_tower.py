@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.models.spec import TowerSpec
-from ec_dit.models.stack import Stack
 from ec_dit.nn import param
 from ec_dit.nn.attention import Attention
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.norms import layer_norm
+from ec_dit.nn.stack import Stack
 
 
 class TowerBlock(nnx.Module):

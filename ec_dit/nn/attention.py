@@ -13,15 +13,32 @@ from ec_dit.nn.norms import RMSNorm
 
 AttentionKernel = Literal["xla", "cudnn"]
 
+
 # Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
-_attend = jax.checkpoint(functools.partial(jax.nn.dot_product_attention, implementation="xla"), prevent_cse=False)
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=5)
+def _attend(
+    q_BSHK: jax.Array,
+    k_BTNK: jax.Array,
+    v_BTNK: jax.Array,
+    offset: jax.Array | None,
+    mask: jax.Array | None,
+    scale: float | None,
+) -> jax.Array:
+    return jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, offset, mask, scale=scale, implementation="xla")
 
 
-def _attend_cudnn(q_BSHK: jax.Array, k_BTNK: jax.Array, v_BTNK: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _attend_cudnn(
+    q_BSHK: jax.Array,
+    k_BTNK: jax.Array,
+    v_BTNK: jax.Array,
+    offset: jax.Array | None,
+    mask: jax.Array | None,
+    scale: float | None,
+) -> jax.Array:
     """cuDNN takes no mask of one row for all queries, and keeps no scores anyway."""
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], q_BSHK.shape[1], mask.shape[3]))
-    return jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, mask=mask, implementation="cudnn")
+    return jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, offset, mask, scale=scale, implementation="cudnn")
 
 
 class Attention(nnx.Module):
@@ -36,6 +53,8 @@ class Attention(nnx.Module):
         qk_norm: RMSNorm on each query and key.
         bias: biases on all four projections.
         zero_out: start with an output of zero (cross-attention in PixArt-alpha).
+        causal: a query sees no later key; for self-attention.
+        scale: of the scores, instead of 1 / sqrt(K).
         kernel: 'xla' everywhere, or cuDNN's flash attention, 'cudnn', on GPUs in bfloat16.
         dtype: of the computation; parameters stay float32.
     """
@@ -51,11 +70,13 @@ class Attention(nnx.Module):
         qk_norm: bool = False,
         bias: bool = False,
         zero_out: bool = False,
+        causal: bool = False,
+        scale: float | None = None,
         kernel: AttentionKernel = "xla",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.dtype, self.kernel = dtype, kernel
+        self.dtype, self.kernel, self.causal, self.scale = dtype, kernel, causal, scale
         self.w_q_DHK = param.matrix(rngs, (width, heads, head_dim), ("embed", "heads", None), "ioo")
         self.w_k_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
         self.w_v_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
@@ -70,10 +91,15 @@ class Attention(nnx.Module):
             self.b_o_D = param.table(jnp.zeros(width), ("embed",))
 
     def __call__(
-        self, x_BSD: jax.Array, context_BTM: jax.Array | None = None, mask_BT: jax.Array | None = None
+        self,
+        x_BSD: jax.Array,
+        context_BTM: jax.Array | None = None,
+        mask_BT: jax.Array | None = None,
+        offset_HST: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from x to the context (None: to x itself) where `mask_BT` is True (None: everywhere).
 
+        `offset_HST` is added to the scores of the heads (T5's relative positions).
         Every row of the mask needs at least one True: a query with nothing to look at would look at the padding.
         """
         x_BSD = x_BSD.astype(self.dtype)
@@ -88,8 +114,12 @@ class Attention(nnx.Module):
         if self.norm_q is not None and self.norm_k is not None:
             q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
+        if self.causal:
+            earlier = jnp.tri(q_BSHK.shape[1], k_BTNK.shape[1], dtype=bool)[None, None]
+            mask = earlier if mask is None else earlier & mask
+        offset = None if offset_HST is None else offset_HST[None]
         attend = _attend if self.kernel == "xla" else _attend_cudnn
-        out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, mask=mask)
+        out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, offset, mask, self.scale)
         out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
         out_BSD = sharding.summed(out_BSD, "heads")
         return out_BSD + param.use(self.b_o_D, self.dtype) if self.bias else out_BSD

@@ -1,6 +1,7 @@
 """How an image, a position and a time become vectors. Conventions are PixArt-alpha's, so that its weights fit."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from flax import nnx
 from ec_dit.core.errors import UserError
 from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
+
+PositionFit = Literal["area", "sides"]
+LATENT_PIXEL = 8  # pixels per side of a latent pixel, in every autoencoder that PixArt and the paper use
 
 
 def patchify(x_BYXZ: jax.Array, patch: int) -> jax.Array:
@@ -29,20 +33,23 @@ def unpatchify(patches_BSP: jax.Array, patch: int, rows: int, columns: int) -> j
     return grid.reshape(b, rows * patch, columns * patch, z)
 
 
-def sincos_2d(rows: int, columns: int, width: int, base: int, scale: float = 1.0) -> np.ndarray:
+def sincos_2d(
+    rows: int, columns: int, width: int, base: int, scale: float = 1.0, fit: PositionFit = "area"
+) -> np.ndarray:
     """Fixed sine-cosine positions (S, D) of a rows x columns grid, for any grid.
 
     Half of the width encodes the column, half the row, as in PixArt-alpha. A grid of another size than the `base` x `base`
-    one is stretched to cover the same area, so that a square model meets no position beyond those it was trained on when
-    the resolution rises. Both directions stretch equally: unlike PixArt-alpha's, wide images are not squeezed, and their
-    long side reaches beyond `base`.
+    one is stretched, so that a square model meets no position beyond those it was trained on when the resolution rises.
 
     Args:
         base: patches per side of the square grid that positions count in.
         scale: PixArt-alpha's interpolation scale; positions are divided by it.
+        fit: 'area': both directions stretch equally, to the same area, and the long side of a wide picture reaches beyond
+            `base`; 'sides': each side is stretched to `base`, as in PixArt-alpha, which squeezes wide pictures.
     """
-    stretch = base / math.sqrt(rows * columns) / scale
-    y, x = np.meshgrid(np.arange(rows) * stretch, np.arange(columns) * stretch, indexing="ij")
+    area = math.sqrt(rows * columns)
+    stretch_y, stretch_x = (base / (n if fit == "sides" else area) / scale for n in (rows, columns))
+    y, x = np.meshgrid(np.arange(rows) * stretch_y, np.arange(columns) * stretch_x, indexing="ij")
     return np.concatenate([_sincos_1d(x, width // 2), _sincos_1d(y, width // 2)], axis=1).astype(np.float32)
 
 
@@ -68,6 +75,21 @@ class TimeEmbed(nnx.Module):
 
     def __call__(self, t_B: jax.Array) -> jax.Array:
         return self.mlp(sinusoid(t_B, self.FEATURES))
+
+
+class SizeEmbed(nnx.Module):
+    """Rows and columns of the picture in pixels, and rows / columns -> (D,): PixArt-alpha's further conditions."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        third = width // 3
+        self.sides = Mlp(TimeEmbed.FEATURES, third, third, bias=True, act=jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.ratio = Mlp(TimeEmbed.FEATURES, third, third, bias=True, act=jax.nn.silu, dtype=dtype, rngs=rngs)
+
+    def __call__(self, rows: int, columns: int) -> jax.Array:
+        # `sinusoid` takes thousandths, since times reach from 0 to 1.
+        sides_BD = self.sides(sinusoid(jnp.array([rows, columns]) / 1000, TimeEmbed.FEATURES))
+        ratio_BD = self.ratio(sinusoid(jnp.array([rows / columns]) / 1000, TimeEmbed.FEATURES))
+        return jnp.concatenate([sides_BD, ratio_BD]).reshape(-1)
 
 
 class PatchEmbed(nnx.Module):

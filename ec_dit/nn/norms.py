@@ -1,4 +1,4 @@
-"""Normalisation, always in float32: LayerNorm without parameters (AdaLN brings scale and shift) and RMSNorm for q and k."""
+"""Normalisation, always in float32: LayerNorm without parameters (AdaLN brings scale and shift) or with, and RMSNorm."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,19 @@ def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with a scale and a shift for each of the `width` numbers."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6):
+        self.eps = eps
+        self.scale_D = param.table(jnp.ones(width), ("embed",))
+        self.shift_D = param.table(jnp.zeros(width), ("embed",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = layer_norm(x.astype(jnp.float32), self.eps)
+        return (wide * param.use(self.scale_D) + param.use(self.shift_D)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -18,6 +18,7 @@ from ec_dit.core.errors import UserError
 
 RoutingKind = Literal["expert_choice", "token_choice"]
 CombineKind = Literal["scatter", "one_hot"]
+GateKind = Literal["score", "normalized"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class RoutingSpec:
         capacity_factor: f_c, how many experts a token meets on average; C = S f_c / E.
         group_size: S, tokens that are routed together; 0 for the tokens of one image, whatever their number.
         combine: 'scatter' adds expert outputs back to their tokens, 'one_hot' multiplies by a one-hot matrix.
+        gate: of expert choice: 'score', the softmaxed score (Algorithm 1), or 'normalized', divided by the sum of a token's
+            scores over the experts that took it. Experts that are copies of one feed-forward layer then give its output.
     """
 
     kind: RoutingKind = "expert_choice"
     capacity_factor: float = 2.0
     group_size: int = 0
     combine: CombineKind = "scatter"
+    gate: GateKind = "score"
 
 
 class Routing(NamedTuple):
@@ -92,15 +96,20 @@ def capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
 
 def route(scores_GSE: jax.Array, spec: RoutingSpec) -> Routing:
     """Applies the rule of `spec` to softmaxed scores."""
-    rule = {"expert_choice": expert_choice, "token_choice": token_choice}[spec.kind]
     _, group_size, experts = scores_GSE.shape
-    return rule(scores_GSE, capacity(group_size, experts, spec.capacity_factor))
+    slots = capacity(group_size, experts, spec.capacity_factor)
+    return (
+        expert_choice(scores_GSE, slots, spec.gate) if spec.kind == "expert_choice" else token_choice(scores_GSE, slots)
+    )
 
 
-def expert_choice(scores_GSE: jax.Array, slots: int) -> Routing:
+def expert_choice(scores_GSE: jax.Array, slots: int, gate: GateKind = "score") -> Routing:
     """Algorithm 1, lines 2-3: per expert the `slots` best tokens; among equals the first. Balanced by construction."""
     gate_GEC, index_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), slots)
-    experts_GS = _count_experts(index_GEC, jnp.ones_like(index_GEC), scores_GSE.shape[1])
+    experts_GS = _add_up(jnp.ones_like(index_GEC), index_GEC, scores_GSE.shape[1])
+    if gate == "normalized":
+        taken_GS = _add_up(gate_GEC, index_GEC, scores_GSE.shape[1])
+        gate_GEC = gate_GEC / jax.vmap(lambda taken_S, index_EC: taken_S[index_EC])(taken_GS, index_GEC)
     zero = jnp.zeros((), jnp.float32)
     return Routing(index_GEC, gate_GEC, experts_GS, dropped=zero, aux_loss=zero)
 
@@ -137,8 +146,10 @@ def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
     return Routing(index_GEC, gate_GEC, experts_GS, dropped=1 - served_GR.mean(dtype=jnp.float32), aux_loss=aux_loss)
 
 
-def _count_experts(index_GEC: jax.Array, taken_GEC: jax.Array, group_size: int) -> jax.Array:
-    def count(index_EC: jax.Array, taken_EC: jax.Array) -> jax.Array:
-        return jnp.zeros(group_size, jnp.int32).at[index_EC].add(taken_EC)
+def _add_up(values_GEC: jax.Array, index_GEC: jax.Array, group_size: int) -> jax.Array:
+    """(G, S): for every token the sum of the values in the slots that hold it."""
 
-    return jax.vmap(count)(index_GEC, taken_GEC)
+    def add(values_EC: jax.Array, index_EC: jax.Array) -> jax.Array:
+        return jnp.zeros(group_size, values_EC.dtype).at[index_EC].add(values_EC)
+
+    return jax.vmap(add)(values_GEC, index_GEC)

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ec_dit import build
+from ec_dit import build, specs
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.eval.generate import guided_velocity
+from ec_dit.eval.generate import guided_prediction
 from ec_dit.models.text_to_image import Text
 from ec_dit.planning.hardware import CHIPS, Chip
 from ec_dit.train.checkpoint import abstract_like
@@ -118,7 +118,7 @@ def make_system(config: ConfigDict, on: Sequence[Any]) -> build.System:
 def train_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     """The training step on a batch of the config's shapes."""
     system = make_system(config, on)
-    build.check_batch(config, system.mesh)
+    specs.check_batch(config, system.mesh)
     tx = system.optimizer()
     abstract, shardings = system.abstract_state(tx)
     state = abstract_like(abstract, shardings)
@@ -136,7 +136,7 @@ def train_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
 def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     """One guided network evaluation of the sampler, with the weights in the dtype of the computation."""
     system = make_system(config, on)
-    settings = build.sample_settings(config)
+    settings = specs.sample_settings(config)
     params = system.sampling_params(abstract_like(*system.abstract_state(system.optimizer())).params)
     ways = sharding.batch_ways(system.mesh)
     images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
@@ -145,8 +145,8 @@ def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
 
     def evaluate(params: Any, noise: jax.Array, text: Text) -> jax.Array:
-        velocity = guided_velocity(system.graphdef, always, params, images, text, system.null_text())
-        return velocity(noise, jnp.float32(0.5))
+        predict = guided_prediction(system.graphdef, always, params, images, text, system.null_text())
+        return predict(noise, jnp.float32(0.5))
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
     return _compile(system, images, held, lambda: step.lower(params, noise, text))

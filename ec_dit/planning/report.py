@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from ec_dit import build
+from ec_dit import specs
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
 from ec_dit.models import sizes
 from ec_dit.models.paper import PAPER_HOURS
@@ -201,7 +201,7 @@ def make(config: ConfigDict, topology: str, what: str) -> Report:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    spec = build.dit_spec(config)
+    spec = specs.dit_spec(config)
     images = compiled.images
     model_flops = images * _image_flops(config, what)
     kinds = dict(compiled.held)
@@ -236,9 +236,9 @@ def by_formula(config: ConfigDict, topology: str, what: str) -> str:
     chip, chips = compiler.chip_of(topology), math.prod(int(side) for side in shape.split("x"))
     mesh = AbstractMesh(resolve_shape([config.mesh[axis] for axis in MESH_AXES], chips), MESH_AXES)
     if what == "train":
-        build.check_batch(config, mesh)
+        specs.check_batch(config, mesh)
     images = config.train.batch_size if what == "train" else config.sample.batch_size
-    found, flops = sizes.sizes(build.dit_spec(config), config.moe.capacity_factor), images * _image_flops(config, what)
+    found, flops = sizes.sizes(specs.dit_spec(config), config.moe.capacity_factor), images * _image_flops(config, what)
     state = (16 if what == "train" else 2) * found.total / chips
     lines = [
         f"{config.name} on {chips} chips of {name}, by formula",
@@ -257,9 +257,9 @@ def by_formula(config: ConfigDict, topology: str, what: str) -> str:
 
 def _image_flops(config: ConfigDict, what: str) -> float:
     """Model FLOPs of a step for one image."""
-    spec, length, factor = build.dit_spec(config), config.text.length, config.moe.capacity_factor
+    spec, length, factor = specs.dit_spec(config), config.text.length, config.moe.capacity_factor
     if what == "train":
-        return sizes.train_flops_per_image(spec, build.kept_tokens(config), length, factor)
+        return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor)
     evaluations = 1 if config.sample.guidance == 1 else 2
     return evaluations * sizes.forward_flops(spec, spec.image_tokens, length, config.sample.capacity_factor or factor)
 

@@ -59,13 +59,19 @@ class Checkpointer:
         """
         self._check_there(step)
         with self._damage_named(step):
-            self._check_shapes(step, abstract)
             # Orbax keeps a state as a dict of its fields.
             asked = {name: field for name, field in abstract._asdict().items() if name in only}
+            self._check_shapes(step, asked)
             how = ocp.checkpoint_utils.construct_restore_args(asked)
             args = ocp.args.PyTreeRestore(asked, restore_args=how, partial_restore=True)
             found = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
             return TrainState(**{name: found.get(name) for name in TrainState._fields})
+
+    def fields(self, step: int) -> set[str]:
+        """Which fields of a state the checkpoint of `step` holds; a converted model has its parameters alone."""
+        self._check_there(step)
+        with self._damage_named(step):
+            return {name.partition("/")[0] for name, _ in named_leaves(self._manager.item_metadata(step)["state"].tree)}
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of `step`.
@@ -96,13 +102,20 @@ class Checkpointer:
                 f"Remove that folder to go on from the checkpoint before it."
             ) from error
 
-    def _check_shapes(self, step: int, abstract: Any) -> None:
-        """Raises UserError where the arrays on disk are not those of `abstract`, before anything is read."""
-        saved = {name: tuple(a.shape) for name, a in named_leaves(self._manager.item_metadata(step)["state"].tree)}
+    def _check_shapes(self, step: int, asked: Mapping[str, Any]) -> None:
+        """Raises UserError where the arrays on disk are not those of the fields `asked` for, before anything is read."""
+        there = self._manager.item_metadata(step)["state"].tree
+        if absent := sorted(asked.keys() - there.keys()):
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} has no {', '.join(absent)}: it is no run to go on with, but holds "
+                f"converted parameters. Start a run from them: --config.train.init_from={self._directory.parent} with another "
+                f"--workdir."
+            )
+        saved = {name: tuple(a.shape) for name, a in named_leaves({name: there[name] for name in asked})}
         wanted = {
             # A typed random key is stored as its words.
             name: tuple(jax.eval_shape(jax.random.key_data, a).shape if _is_key(a) else a.shape)
-            for name, a in named_leaves(abstract)
+            for name, a in named_leaves(dict(asked))
         }
         differing = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
         if differing:

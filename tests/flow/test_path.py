@@ -52,5 +52,5 @@ def test_loss_by_level_sums_to_the_whole():
     np.testing.assert_allclose(level_count, [1, 2, 0, 1])
 
 
-def test_velocity_loss_is_a_mean_square_per_image():
-    np.testing.assert_allclose(loss.velocity_loss(jnp.ones((2, 3, 4)), jnp.array([[[0.0]], [[3.0]]])), [1, 4])
+def test_the_loss_is_a_mean_square_per_image():
+    np.testing.assert_allclose(loss.squared_error(jnp.ones((2, 3, 4)), jnp.array([[[0.0]], [[3.0]]])), [1, 4])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ec_dit.flow.guidance import guide, interleave
-from ec_dit.flow.sampler import count_evaluations, integrate, time_grid
+from ec_dit.flow.sampler import count_evaluations, ddpm_grid, integrate, sample, straight_grid
 
 
 def decay(x, t):
@@ -15,7 +15,7 @@ def decay(x, t):
 
 
 def error(kind, steps):
-    x = integrate(decay, jnp.ones((1,)), time_grid(steps), kind)
+    x = integrate(decay, jnp.ones((1,)), straight_grid(steps).times, kind)
     return abs(float(x[0]) - np.exp(-2.0))
 
 
@@ -28,12 +28,14 @@ def test_error_falls_with_the_order_of_the_method(kind, order):
 def test_a_straight_path_is_exact_in_any_number_of_steps(kind):
     data, noise = jnp.array([3.0, -1.0]), jnp.array([0.5, 2.0])
     for steps in (1, 3):
-        np.testing.assert_allclose(integrate(lambda x, t: noise - data, noise, time_grid(steps), kind), data, rtol=1e-6)
+        np.testing.assert_allclose(
+            integrate(lambda x, t: noise - data, noise, straight_grid(steps).times, kind), data, rtol=1e-6
+        )
 
 
 def test_time_grid_ends_and_shift():
-    np.testing.assert_allclose(time_grid(4), [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(time_grid(2, 3.0), [1, 0.75, 0])  # 3 x 0.5 / (1 + 2 x 0.5)
+    np.testing.assert_allclose(straight_grid(4).times, [1, 0.75, 0.5, 0.25, 0])
+    np.testing.assert_allclose(straight_grid(2, 3.0).times, [1, 0.75, 0])  # 3 x 0.5 / (1 + 2 x 0.5)
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun"])
@@ -53,7 +55,7 @@ def test_evaluations_are_counted_as_they_happen(kind, scale, interval, guided):
 
         return evaluate
 
-    times, zero = time_grid(5), jnp.zeros(1)
+    times, zero = straight_grid(5).times, jnp.zeros(1)
     function = guide(velocity(1), velocity(2), zero, zero, scale, interval)
     jax.block_until_ready(jax.jit(lambda noise: integrate(function, noise, times, kind))(jnp.ones(1)))
     jax.effects_barrier()
@@ -63,6 +65,78 @@ def test_evaluations_are_counted_as_they_happen(kind, scale, interval, guided):
     assert sorted(calls[2]) == sorted(t for t in at if t in guided)
     assert sorted(calls[1]) == sorted(t for t in at if t not in guided)
     assert count_evaluations(times, kind, scale, interval) == len(calls[1]) + 2 * len(calls[2])
+
+
+def gaussian(prediction, mean=0.5, std=0.3):
+    """The best prediction for one-dimensional Gaussian data, at x = alpha x_0 + sigma eps of either path."""
+
+    def predict(x, t):
+        if prediction == "epsilon":
+            share = jnp.asarray(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[jnp.round(1000 * t).astype(int)]
+            alpha, sigma = jnp.sqrt(share), jnp.sqrt(1 - share)
+        else:
+            alpha, sigma = 1 - t, t
+        spread = (alpha * std) ** 2 + sigma**2
+        noise = sigma * (x - alpha * mean) / spread
+        data = mean + alpha * std**2 * (x - alpha * mean) / spread
+        return {"epsilon": noise, "data": data, "velocity": noise - data}[prediction]
+
+    return predict
+
+
+def gaussian_error(prediction, kind, steps):
+    """Distance from where the exact flow takes each starting point: its quantile among the data."""
+    grid = ddpm_grid(steps, "linspace") if prediction == "epsilon" else straight_grid(steps)
+    alpha, sigma = grid.signal[0], grid.noise[0]
+    start = np.linspace(-1.5, 1.5, 7)
+    quantile = (start - alpha * 0.5) / np.hypot(alpha * 0.3, sigma)
+    made = sample(gaussian(prediction), prediction, jnp.asarray(start, jnp.float32), grid, kind)
+    return np.abs(np.asarray(made) - (0.5 + 0.3 * quantile)).max()
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data", "epsilon"])
+def test_the_second_order_solver_follows_the_exact_flow_closer(prediction):
+    first, second = (gaussian_error(prediction, kind, 40) for kind in ("ddim", "dpmpp_2m"))
+    assert second < first / 3
+    assert gaussian_error(prediction, "ddim", 160) == pytest.approx(first / 4, rel=0.15)
+    assert gaussian_error(prediction, "dpmpp_2m", 160) < second / 6
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_on_straight_lines_ddim_is_euler(prediction):
+    noise = jnp.linspace(-2, 2, 9)
+    ddim, euler = (sample(gaussian(prediction), prediction, noise, straight_grid(7, 2.0), k) for k in ("ddim", "euler"))
+    np.testing.assert_allclose(ddim, euler, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.extra("conformance")
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+@pytest.mark.parametrize(
+    # Not DDIM with linspace, whose stride there is not its grid's, nor DPM-Solver with leading, whose is shorter.
+    ("kind", "spacing"),
+    [("ddim", "leading"), ("ddim", "trailing"), ("dpmpp_2m", "linspace"), ("dpmpp_2m", "trailing")],
+)
+def test_ddpm_samplers_equal_diffusers(kind, spacing, steps):
+    import torch
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    common = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": spacing}
+    if kind == "ddim":
+        scheduler = DDIMScheduler(**common, clip_sample=False)
+    else:
+        scheduler = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
+    scheduler.set_timesteps(steps)
+    grid = ddpm_grid(steps, spacing)
+    assert [round(1000 * float(t)) for t in grid.times[:-1]] == scheduler.timesteps.tolist()
+
+    predict = gaussian("epsilon")
+    x = torch.linspace(-2, 2, 9)
+    for t in scheduler.timesteps:
+        epsilon = np.asarray(predict(jnp.asarray(x.numpy()), jnp.float32(float(t) / 1000)))
+        x = scheduler.step(torch.from_numpy(epsilon.copy()), t, x).prev_sample
+    made = sample(predict, "epsilon", jnp.linspace(-2, 2, 9), grid, kind)
+    np.testing.assert_allclose(made, x.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_interleave_keeps_an_image_beside_its_copy():

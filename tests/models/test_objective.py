@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ec_dit.core.tree import named_leaves
-from ec_dit.flow.sampler import integrate, time_grid
+from ec_dit.flow import sampler
 from ec_dit.models import objective
 from ec_dit.models.objective import Objective
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
@@ -125,7 +125,7 @@ def plain_inputs(goal, x0_BYXZ, text):
 @pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
 def test_the_loss_equals_numpy(random_model, prediction, kind):
     graphdef, params = random_model
-    goal = Objective(prediction, **GOAL, routing=RoutingSpec(kind, 2.0))
+    goal = Objective("rectified", prediction, **GOAL, routing=RoutingSpec(kind, 2.0))
     x0_BYXZ, text = example()
     run = quick_jit(lambda params, *inputs: objective.loss_fn(graphdef, goal, params, *inputs))
     total, parts = run(params, x0_BYXZ, text, NULL, KEY)
@@ -153,7 +153,7 @@ def test_the_loss_equals_numpy(random_model, prediction, kind):
 def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
     # A gradient that stops somewhere on its way leaves all values as they are.
     graphdef, params = random_model
-    goal = Objective("data", **GOAL, routing=RoutingSpec("token_choice", 2.0))
+    goal = Objective("rectified", "data", **GOAL, routing=RoutingSpec("token_choice", 2.0))
     x0_BYXZ, text = example()
     inputs, _ = plain_inputs(goal, x0_BYXZ, text)
     _, t_B, _, keep_BS = inputs
@@ -180,53 +180,84 @@ def stand_in(dit):
         assert routing is ROUTING
         return dit(x_BYXZ, t_B, Text(text_BTM, mask_BT)), None
 
-    call.spec = SimpleNamespace(patch=PATCH)
+    call.spec = SimpleNamespace(patch=PATCH, channels=CHANNELS, out_channels=CHANNELS)
     return SimpleNamespace(dit=call)
 
 
-@pytest.mark.parametrize("kind", ["euler", "heun"])
-@pytest.mark.parametrize("prediction", ["velocity", "data"])
-def test_the_true_velocity_or_data_lead_from_noise_to_the_data(prediction, kind):
+@pytest.mark.parametrize("kind", ["euler", "heun", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "epsilon"])
+def test_the_true_answer_leads_from_noise_to_the_data(prediction, kind):
     # More columns than rows, so that a grid laid out the wrong way shows; last times below the floor of the loss, which
     # would stop short of the data here.
     data_BYXZ, noise_BYXZ = np.random.default_rng(0).normal(size=(2, 3, 4, 8, CHANNELS)).astype(np.float32)
-    answer = noise_BYXZ - data_BYXZ if prediction == "velocity" else data_BYXZ
+    if prediction == "epsilon" and kind in ("euler", "heun"):
+        return  # of rectified flow only
+    answer = {"velocity": noise_BYXZ - data_BYXZ, "data": data_BYXZ, "epsilon": noise_BYXZ}[prediction]
     condition = Text(np.array([plain_patches(image) for image in answer]), np.ones((3, 8), bool))
     model = stand_in(lambda x_BYXZ, t_B, text: text.tokens)
-    velocity = objective.velocity_fn(model, prediction, ROUTING)
+    predict = objective.predict_fn(model, ROUTING)
+    grid = sampler.ddpm_grid(40, "linspace") if prediction == "epsilon" else sampler.straight_grid(40)
+    start_BYXZ = grid.signal[0] * data_BYXZ + grid.noise[0] * noise_BYXZ
 
-    x_BYXZ = integrate(lambda x, t: velocity(x, jnp.full(3, t), condition), noise_BYXZ, time_grid(40), kind)
-    np.testing.assert_allclose(x_BYXZ, data_BYXZ, rtol=1e-4, atol=1e-5)
+    x_BYXZ = sampler.sample(lambda x, t: predict(x, jnp.full(3, t), condition), prediction, start_BYXZ, grid, kind)
+    np.testing.assert_allclose(x_BYXZ, data_BYXZ, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "data"])
-def test_velocity_by_hand(prediction):
+def test_a_prediction_by_hand():
     # One patch; the network sees x, its own time and both halves of the text.
     model = stand_in(
         lambda x_BYXZ, t_B, text: x_BYXZ.reshape(2, 1, 4) * t_B[:, None, None] + text.tokens * text.mask_BT
     )
     text = Text(jnp.array([[[1.0]], [[1.0]]]), jnp.array([[[True]], [[False]]]))
     x_BYXZ, t_B = jnp.full((2, 2, 2, 1), 3.0), jnp.array([0.5, 0.01])
-    by_hand = {"velocity": [2.5, 0.03], "data": [(3 - 2.5) / 0.5, (3 - 0.03) / 0.01]}
-    out_BYXZ = objective.velocity_fn(model, prediction, ROUTING)(x_BYXZ, t_B, text)
-    np.testing.assert_allclose(out_BYXZ, np.broadcast_to(np.reshape(by_hand[prediction], (2, 1, 1, 1)), x_BYXZ.shape))
+    out_BYXZ = objective.predict_fn(model, ROUTING)(x_BYXZ, t_B, text)
+    np.testing.assert_allclose(out_BYXZ, np.broadcast_to(np.reshape([2.5, 0.03], (2, 1, 1, 1)), x_BYXZ.shape))
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "data"])
-def test_the_velocity_of_a_real_model_is_its_answer_laid_out_as_an_image(random_model, prediction):
+def test_the_prediction_of_a_real_model_is_its_answer_laid_out_as_an_image(random_model):
     graphdef, params = random_model
     x_BYXZ, text = example(2)
     x_BYXZ, t_B = x_BYXZ[:, :4], np.float32([0.3, 0.9])  # 2 x 4 patches
 
     def run(params):
         model = nnx.merge(graphdef, params)
-        return objective.velocity_fn(model, prediction, ROUTING)(x_BYXZ, t_B, model.encode(text))
+        return objective.predict_fn(model, ROUTING)(x_BYXZ, t_B, model.encode(text))
 
-    velocity_BYXZ = np.asarray(quick_jit(run)(params))
+    made_BYXZ = np.asarray(quick_jit(run)(params))
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, t_B, text)
-    x_BSP = np.array([plain_patches(image) for image in x_BYXZ])
-    expected_BSP = out_BSP if prediction == "velocity" else (x_BSP - out_BSP) / t_B[:, None, None]
-    np.testing.assert_allclose([plain_patches(image) for image in velocity_BYXZ], expected_BSP, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose([plain_patches(image) for image in made_BYXZ], out_BSP, rtol=1e-4, atol=1e-5)
+
+
+def test_a_learned_variance_is_left_out():
+    spec = SimpleNamespace(patch=PATCH, channels=1, out_channels=2)
+    model = stand_in(lambda x_BYXZ, t_B, text: jnp.arange(8.0).reshape(1, 1, 8))  # (row, column, channel)
+    model.dit.spec = spec
+    text = Text(jnp.zeros((1, 1, 1)), jnp.ones((1, 1), bool))
+    out_BYXZ = objective.predict_fn(model, ROUTING)(jnp.zeros((1, 2, 2, 1)), jnp.zeros(1), text)
+    np.testing.assert_array_equal(out_BYXZ[0, :, :, 0], [[0, 2], [4, 6]])
+
+
+def test_the_loss_of_ddpm_equals_numpy(random_model):
+    graphdef, params = random_model
+    goal = Objective("ddpm", "epsilon", **GOAL | {"caption_dropout": 0.0}, routing=ROUTING)
+    x0_BYXZ, text = example()
+    loss, parts = quick_jit(partial(objective.loss_fn, graphdef, goal))(params, x0_BYXZ, text, NULL, KEY)
+
+    key_t, key_noise, key_keep, _ = jax.random.split(KEY, 4)
+    level_B = np.asarray(jax.random.randint(key_t, (BATCH,), 0, 1000))
+    noise_BYXZ = np.asarray(jax.random.normal(key_noise, x0_BYXZ.shape))
+    keep_BS = np.sort(np.argsort(np.asarray(jax.random.uniform(key_keep, (BATCH, 16))), axis=1)[:, :8], axis=1)
+    share, shares = 1.0, []
+    for n in range(1000):  # abar_n = prod (1 - beta), betas evenly from 1e-4 to 0.02
+        share *= 1 - (1e-4 + n * (0.02 - 1e-4) / 999)
+        shares.append(share)
+    share_B = np.array(shares)[level_B].reshape(-1, 1, 1, 1)
+    x_BYXZ = (np.sqrt(share_B) * x0_BYXZ + np.sqrt(1 - share_B) * noise_BYXZ).astype(np.float32)
+    out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, (level_B / 1000).astype(np.float32), text, keep_BS)
+    target_BSP = np.array([plain_patches(image)[keep] for image, keep in zip(noise_BYXZ, keep_BS, strict=True)])
+    expected = np.mean((np.asarray(out_BSP) - target_BSP) ** 2)
+    assert float(parts["loss"]) == pytest.approx(expected, rel=1e-4)
+    assert float(loss) == float(parts["loss"])  # expert choice has no auxiliary loss
 
 
 @pytest.mark.parametrize("width", [(), (3,)], ids=["ids", "embeddings"])
@@ -250,7 +281,8 @@ def test_without_dropout_the_text_stays_as_it_is():
 
 @cache
 def validation(graphdef, prediction):
-    return quick_jit(lambda params, *inputs: objective.validation_loss(graphdef, prediction, ROUTING, params, *inputs))
+    goal = Objective("rectified", prediction, **GOAL, routing=ROUTING)
+    return quick_jit(lambda params, *inputs: objective.validation_loss(graphdef, goal, params, *inputs))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data"])

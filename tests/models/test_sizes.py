@@ -29,6 +29,7 @@ SPECS = {
     "sparse_from_0_every_3": replace(SMALL, sparse=SparseSpec(4, first=0, every=3), ffn_factor=3),
     "adaln_single": replace(SMALL, modulation="adaln_single", sparse=SparseSpec(2)),
     "text_projection": replace(SMALL, text_projection=True, out_channels=8, patch=4),
+    "size_embedding": replace(SMALL, width=36, modulation="adaln_single", size_embedding=True),
     "bias_and_qk_norm": replace(SMALL, bias=True, qk_norm=True, sparse=SparseSpec(4)),
 }
 TOWER = TowerSpec(vocab_size=50, width=16, num_blocks=3, num_heads=2, length=6)
@@ -90,7 +91,9 @@ def test_forward_flops_equal_the_products_of_the_traced_model(name, kept):
     )
     # The model embeds patches before it drops tokens; the formula counts those that it keeps.
     dropped = 2 * (spec.image_tokens - tokens) * spec.patch**2 * spec.channels * spec.width
-    assert 2 * (sizes.forward_flops(spec, tokens, text_length, 2.0) + dropped) == traced_flops(jaxpr.jaxpr)
+    third = spec.width // 3
+    once = 6 * (256 * third + third**2) if spec.size_embedding else 0  # two sides and their ratio
+    assert 2 * (sizes.forward_flops(spec, tokens, text_length, 2.0) + dropped) + once == traced_flops(jaxpr.jaxpr)
 
 
 def test_tower_flops_equal_the_products_of_the_traced_tower():

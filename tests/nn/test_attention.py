@@ -76,6 +76,33 @@ def test_masked_cross_attention(heads, kv_heads):
     np.testing.assert_array_equal(run(layer, x, jnp.where(mask[..., None], context, 1e4), mask), out)
 
 
+def test_causal_attention_sees_no_later_token():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, WIDTH)), jnp.float32)
+    mask = jnp.arange(7) < jnp.array([[7], [4]])
+    layer, _ = make(4, 2)
+    causal, _ = make(4, 2)
+    causal.causal = True
+    for length in range(1, 8):
+        wanted = run(layer, x[:, :length], None, mask[:, :length])[:, -1]
+        np.testing.assert_allclose(run(causal, x, None, mask)[:, length - 1], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_scale_and_offset_of_the_scores():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, WIDTH)), jnp.float32)
+    layer, _ = make(4, 4)
+    wanted = run(layer, x)
+    layer.scale = 0.5 / np.sqrt(HEAD_DIM)
+    layer.w_q_DHK[...] *= 2
+    np.testing.assert_allclose(run(layer, x), wanted, rtol=1e-5, atol=1e-5)
+    # An offset that leaves one head a single key.
+    offset_HST = jnp.zeros((4, 7, 7)).at[1, :, :6].set(-1e9)
+    last_BNK = jnp.einsum("bm,mnk->bnk", x[:, -1], layer.w_v_MNK[...])
+    only = jnp.einsum("bk,kd->bd", last_BNK[:, 1], layer.w_o_HKD[1])[:, None]
+    layer.w_o_HKD[...] = layer.w_o_HKD[...].at[jnp.array([0, 2, 3])].set(0)
+    out = run(layer, x, None, None, offset_HST)
+    np.testing.assert_allclose(out, jnp.broadcast_to(only, out.shape), rtol=1e-4, atol=1e-5)
+
+
 def test_zero_out():
     layer = Attention(12, 12, 1, 1, 8, zero_out=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
     assert layer.w_v_MNK[...].any()

@@ -9,7 +9,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.nn import routing
 from ec_dit.nn.routing import RoutingSpec, capacity, group_tokens, route
 
-expert_choice = jax.jit(routing.expert_choice, static_argnums=1)
+expert_choice = jax.jit(routing.expert_choice, static_argnums=(1, 2))
 token_choice = jax.jit(routing.token_choice, static_argnums=1)
 
 # (groups, tokens per group, experts, tokens per expert)
@@ -117,6 +117,33 @@ def test_gradients_of_expert_choice_go_to_the_first_of_equals(groups, tokens, ex
         for expert, row in enumerate(plain_expert_choice(scores_SE, slots)):
             expected_GSE[g, row, expert] = weight_GEC[g, expert]
     np.testing.assert_array_equal(gradient_GSE, expected_GSE)
+
+
+@pytest.mark.parametrize(("groups", "tokens", "experts", "slots"), SIZES)
+def test_normalized_gates_add_up_to_one_on_every_token_taken(groups, tokens, experts, slots):
+    scores_GSE = softmax_scores(groups, tokens, experts)
+    plain, normal = (expert_choice(scores_GSE, slots, gate) for gate in ("score", "normalized"))
+    np.testing.assert_array_equal(normal.index_GEC, plain.index_GEC)
+    for group in range(groups):
+        scores_SE, index_EC = np.asarray(scores_GSE[group]), np.asarray(plain.index_GEC[group])
+        for expert in range(experts):
+            for slot, token in enumerate(index_EC[expert]):
+                takers = [e for e in range(experts) if token in index_EC[e]]
+                share = scores_SE[token, expert] / sum(scores_SE[token, e] for e in takers)
+                assert float(normal.gate_GEC[group, expert, slot]) == pytest.approx(share, rel=1e-5)
+
+
+def test_gradients_of_normalized_gates_equal_finite_differences():
+    scores_GSE = softmax_scores(2, 8, 4)
+    weight_GEC = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4)), jnp.float32)
+
+    def loss(scores_GSE):
+        return (routing.expert_choice(scores_GSE, 4, "normalized").gate_GEC * weight_GEC).sum()
+
+    direction_GSE = jnp.asarray(np.random.default_rng(2).normal(size=scores_GSE.shape), jnp.float32)
+    step = 1e-3
+    rise = float(loss(scores_GSE + step * direction_GSE) - loss(scores_GSE - step * direction_GSE)) / (2 * step)
+    assert float((jax.grad(loss)(scores_GSE) * direction_GSE).sum()) == pytest.approx(rise, rel=1e-2)
 
 
 def test_expert_choice_by_hand():

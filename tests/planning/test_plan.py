@@ -6,7 +6,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from ec_dit import build, config, plan, presets
+from ec_dit import checks, plan, presets, specs
 from ec_dit.core.errors import UserError
 from ec_dit.models import sizes
 from ec_dit.planning import compile as compiler
@@ -25,7 +25,7 @@ def small(routing="expert_choice", **mesh) -> ConfigDict:
     c.text.update(encoder="cached", width=32)
     c.data.update(source="synthetic", space="latents", size=8, channels=4)
     c.mesh.update({"data": 1} | mesh)
-    config.validate(c)
+    checks.validate(c)
     return c
 
 
@@ -35,9 +35,9 @@ def test_figures_of_a_training_step(tmp_path, capsys):
     found = json.loads(path.read_text())
     assert set(found) >= KEYS and found["fits"] and found["devices"] == 8
 
-    spec = build.dit_spec(c)
+    spec = specs.dit_spec(c)
     assert found["params_total"] == sizes.sizes(spec).total
-    flops = c.train.batch_size * sizes.train_flops_per_image(spec, build.kept_tokens(c), c.text.length, 2.0)
+    flops = c.train.batch_size * sizes.train_flops_per_image(spec, specs.kept_tokens(c), c.text.length, 2.0)
     assert found["model_flops_per_chip"] == flops / 8
     assert 0.95 < found["compiled_flops_per_chip"] / found["model_flops_per_chip"] < 1.15
 
@@ -73,7 +73,7 @@ def test_figures_of_sampling(routing):
     c = small(routing, expert=1 if routing == "dense" else 8, fsdp=8 if routing == "dense" else 1)
     found = report.make(c, "cpu:8", "sample")
     assert found.hours is None and set(found.memory) == {"parameters", "batch", "activations and temporaries"}
-    both = 2 * sizes.forward_flops(build.dit_spec(c), 16, c.text.length, 2.0)
+    both = 2 * sizes.forward_flops(specs.dit_spec(c), 16, c.text.length, 2.0)
     assert found.model_flops == both * 8 / 8
     assert 0.95 < found.compiled_flops / found.model_flops < 1.15
 

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from ec_dit.core.errors import UserError
-from ec_dit.models.stack import Stack
 from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
+from ec_dit.nn.stack import Stack
 
 WIDTH = 6
 

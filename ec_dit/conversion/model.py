@@ -1,0 +1,52 @@
+"""A model on its way from one layout to another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ec_dit import build, specs
+from ec_dit.core.name_map import Table
+from ec_dit.core.tree import named_leaves
+from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.models import native
+from ec_dit.train.checkpoint import abstract_like
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters with all that a workdir tells of them.
+
+    Attributes:
+        system: config, mesh, structure, tokenizer.
+        params: float32, on the mesh.
+        step: at which they were taken from a run; 0 of published weights.
+        data: what a workdir's data.json holds; empty where nothing is known.
+        origin: where they come from and what was done to them, for conversion.json.
+    """
+
+    system: build.System
+    params: Any
+    step: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def make_system(config: ConfigDict, tokenizer: Tokenizer | None) -> build.System:
+    """The system of a config on the devices that are here."""
+    config.model.attention = "xla"  # the same function, on whatever devices are here
+    return build.make_system(config, tokenizer)
+
+
+def abstract_params(system: build.System) -> Any:
+    """Shapes of the parameters, with their shardings."""
+    return abstract_like(*system.abstract_state(system.optimizer())).params
+
+
+def native_table(system: build.System, params: Any) -> Table:
+    """Where the parameters stand in a file of ours."""
+    names = [name for name, _ in named_leaves(params)]
+    return native.entries(names, specs.dit_spec(system.config), specs.tower_spec(system.config, system.tokenizer))

@@ -1,0 +1,86 @@
+"""Where models go: a workdir, PixArt's layout for diffusers, or our own safetensors."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ec_dit import config as config_lib
+from ec_dit import specs
+from ec_dit.conversion.model import Model, Say, native_table
+from ec_dit.conversion.reading import CONFIG_KEY, TOKENIZER
+from ec_dit.core import hub, name_map, paths, processes
+from ec_dit.core.errors import UserError
+from ec_dit.core.tree import named_leaves, num_params
+from ec_dit.models import native, pixart
+from ec_dit.workdir import Workdir
+
+
+def refuse_taken(path: str) -> None:
+    """Every process has to ask, before the first one writes.
+
+    Raises:
+        UserError: if there is something at `path`.
+    """
+    folder = paths.at(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give another --out, or remove it.")
+    processes.wait("the output folder is looked at")
+
+
+def to_workdir(model: Model, path: str) -> None:
+    """A workdir that sampling reads, and from which a run may start (train.init_from)."""
+    workdir = Workdir(path)
+    workdir.fill(model.system.config, model.system.tokenizer, model.data, model.origin)
+    checkpointer = workdir.checkpointer(asynchronous=False)
+    checkpointer.save(
+        model.step, {"params": model.params}, {"config": json.loads(config_lib.to_json(model.system.config))}
+    )
+    checkpointer.close()
+
+
+def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
+    """A folder that diffusers' PixArtTransformer2DModel.from_pretrained loads.
+
+    Raises:
+        UserError: for a model that PixArt's transformer cannot hold.
+    """
+    spec = specs.dit_spec(model.system.config)
+    found = pixart.config_of(spec)
+    if "tower" in model.params:
+        say("the text tower stays behind: PixArt's transformer has none")
+    params = model.params["dit"]
+    table = pixart.entries([name for name, _ in named_leaves(params)], spec)
+    hub.write(path, pixart.STEM, _cast(name_map.tensors(params, table), dtype))
+    _write_json(path, found)
+
+
+def to_safetensors(model: Model, path: str, dtype: str) -> None:
+    """A folder with every tensor under our own name, and a config.json that builds the model again."""
+    config = model.system.config
+    hub.write(path, native.STEM, _cast(name_map.tensors(model.params, native_table(model.system, model.params)), dtype))
+    found = {
+        "architectures": ["EC-DiT"],
+        "parameters": num_params(model.params),
+        CONFIG_KEY: json.loads(config_lib.to_json(config)),
+        "step": model.step,
+        "data": model.data,
+        "origin": model.origin,
+    }
+    if processes.is_first() and model.system.tokenizer is not None:
+        (paths.at(path) / TOKENIZER).write_bytes(model.system.tokenizer.model)
+    _write_json(path, found)
+
+
+def _cast(tensors: Iterator[tuple[str, Any]], dtype: str) -> Iterator[tuple[str, np.ndarray | None]]:
+    for name, array in tensors:
+        yield name, None if array is None else np.asarray(array, jnp.dtype(dtype))
+
+
+def _write_json(path: str, found: dict[str, Any]) -> None:
+    """Last: a folder with a config.json is complete."""
+    if processes.is_first():
+        (paths.at(path) / hub.CONFIG).write_text(json.dumps(found, indent=2) + "\n")
+    processes.wait("the model is written")

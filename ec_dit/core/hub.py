@@ -1,0 +1,277 @@
+"""Weights as hubs publish them: a folder with config.json and safetensors files, one or several with an index.
+
+Names, shapes and dtypes come from the files' headers, data on demand and a slice at a time; no file stays mapped, so that the
+host holds no more than what was asked for. Pickles are never opened.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches NumPy bfloat16, which safetensors returns
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ec_dit.core import paths
+from ec_dit.core.errors import UserError
+
+CONFIG = "config.json"
+STEMS = ("model", "diffusion_pytorch_model")  # of transformers and of diffusers
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SAFE = (
+    "weights are read from safetensors only, since a pickle may run any program. Load them once with transformers or diffusers "
+    "and write them with save_pretrained(FOLDER)"
+)
+_SHARD_BYTES = 2 * 2**30
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies, and its shape."""
+
+    file: Path
+    stored_name: str
+    shape: tuple[int, ...]
+
+
+class TensorFiles:
+    """The tensors of a folder in a hub's layout, or of one safetensors file.
+
+    Args:
+        path: of the folder or the file, on a disk.
+        rename: from a tensor's name in the files to the name it goes by here.
+
+    Raises:
+        UserError: for a missing, damaged, incomplete or ambiguous set of files, or a pickle; it names the file.
+    """
+
+    def __init__(self, path: str | Path, rename: Callable[[str], str] = str):
+        self.path = local(path)
+        self.tensors: dict[str, TensorInfo] = {}
+        files, index = _choose(self.path)
+        stored = set()
+        for file in files:
+            for name, shape in _shapes(file).items():
+                self.tensors[rename(name)] = TensorInfo(file, name, shape)
+                stored.add(name)
+        if absent := sorted(index.keys() - stored):
+            raise UserError(
+                f"{self.path / index[absent[0]]}: the index promises {len(absent)} tensors that are not there, first "
+                f"{absent[0]}; download the folder again."
+            )
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A tensor, or the part of it that `index` names, as it is stored."""
+        info = self.tensors[name]
+        with safe_open(info.file, "numpy") as file:
+            return file.get_tensor(info.stored_name) if index is None else file.get_slice(info.stored_name)[index]
+
+
+def local(path: str | Path) -> Path:
+    """The path, if it lies on a disk.
+
+    Raises:
+        UserError: for one in a bucket, or one that does not exist.
+    """
+    if paths.is_remote(path):
+        raise UserError(
+            f"{path}: published weights are read from a disk; copy the folder, or mount the bucket (gcsfuse)."
+        )
+    if not Path(path).exists():
+        raise UserError(f"there is no file or folder {path}.")
+    return Path(path)
+
+
+def config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of a folder, or of the folder that a file lies in.
+
+    Raises:
+        UserError: if it is missing or not a JSON object.
+    """
+    path = local(folder)
+    path = (path if path.is_dir() else path.parent) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} is missing: it says what the weights beside it are; download it with them.")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return found
+
+
+def fields(found: Mapping[str, Any], where: str, **wanted: Any) -> dict[str, Any]:
+    """The values of the `wanted` keys, each of the type given or of the default's type.
+
+    Args:
+        wanted: key -> a type where the key must be there, or else its default.
+
+    Raises:
+        UserError: naming `where`, the key and what was found.
+    """
+    values = {}
+    for key, default in wanted.items():
+        kind = default if isinstance(default, type) else type(default)
+        value = found.get(key)
+        if value is None and not isinstance(default, type):
+            value = default
+        if value is None:
+            raise UserError(f"{where} has no {key!r}; it is not the config.json of these weights, or is damaged.")
+        right = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not right or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{where}: {key} is {value!r}, not of the kind {kind.__name__}.")
+        values[key] = value
+    return values
+
+
+def supported(found: Mapping[str, Any], where: str, **only: Any) -> None:
+    """Refuses settings that the code here does not know.
+
+    Args:
+        only: key -> the value, or tuple of values, that it may have where it is given.
+
+    Raises:
+        UserError: naming the key, its value and what would do.
+    """
+    for key, allowed in only.items():
+        choices = allowed if isinstance(allowed, tuple) else (allowed,)
+        if key in found and found[key] not in choices:
+            raise UserError(f"{where}: {key} is {found[key]!r}; supported: {', '.join(map(repr, choices))}.")
+
+
+def write(
+    folder: str | Path, stem: str, tensors: Iterable[tuple[str, np.ndarray | None]], shard_bytes: int = _SHARD_BYTES
+) -> None:
+    """Writes tensors as safetensors, with an index where they are more than a file should hold.
+
+    Args:
+        tensors: (name, array); an array of None is somebody else's to write.
+        shard_bytes: of one file, at most, unless one tensor has more.
+    """
+    target = paths.at(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = []
+    waiting: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush() -> None:
+        if not shards:
+            for old in [*target.glob(f"{stem}*.safetensors"), *target.glob(f"{stem}*.safetensors.index.json")]:
+                old.unlink()
+        shards.append(list(waiting))
+        (target / f"{stem}-{len(shards):05d}.part").write_bytes(save(waiting, metadata={"format": "pt"}))
+        waiting.clear()
+
+    for name, array in tensors:
+        if array is None:
+            continue
+        if waiting and sum(a.nbytes for a in waiting.values()) + array.nbytes > shard_bytes:
+            flush()
+        waiting[name] = np.asarray(array, order="C")
+        total += array.nbytes
+    if waiting:
+        flush()
+    if not shards:  # all of them are another process's to write
+        return
+    if len(shards) == 1:
+        (target / f"{stem}-00001.part").rename(target / f"{stem}.safetensors")
+        return
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        final = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        (target / f"{stem}-{number:05d}.part").rename(target / final)
+        where |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (target / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _choose(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """(the files to read, the index's tensor -> file name)."""
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path} is no safetensors file; {_SAFE}.")
+        return [path], {}
+    indices = {p.name: p for p in path.glob("*.safetensors.index*.json")}
+    singles = {p.name: p for p in path.glob("*.safetensors") if "-of-" not in p.name}
+    for stem in STEMS:
+        if index := indices.get(f"{stem}.safetensors.index.json"):
+            return _indexed(index)
+        if single := singles.get(f"{stem}.safetensors"):
+            return [single], {}
+    others = sorted([*indices.values(), *singles.values()])
+    if len(others) == 1:
+        return _indexed(others[0]) if others[0].suffix == ".json" else ([others[0]], {})
+    if others:
+        raise UserError(
+            f"{path} holds several sets of weights: {', '.join(p.name for p in others)}; give the file's own path."
+        )
+    if pickles := sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES):
+        raise UserError(f"{path / pickles[0]} is a pickle; {_SAFE}.")
+    inside = sorted(p.parent.name for p in path.glob("*/*.safetensors*"))
+    hint = f"; did you mean a folder in it: {', '.join(dict.fromkeys(inside))}?" if inside else ""
+    raise UserError(f"{path} holds no safetensors weights ({STEMS[0]}.safetensors, or with an index){hint}")
+
+
+def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
+    names = sorted(set(found.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index} names a file outside its folder: {name}")
+        if not (index.parent / name).is_file():
+            first = next(tensor for tensor, file in found.items() if file == name)
+            raise UserError(
+                f"{index.parent / name} is missing; it holds {first} and others. Download the folder again."
+            )
+    return [index.parent / name for name in names], found
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except SafetensorError as error:
+        raise UserError(f"{path}: {_damage(path) or error}") from error
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file that the library refuses, as far as its header tells."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        header_bytes = int.from_bytes(start, "little")
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+            return f"this is a pickle under another name; {_SAFE}."
+        if len(start) < 8 or header_bytes > min(size - 8, _MAX_HEADER):
+            return f"this is no safetensors file, or one cut within its header ({size} bytes); download it again."
+        try:
+            header = json.loads(file.read(header_bytes))
+            ends = {name: info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "its header is damaged; download it again."
+    there = size - 8 - header_bytes
+    cut = sorted((end, name) for name, end in ends.items() if end > there)
+    if not cut:
+        return ""
+    return (
+        f"truncated: {there} of {max(ends.values())} bytes of data are there, tensor {cut[0][1]} is the first that is cut. "
+        "Download it again."
+    )
+
+
+def flag_names(names: Sequence[str], most: int = 3) -> str:
+    """The first few of a list of names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

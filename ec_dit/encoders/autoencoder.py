@@ -1,0 +1,170 @@
+"""What turns images into the latents that a model denoises, and latents into images: a published autoencoder, or nothing."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ec_dit.core import hub, sharding
+from ec_dit.core.errors import UserError
+from ec_dit.encoders import vae, weights
+from ec_dit.encoders.tiling import decode_tiled
+
+_IMAGE = 3  # channels
+_LEAST_TILE = 64  # published sample sizes may be those of a first stage of training: 256 in sd-vae-ft-mse
+
+
+class Autoencoder:
+    """A published KL autoencoder, run data-parallel over a mesh.
+
+    Every process gives the same whole batch and gets the whole result, on the host. A batch is filled up to what the mesh
+    divides; every new shape compiles once.
+
+    Attributes:
+        factor: pixels per latent pixel, along a side.
+        channels: of a latent.
+        tile: side in latent pixels above which `decode` works in tiles.
+    """
+
+    def __init__(self, spec: vae.VaeSpec, frozen: weights.Frozen, mesh: Mesh, dtype: jnp.dtype):
+        self.factor, self.channels = spec.factor, spec.channels
+        self.tile = max(_LEAST_TILE, spec.sample_size // spec.factor)
+        self._params, self._mesh, self._dtype = frozen.params, mesh, dtype
+
+        def compiled(method: Callable[[vae.Vae, jax.Array], Any]) -> Callable[..., Any]:
+            def run(params: Any, array: jax.Array) -> Any:
+                return method(nnx.merge(frozen.graphdef, params), array)
+
+            return jax.jit(run, out_shardings=sharding.replicated(mesh))  # every process gets every image
+
+        self._encode, self._decode = compiled(vae.Vae.encode), compiled(vae.Vae.decode)
+
+    @classmethod
+    def load(cls, path: str | Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32) -> "Autoencoder":
+        """The autoencoder of a folder in diffusers' layout, the `vae` of a published model.
+
+        Args:
+            dtype: of the weights in memory and of the computation: float32, or bfloat16 for half the memory at some loss of
+                detail. Files may hold any.
+
+        Raises:
+            UserError: for float16, another model's folder, or missing or damaged files.
+        """
+        if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+            raise UserError(
+                f"an autoencoder runs in float32 or bfloat16, not {jnp.dtype(dtype).name}: SDXL's leaves the range of float16."
+            )
+        files = hub.TensorFiles(path, vae.rename)
+        folder = files.path if files.path.is_dir() else files.path.parent
+        spec = vae.VaeSpec.from_config(hub.config(folder), str(folder / hub.CONFIG))
+        make = functools.partial(_make, spec, dtype)
+        return cls(spec, weights.load(make, vae.entries, files, mesh, dtype), mesh, dtype)
+
+    def encode(self, image_BYXZ: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the latents of images; mean + std * noise is a latent to train on.
+
+        Args:
+            image_BYXZ: (B, Y, X, 3), floats in -1..1, sides divisible by `factor`.
+
+        Returns:
+            Two float32 arrays (B, Y / factor, X / factor, `channels`), normalised.
+
+        Raises:
+            UserError: for another shape or kind of array, or a result that is not finite.
+        """
+        image_BYXZ = _checked(image_BYXZ, _IMAGE, "images", self.factor)
+        return self._run(self._encode, image_BYXZ, "encoding images")
+
+    def decode(self, latent_BYXZ: np.ndarray | jax.Array, tile: int | None = None) -> np.ndarray:
+        """The images of normalised latents.
+
+        Args:
+            latent_BYXZ: (B, Y, X, `channels`).
+            tile: side of tiles, in latent pixels, where a latent has a longer side than that. None: the model's own, the
+                size of the images it was trained on but at least 64.
+
+        Returns:
+            (B, Y * factor, X * factor, 3) float32, -1..1 with small excesses that are for the caller to clip.
+
+        Raises:
+            UserError: for another shape or kind of array, or a result that is not finite.
+        """
+        latent_BYXZ = _checked(latent_BYXZ, self.channels, "latents")
+        tile = self.tile if tile is None else tile
+        decode = functools.partial(self._run, self._decode, what="decoding latents")
+        if max(latent_BYXZ.shape[1:3]) <= tile:
+            return decode(latent_BYXZ)
+        return decode_tiled(decode, latent_BYXZ, tile, self.factor, self._filled(len(latent_BYXZ)))
+
+    def _filled(self, size: int) -> int:
+        """A batch size that the mesh divides."""
+        ways = sharding.batch_ways(self._mesh)
+        return -(-size // ways) * ways
+
+    def _run(self, function: Callable[..., Any], array: np.ndarray, what: str) -> Any:
+        """`function` of a batch of any size, on the host."""
+        size = len(array)
+        full = np.concatenate([array, np.repeat(array[-1:], self._filled(size) - size, 0)])
+        with jax.set_mesh(self._mesh):
+            out = function(self._params, sharding.place(full, self._mesh))
+        out = jax.tree.map(lambda a: a[:size], jax.device_get(out))
+        if not all(np.isfinite(a).all() for a in jax.tree.leaves(out)):
+            raise UserError(f"{what} gave numbers that are not finite; {self._cause(array)}")
+        return out
+
+    def _cause(self, array: np.ndarray) -> str:
+        if not np.isfinite(array).all():
+            return "they were not finite themselves."
+        if self._dtype != jnp.float32:
+            return f"load the autoencoder with dtype float32 instead of {jnp.dtype(self._dtype).name}."
+        return "the weights are damaged, or the input is far outside of what the model was trained on; look at both."
+
+
+class Identity:
+    """The interface of `Autoencoder` for models of pixels: a latent is the image itself.
+
+    Attributes:
+        factor, channels: 1, and those of the image.
+    """
+
+    factor = 1
+
+    def __init__(self, channels: int = _IMAGE):
+        self.channels = channels
+
+    def encode(self, image_BYXZ: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """The images, and zeros."""
+        image_BYXZ = _checked(image_BYXZ, self.channels, "images")
+        return image_BYXZ, np.zeros_like(image_BYXZ)
+
+    def decode(self, latent_BYXZ: np.ndarray | jax.Array, tile: int | None = None) -> np.ndarray:
+        """The latents as they are."""
+        return _checked(latent_BYXZ, self.channels, "latents")
+
+
+def _make(spec: vae.VaeSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> vae.Vae:
+    return vae.Vae(spec, dtype=dtype, rngs=rngs)
+
+
+def _checked(array: np.ndarray | jax.Array, channels: int, what: str, factor: int = 1) -> np.ndarray:
+    """The array on the host, in float32.
+
+    Raises:
+        UserError: if it is no batch of floats with `channels` channels and sides that `factor` divides.
+    """
+    array = np.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{what} are {array.dtype}, not floats; a byte becomes -1..1 by x / 127.5 - 1.")
+    if array.ndim != 4 or array.shape[-1] != channels or not array.size:
+        raise UserError(f"{what} have shape {array.shape}, not (batch, rows, columns, {channels}).")
+    if array.shape[1] % factor or array.shape[2] % factor:
+        raise UserError(
+            f"{what} of {array.shape[1]} x {array.shape[2]} pixels: both sides must be multiples of {factor}; crop or resize."
+        )
+    return array.astype(np.float32)

@@ -1,0 +1,273 @@
+"""Captions to the embeddings of frozen text encoders: of one published folder, or of several joined as SD3 or Flux join them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ec_dit.core import hub, sharding
+from ec_dit.core.errors import UserError
+from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.encoders import clip, clip_tokenizer, t5
+from ec_dit.encoders.clip_tokenizer import ClipTokenizer
+
+Kind = Literal["t5", "clip"]
+Join = Literal["sd3", "flux"]
+States = Literal["last", "penultimate", "none"]
+
+_KINDS: dict[str, Kind] = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}  # by model_type
+_T5_TOKENIZER = "spiece.model"
+_TOKENIZERS = {"t5": (_T5_TOKENIZER,), "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB)}
+
+
+class Encoded(NamedTuple):
+    """Captions as NumPy arrays.
+
+    Attributes:
+        text_BTM: float32 embeddings.
+        mask_BT: True on tokens of the captions, the end-of-text token included.
+        pooled_BM: float32, one vector a caption; None where no encoder gives one.
+    """
+
+    text_BTM: np.ndarray
+    mask_BT: np.ndarray
+    pooled_BM: np.ndarray | None
+
+
+class TextEncoder:
+    """One text encoder with its tokenizer, from a folder as hubs publish it, over a mesh.
+
+    Args:
+        path: of the folder, or of one file of weights in it. The tokenizer lies in the folder, or beside it as in diffusers'
+            pipelines: that of text_encoder_2 in tokenizer_2.
+        dtype: of the parameters in memory and of the computation: float32, or bfloat16 for half the memory.
+
+    Attributes:
+        kind: 't5' or 'clip'.
+        width: M.
+        limit: most tokens of a text; None: any number.
+        pooled_width: of CLIP's pooled vector; 0 for T5, which has none.
+
+    Raises:
+        UserError: if files are missing, damaged, or those of something else; for float16, whose range T5 leaves.
+    """
+
+    def __init__(self, path: str | Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32):
+        if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+            raise UserError(
+                f"text encoders run in float32 or bfloat16, not {jnp.dtype(dtype).name}: T5 leaves its range."
+            )
+        place = hub.local(path)
+        self.folder, self._mesh = place if place.is_dir() else place.parent, mesh
+        self.kind = _kind(self.folder)
+        self.limit: int | None = None
+        self.pooled_width = 0
+        self.tokenizer: Tokenizer | ClipTokenizer
+        spec: t5.T5Spec | clip.ClipSpec
+        if self.kind == "t5":
+            self.tokenizer = Tokenizer.load(_tokenizer_folder(self.folder, self.kind) / _T5_TOKENIZER)
+            spec, (graphdef, self._params) = t5.load(path, mesh, dtype)
+        else:
+            self.tokenizer = ClipTokenizer.load(_tokenizer_folder(self.folder, self.kind))
+            spec, (graphdef, self._params) = clip.load(path, mesh, dtype)
+            self.limit, self.pooled_width = spec.length, spec.projection or spec.width
+        self.width = spec.width
+        if self.tokenizer.vocab_size > spec.vocab_size:
+            raise UserError(
+                f"{self.folder} embeds {spec.vocab_size} tokens, but its tokenizer has {self.tokenizer.vocab_size}: "
+                "it is another model's."
+            )
+
+        def forward(params: Any, ids_BT: jax.Array, mask_BT: jax.Array, states: States) -> tuple[Any, Any]:
+            module = nnx.merge(graphdef, params)
+            if isinstance(module, t5.T5Encoder):
+                return module(ids_BT, mask_BT), None
+            out: clip.ClipOutput = module(ids_BT)
+            text_BTM = out.penultimate_BTM if states == "penultimate" else out.last_BTM
+            return text_BTM[..., :0] if states == "none" else text_BTM, out.pooled_BM
+
+        everywhere = sharding.replicated(mesh)  # every process gets every caption
+        self._forward = jax.jit(forward, static_argnames="states", out_shardings=everywhere)
+
+    def encode(self, captions: Sequence[str], length: int, states: States = "last") -> Encoded:
+        """One batch, compiled once for its size.
+
+        Args:
+            captions: as many as `sharding.batch_ways` of the mesh divides; every process gives all of them.
+            length: T.
+            states: which of CLIP's become text_BTM: 'last' are normed, 'penultimate' not, 'none' leave it a width of 0.
+        """
+        ids_BT, mask_BT = self.tokenizer.encode(captions, length)
+        with jax.set_mesh(self._mesh):
+            out = self._forward(self._params, *sharding.place((ids_BT, mask_BT), self._mesh), states=states)
+        text_BTM, pooled_BM = jax.tree.map(lambda a: np.asarray(a, np.float32), jax.device_get(out))
+        return Encoded(text_BTM, mask_BT, pooled_BM)
+
+
+class TextEncoders:
+    """One or several text encoders as one.
+
+    One alone gives its last states. Joined as 'sd3', CLIPs' penultimate states lie side by side in width, filled up with zeros to
+    the width of T5, whose states follow along the sequence; pooled vectors lie side by side. Joined as 'flux', T5 gives the
+    states and CLIP the pooled vector alone.
+
+    Args:
+        lengths: T of each encoder.
+        batch_size: captions that are encoded at a time, rounded up to a multiple of what the mesh splits a batch into.
+
+    Attributes:
+        width: M of the text.
+        length: T of the text.
+        pooled_width: of the pooled vector; 0: there is none.
+
+    Raises:
+        UserError: if the encoders or lengths do not go together.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[TextEncoder],
+        lengths: Sequence[int],
+        mesh: Mesh,
+        join: Join = "sd3",
+        batch_size: int = 32,
+    ):
+        if not encoders:
+            raise UserError("no text encoder is given.")
+        _check_lengths(encoders, lengths)
+        self._encoders, self._lengths = encoders, lengths
+        self._clips = [i for i, encoder in enumerate(encoders) if encoder.kind == "clip"]
+        self._t5s = [i for i, encoder in enumerate(encoders) if encoder.kind == "t5"]
+        if join not in ("sd3", "flux"):
+            raise UserError(f"text encoders are joined as sd3 or flux, not {join!r}.")
+        if join == "flux" and not (self._clips and self._t5s):
+            raise UserError("text encoders joined as flux are a T5, for the tokens, and a CLIP, for the pooled vector.")
+        if join == "sd3" and len({lengths[i] for i in self._clips}) > 1:
+            given = ", ".join(str(lengths[i]) for i in self._clips)
+            raise UserError(f"CLIP's tokens lie side by side: give all of them one length, not {given}.")
+        self._clip_states: States = "none" if join == "flux" else "last" if len(encoders) == 1 else "penultimate"
+        beside = [] if join == "flux" else self._clips
+        self.width = max([sum(encoders[i].width for i in beside), *(encoders[i].width for i in self._t5s)])
+        self.length = sum(lengths[i] for i in [*beside[:1], *self._t5s])
+        self.pooled_width = sum(encoder.pooled_width for encoder in encoders)
+        ways = sharding.batch_ways(mesh)
+        self.batch_size = -(-batch_size // ways) * ways
+
+    @classmethod
+    def load(
+        cls,
+        paths: Sequence[str | Path],
+        lengths: Sequence[int] | int,
+        mesh: Mesh,
+        dtype: jnp.dtype = jnp.float32,
+        join: Join = "sd3",
+        batch_size: int = 32,
+    ) -> "TextEncoders":
+        """Reads the encoders from their folders.
+
+        Args:
+            lengths: of each; or T of the whole text, of which CLIPs get what they can take and T5 the rest.
+
+        Raises:
+            UserError: as this class and TextEncoder do.
+        """
+        encoders = [TextEncoder(path, mesh, dtype) for path in paths]
+        if isinstance(lengths, int):
+            lengths = _shares(encoders, lengths, join)
+        return cls(encoders, lengths, mesh, join, batch_size)
+
+    def encode(self, captions: Sequence[str]) -> Encoded:
+        """Embeds any number of captions; every process gives, and gets, all of them."""
+        texts, masks, pooled = [], [], []
+        for start in range(0, max(len(captions), 1), self.batch_size):  # of no captions, arrays of no rows
+            part = captions[start : start + self.batch_size]
+            text_BTM, mask_BT, pooled_BM = self._batch([*part, *[""] * (self.batch_size - len(part))])
+            texts.append(text_BTM[: len(part)])
+            masks.append(mask_BT[: len(part)])
+            if pooled_BM is not None:
+                pooled.append(pooled_BM[: len(part)])
+        return Encoded(np.concatenate(texts), np.concatenate(masks), np.concatenate(pooled) if pooled else None)
+
+    def _batch(self, captions: Sequence[str]) -> Encoded:
+        """Captions of one batch."""
+        outs = [
+            encoder.encode(captions, length, self._clip_states)
+            for encoder, length in zip(self._encoders, self._lengths, strict=True)
+        ]
+        clips, t5s = [outs[i] for i in self._clips], [outs[i] for i in self._t5s]
+        parts = [(out.text_BTM, out.mask_BT) for out in t5s]
+        if clips and self._clip_states != "none":
+            side_by_side_BTM = np.concatenate([out.text_BTM for out in clips], axis=2)
+            parts.insert(0, (side_by_side_BTM, np.logical_or.reduce([out.mask_BT for out in clips])))
+        texts = [np.pad(text_BTM, ((0, 0), (0, 0), (0, self.width - text_BTM.shape[2]))) for text_BTM, _ in parts]
+        pooled = [out.pooled_BM for out in clips if out.pooled_BM is not None]
+        return Encoded(
+            np.concatenate(texts, axis=1),
+            np.concatenate([mask_BT for _, mask_BT in parts], axis=1),
+            np.concatenate(pooled, axis=1) if pooled else None,
+        )
+
+
+def _kind(folder: Path) -> Kind:
+    """What a folder's config.json describes."""
+    if (folder / "model_index.json").is_file():
+        inside = ", ".join(sorted(path.name for path in folder.glob("text_encoder*")))
+        raise UserError(
+            f"{folder} is a whole pipeline; give the folders of its text encoders: {inside or 'it has none'}."
+        )
+    found = hub.config(folder)
+    if kind := _KINDS.get(found.get("model_type") or _model_type(found)):
+        return kind
+    raise UserError(
+        f"{folder / hub.CONFIG}: model_type is {found.get('model_type')!r}, architectures {found.get('architectures')}; "
+        f"text encoders here are {', '.join(map(repr, _KINDS))}."
+    )
+
+
+def _model_type(found: Mapping[str, Any]) -> str:
+    """By its architecture, where a config.json does not give it."""
+    names = [str(name) for name in found.get("architectures") or ()]
+    return next((kind for kind in ("t5", "clip") for name in names if name.lower().startswith(kind)), "")
+
+
+def _tokenizer_folder(folder: Path, kind: Kind) -> Path:
+    """Where the tokenizer of the encoder in `folder` lies."""
+    own = folder.absolute()
+    places = [folder]
+    if own.name.startswith("text_encoder"):
+        places.append(own.with_name(own.name.replace("text_encoder", "tokenizer", 1)))
+    for place in places:
+        if any((place / name).is_file() for name in _TOKENIZERS[kind]):
+            return place
+    raise UserError(
+        f"no tokenizer ({' or '.join(_TOKENIZERS[kind])}) lies in {' or '.join(map(str, places))}; download it from where the "
+        "encoder comes from."
+    )
+
+
+def _shares(encoders: Sequence[TextEncoder], length: int, join: Join) -> list[int]:
+    """The length of each encoder of a text of `length` tokens."""
+    limits = [encoder.limit for encoder in encoders if encoder.limit is not None]
+    if not limits or len(limits) == len(encoders):
+        return [length] * len(encoders)
+    clip = min(limits)  # one for all that lie side by side
+    rest = length if join == "flux" else length - clip
+    if rest < 1:
+        raise UserError(f"of a text of {length} tokens CLIP takes {clip}, which leaves none for T5; give it more.")
+    return [rest if encoder.limit is None else clip for encoder in encoders]
+
+
+def _check_lengths(encoders: Sequence[TextEncoder], lengths: Sequence[int]) -> None:
+    if len(lengths) != len(encoders):
+        raise UserError(f"{len(encoders)} text encoders need as many lengths, not {len(lengths)}.")
+    for encoder, length in zip(encoders, lengths, strict=True):
+        least = 1 if encoder.kind == "t5" else 2  # the tokens that end, or start and end, a text
+        most = length if encoder.limit is None else encoder.limit
+        if not least <= length <= most:
+            bounds = f"at least {least}" + ("" if encoder.limit is None else f" and at most {encoder.limit}")
+            raise UserError(f"{encoder.folder} takes texts of {bounds} tokens; length {length} does not do.")

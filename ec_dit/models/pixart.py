@@ -1,0 +1,186 @@
+"""PixArt-alpha and PixArt-Sigma in diffusers' layout: config.json as a DiTSpec and back, and the names of the tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ec_dit.core.errors import UserError
+from ec_dit.core.hub import fields, supported
+from ec_dit.core.name_map import FLAT, LINEAR, LINEAR_INTO, SAME, Rules, Table, patches, table
+from ec_dit.models.spec import DiTSpec
+
+STEM = "diffusion_pytorch_model"  # of diffusers' weight files
+CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the latter in files of older diffusers
+# Buffers that published files keep and nothing reads: fixed positions, the embedding of dropped captions.
+IGNORED = ("pos_embed.pos_embed", "caption_projection.y_embedding")
+_LARGE = 128  # sample_size from which the picture's size enters, where the config does not say
+_POSITIONS = 64  # sample_size per unit of interpolation scale, likewise
+
+
+def _mlp(theirs: str) -> Rules:
+    names = {"up_DF": "linear_1", "down_FD": "linear_2"}
+    rules = {f"w_{ours}": (f"{theirs}.{linear}.weight", LINEAR) for ours, linear in names.items()}
+    return rules | {"b_up_F": (f"{theirs}.linear_1.bias", SAME), "b_down_D": (f"{theirs}.linear_2.bias", SAME)}
+
+
+def _within(start: str, rules: Rules) -> Rules:
+    return {f"{start}/{ours}": rule for ours, rule in rules.items()}
+
+
+def _attention(theirs: str) -> Rules:
+    return {
+        "w_q_DHK": (f"{theirs}.to_q.weight", LINEAR),
+        "b_q_HK": (f"{theirs}.to_q.bias", FLAT),
+        "w_k_MNK": (f"{theirs}.to_k.weight", LINEAR),
+        "b_k_NK": (f"{theirs}.to_k.bias", FLAT),
+        "w_v_MNK": (f"{theirs}.to_v.weight", LINEAR),
+        "b_v_NK": (f"{theirs}.to_v.bias", FLAT),
+        "w_o_HKD": (f"{theirs}.to_out.0.weight", LINEAR_INTO),
+        "b_o_D": (f"{theirs}.to_out.0.bias", SAME),
+    }
+
+
+def _outside(patch: int) -> Rules:
+    return {
+        "patch_embed/w_PD": ("pos_embed.proj.weight", patches(patch)),
+        "patch_embed/b_D": ("pos_embed.proj.bias", SAME),
+        "time_modulation/w_IAD": ("adaln_single.linear.weight", LINEAR),
+        "time_modulation/b_AD": ("adaln_single.linear.bias", FLAT),
+        "out_modulation/b_AD": ("scale_shift_table", SAME),
+        "w_out_DP": ("proj_out.weight", LINEAR),
+        "b_out_P": ("proj_out.bias", SAME),
+        **_within("time_embed/mlp", _mlp("adaln_single.emb.timestep_embedder")),
+        **_within("size_embed/sides", _mlp("adaln_single.emb.resolution_embedder")),
+        **_within("size_embed/ratio", _mlp("adaln_single.emb.aspect_ratio_embedder")),
+        **_within("text_projection", _mlp("caption_projection")),
+    }
+
+
+_BLOCK: Rules = {
+    ours: (f"transformer_blocks.{{i}}.{theirs}", way)
+    for ours, (theirs, way) in {
+        "modulation/b_AD": ("scale_shift_table", SAME),
+        **_within("attention", _attention("attn1")),
+        **_within("cross_attention", _attention("attn2")),
+        "ffn/w_up_DF": ("ff.net.0.proj.weight", LINEAR),
+        "ffn/b_up_F": ("ff.net.0.proj.bias", SAME),
+        "ffn/w_down_FD": ("ff.net.2.weight", LINEAR),
+        "ffn/b_down_D": ("ff.net.2.bias", SAME),
+    }.items()
+}
+
+
+def entries(names: Iterable[str], spec: DiTSpec) -> Table:
+    """Where the parameters `names` of a dense DiT stand in a file of PixArt's."""
+    return table(names, _outside(spec.patch), {"stages/0/blocks/0/": (range(spec.num_blocks), _BLOCK)})
+
+
+def spec_of(found: Mapping[str, Any], where: str) -> DiTSpec:
+    """The structure that a config.json describes.
+
+    Raises:
+        UserError: naming `where` and the key, if it is not a PixArt transformer's or has what is not built here.
+    """
+    supported(
+        found,
+        where,
+        _class_name=CLASSES,
+        norm_type="ada_norm_single",
+        activation_fn="gelu-approximate",
+        attention_bias=True,
+        attention_type=("default", None),
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        only_cross_attention=False,
+        double_self_attention=False,
+        use_linear_projection=(False, None),
+        num_vector_embeds=None,
+        upcast_attention=(False, None),
+    )
+    side, channels = fields(found, where, sample_size=int, in_channels=int).values()
+    sizes = fields(
+        found,
+        where,
+        num_attention_heads=int,
+        attention_head_dim=int,
+        num_layers=int,
+        patch_size=2,
+        out_channels=channels,
+        caption_channels=0,
+        cross_attention_dim=0,
+        interpolation_scale=float(max(side // _POSITIONS, 1)),
+        use_additional_conditions=side == _LARGE,
+    )
+    width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
+    projects = bool(sizes["caption_channels"])
+    if projects and sizes["cross_attention_dim"] != width:
+        raise UserError(
+            f"{where}: cross_attention_dim is {sizes['cross_attention_dim']}; supported: the width, {width}."
+        )
+    if sizes["out_channels"] not in (channels, 2 * channels):
+        raise UserError(f"{where}: out_channels is {sizes['out_channels']}; supported: once or twice in_channels.")
+    return DiTSpec(
+        width=width,
+        num_blocks=sizes["num_layers"],
+        num_heads=sizes["num_attention_heads"],
+        num_kv_heads=sizes["num_attention_heads"],
+        head_dim=sizes["attention_head_dim"],
+        patch=sizes["patch_size"],
+        latent_size=side,
+        channels=channels,
+        out_channels=sizes["out_channels"],
+        text_width=sizes["caption_channels"] if projects else sizes["cross_attention_dim"],
+        text_projection=projects,
+        modulation="adaln_single",
+        bias=True,
+        position_scale=float(sizes["interpolation_scale"]),
+        position_fit="sides",
+        size_embedding=sizes["use_additional_conditions"],
+    )
+
+
+def config_of(spec: DiTSpec) -> dict[str, Any]:
+    """The config.json with which diffusers loads a model of this structure; the inverse of `spec_of`.
+
+    Raises:
+        UserError: naming what PixArt's transformer does not have.
+    """
+    same = {
+        "modulation": "adaln_single",
+        "bias": True,
+        "qk_norm": False,
+        "ffn_factor": 4,
+        "num_kv_heads": spec.num_heads,
+    }
+    same |= {"width": spec.num_heads * spec.head_dim, "sparse": replace(spec.sparse, num_experts=0)}
+    if wrong := [
+        f"{key} is {getattr(spec, key)}, not {value}" for key, value in same.items() if getattr(spec, key) != value
+    ]:
+        raise UserError(
+            f"diffusers' PixArt transformer cannot hold this model: {'; '.join(wrong)}. Export it as safetensors instead "
+            f"(--to=safetensors)."
+        )
+    return {
+        "_class_name": CLASSES[0],
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": spec.head_dim,
+        "attention_type": "default",
+        "caption_channels": spec.text_width if spec.text_projection else None,
+        "cross_attention_dim": spec.width if spec.text_projection else spec.text_width,
+        "dropout": 0.0,
+        "in_channels": spec.channels,
+        "interpolation_scale": spec.position_scale,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": spec.num_heads,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": spec.num_blocks,
+        "out_channels": spec.out_channels,
+        "patch_size": spec.patch,
+        "sample_size": spec.latent_size,
+        "upcast_attention": False,
+        "use_additional_conditions": spec.size_embedding,
+    }

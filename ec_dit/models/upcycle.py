@@ -1,0 +1,79 @@
+"""A dense DiT as the start of a sparse one: sparse upcycling (2212.05055) for expert choice.
+
+Every expert begins as a copy of its block's feed-forward layer. With gates normalised over the experts that took a token
+(`RoutingSpec.gate`), copies together give what the one layer gave, whatever the router says: the sparse model starts as the dense
+one wherever a token is taken at all. Where every expert may take every token (capacity factor = number of experts), that is
+everywhere; at smaller capacities a token that no expert takes goes without.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ec_dit.core.errors import UserError
+from ec_dit.models.spec import DiTSpec
+
+_COPIED = {"w_up_EDF": "w_up_DF", "w_down_EFD": "w_down_FD", "b_up_EF": "b_up_F", "b_down_ED": "b_down_D"}
+
+
+def upcycle(
+    dense: Mapping[str, Any], fresh: Mapping[str, Any], dense_spec: DiTSpec, spec: DiTSpec, key: jax.Array, noise: float
+) -> dict[str, Any]:
+    """The parameters of a sparse DiT from those of its dense twin; to be jitted, with the shardings of the sparse one.
+
+    Args:
+        dense: parameters of a DiT of `dense_spec`.
+        fresh: newly initialised ones of `spec`, whose routers stay.
+        noise: standard deviation of what is added to the weights of each copy, as a share of that layer's own, so that experts
+            may differ from the start. 0 for exact copies.
+
+    Raises:
+        UserError: if the two structures differ in more than their experts.
+    """
+    check(dense_spec, spec)
+    blocks = dense["stages"][0]["blocks"][0]
+    stages, first = [], 0
+    for (pattern, repeats), stage in zip(spec.stages(), _ordered(fresh["stages"]), strict=True):
+        made = []
+        for place, block in enumerate(_ordered(stage["blocks"])):
+            rows = first + place + len(pattern) * np.arange(repeats)
+            key, key_block = jax.random.split(key)
+            made.append(_block(jax.tree.map(lambda a, rows=rows: a[rows], blocks), block, key_block, noise))
+        stages.append({"blocks": dict(enumerate(made))})
+        first += len(pattern) * repeats
+    return {**dense, "stages": dict(enumerate(stages))}
+
+
+def check(dense_spec: DiTSpec, spec: DiTSpec) -> None:
+    """Refuses structures that differ in more than their experts."""
+    if dense_spec.num_sparse or not spec.num_sparse:
+        raise UserError("upcycling makes a sparse model of a dense one; the other way there is none.")
+    names = [n for n in spec.__dataclass_fields__ if n not in ("sparse", "remat", "attention")]
+    if wrong := [n for n in names if getattr(dense_spec, n) != getattr(spec, n)]:
+        raise UserError(f"the dense and the sparse model differ in {', '.join(wrong)}.")
+
+
+def _block(dense: Mapping[str, Any], fresh: Mapping[str, Any], key: jax.Array, noise: float) -> dict[str, Any]:
+    """One stacked block; `fresh` says whether it is sparse."""
+    if "w_router_DE" not in fresh["ffn"]:
+        return dict(dense)
+    ffn = {"w_router_DE": fresh["ffn"]["w_router_DE"]}
+    for name, like in fresh["ffn"].items():
+        if name not in _COPIED or like is None:
+            continue
+        one = dense["ffn"][_COPIED[name]]
+        copies = jnp.broadcast_to(one[:, None], like.shape)
+        if noise and name.startswith("w_"):
+            key, key_noise = jax.random.split(key)
+            spread = noise * one.std(axis=tuple(range(1, one.ndim)), keepdims=True)[:, None]
+            copies += spread * jax.random.normal(key_noise, like.shape)
+        ffn[name] = copies
+    return {**dense, "ffn": ffn}
+
+
+def _ordered(numbered: Mapping[Any, Any]) -> list[Any]:
+    """The values of what an nnx.List is as a pure tree."""
+    return [numbered[number] for number in sorted(numbered)]

@@ -1,0 +1,159 @@
+"""A config as the dataclasses that the rooms below take: structure, routing, sampling, loss, optimizer."""
+
+from dataclasses import replace
+
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from ec_dit.core import sharding
+from ec_dit.core.errors import UserError
+from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.eval.generate import SampleSettings
+from ec_dit.models import objective
+from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.nn.routing import RoutingKind, RoutingSpec, capacity, group_tokens
+from ec_dit.train.optimizer import OptimizerSpec
+
+
+def dit_spec(config: ConfigDict) -> DiTSpec:
+    """The transformer's structure."""
+    m, e = config.model, config.moe
+    return DiTSpec(
+        width=m.width,
+        num_blocks=m.num_blocks,
+        num_heads=m.num_heads,
+        num_kv_heads=m.num_kv_heads,
+        head_dim=m.head_dim,
+        ffn_factor=m.ffn_factor,
+        patch=m.patch,
+        latent_size=config.data.size,
+        channels=config.data.channels,
+        out_channels=config.data.channels * (2 if m.learned_sigma else 1),
+        text_width=config.text.width,
+        modulation=m.modulation,
+        qk_norm=m.qk_norm,
+        attention=m.attention,
+        bias=m.bias,
+        position_scale=m.position_scale,
+        position_fit=m.position_fit,
+        text_projection=m.text_projection,
+        size_embedding=m.size_embedding,
+        sparse=SparseSpec(e.num_experts, e.first, e.every),
+        remat=m.remat,
+    )
+
+
+def tower_spec(config: ConfigDict, tokenizer: Tokenizer | None) -> TowerSpec | None:
+    """The jointly trained text tower's structure, None where text comes from a cache."""
+    if config.text.encoder == "cached":
+        return None
+    t = config.text
+    if tokenizer is None:
+        raise UserError("text.encoder=tower needs a tokenizer: prepare a data set first (python -m ec_dit.prepare).")
+    return TowerSpec(tokenizer.vocab_size, t.width, t.tower_blocks, t.tower_heads, t.length)
+
+
+def kept_tokens(config: ConfigDict) -> int:
+    """Tokens of one image that training sees."""
+    return round(dit_spec(config).image_tokens * (1 - config.flow.mask_ratio))
+
+
+def train_routing(config: ConfigDict) -> RoutingSpec:
+    """How training routes; checks that groups and capacity come out whole.
+
+    Raises:
+        UserError: naming the numbers that do not fit.
+    """
+    e, tokens = config.moe, kept_tokens(config)
+    size = 0 if e.group_size == "image" else int(e.group_size)
+    kind: RoutingKind = "expert_choice" if e.routing == "dense" else e.routing
+    spec = RoutingSpec(kind, e.capacity_factor, size, e.combine, e.gate)
+    if e.routing != "dense":
+        micro_batch = config.train.batch_size // config.train.accumulate
+        capacity(group_tokens(micro_batch * tokens, tokens, size), e.num_experts, e.capacity_factor)
+    return spec
+
+
+def sample_settings(config: ConfigDict) -> SampleSettings:
+    """How sampling integrates and routes.
+
+    Raises:
+        UserError: if a routing group would span images, or a capacity does not come out whole.
+    """
+    s, tokens = config.sample, dit_spec(config).image_tokens
+    base = replace(train_routing(config), capacity_factor=s.capacity_factor or config.moe.capacity_factor)
+    sizes = {"pair": 2 * tokens, "image": tokens}
+    size = sizes.get(str(s.group_size)) or int(s.group_size)
+    if size > 2 * tokens or (2 * tokens) % size:
+        raise UserError(
+            f"--config.sample.group_size={size}: an image has {tokens} tokens, with its unconditional copy {2 * tokens}; a "
+            f"group must divide that, so that no image depends on another. Use pair, image or a divisor of {2 * tokens}."
+        )
+    alone = min(size, tokens)
+    if tokens % alone:
+        raise UserError(
+            f"--config.sample.group_size={size}: an image alone has {tokens} tokens, which groups of {size} do not divide; one "
+            f"would hold tokens of two images. Use pair, image or a divisor of {tokens}."
+        )
+    if config.moe.routing != "dense":
+        for group in {size, alone} if s.guidance != 1 else {alone}:
+            capacity(group, config.moe.num_experts, base.capacity_factor)
+    return SampleSettings(
+        steps=s.steps,
+        sampler=s.sampler,
+        guidance=s.guidance,
+        guidance_interval=tuple(s.guidance_interval),
+        time_shift=s.time_shift,
+        spacing=s.spacing,
+        batch_size=s.batch_size,
+        path=config.flow.path,
+        prediction=config.flow.prediction,
+        routing=replace(base, group_size=alone),
+        paired_routing=replace(base, group_size=size),
+    )
+
+
+def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+    """Batch and routing groups of training must split evenly over the mesh.
+
+    Raises:
+        UserError: naming the numbers.
+    """
+    ways, micro_batch = sharding.batch_ways(mesh), config.train.batch_size // config.train.accumulate
+    over = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.RULES["batch"])
+    if micro_batch % ways:
+        raise UserError(
+            f"--config.train.batch_size={config.train.batch_size} / accumulate {config.train.accumulate} = {micro_batch} images "
+            f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}."
+        )
+    routing = train_routing(config)
+    tokens = kept_tokens(config)
+    groups = micro_batch * tokens // (routing.group_size or tokens)
+    if config.moe.routing != "dense" and groups % ways:
+        raise UserError(
+            f"a batch of {micro_batch} images x {tokens} tokens makes {groups} routing groups of {routing.group_size} tokens, "
+            f"which do not split over {ways} devices ({over}). Raise train.batch_size or lower moe.group_size."
+        )
+
+
+def training_objective(config: ConfigDict) -> objective.Objective:
+    """The loss's settings."""
+    f = config.flow
+    weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
+    return objective.Objective(
+        path=f.path,
+        prediction=f.prediction,
+        time_mean=f.time_mean,
+        time_std=f.time_std,
+        mask_ratio=f.mask_ratio,
+        caption_dropout=f.caption_dropout,
+        aux_weight=weight,
+        routing=train_routing(config),
+    )
+
+
+def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
+    """The optimizer's settings."""
+    o = config.optimizer
+    names = OptimizerSpec.__dataclass_fields__.keys() - {"steps"}
+    return OptimizerSpec(**{name: o[name] for name in names}, steps=config.train.steps)
