@@ -44,6 +44,7 @@ setup(
         "etils[epath]>=1.12,<2",
         "safetensors>=0.8,<0.9",
         "tokenizers>=0.22,<0.24",
+        "ml-dtypes>=0.5,<1",
         "numpy>=2,<3",
         "pillow>=11,<14",
         "scipy>=1.14,<2",

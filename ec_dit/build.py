@@ -210,8 +210,8 @@ class System:
         return Text(*self.tokenizer.encode(captions, self.config.text.length))
 
     def null_text(self) -> Text:
-        """The empty caption, without a batch dimension; zeros for embeddings whose encoder is not here."""
-        if self.tokenizer is None and not self.config.text.path:
+        """The empty caption, without a batch dimension; zeros for cached embeddings, whose encoder training does not load."""
+        if self.tokenizer is None:
             t = self.config.text
             return Text(np.zeros((t.length, t.width), np.float32), np.arange(t.length) == 0)
         return jax.tree.map(lambda a: a[0], self.encode([""]))

@@ -171,7 +171,8 @@ def check_data_is_there(config: ConfigDict) -> None:
     if config.data.space == "latents" or config.text.encoder == "cached":
         raise UserError(
             "this config trains on cached latents and text embeddings, which this version cannot read yet. To measure its speed "
-            "on random ones: --config.data.source=synthetic. To try its structure on pictures: --config=<this file>:smoke"
+            "on random ones: --config.data.source=synthetic. A structure of the paper is tried on pictures with "
+            "--config=configs/xl_32e.py:smoke and the like."
         )
     if not config.data.path:
         raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")

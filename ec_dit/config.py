@@ -157,6 +157,7 @@ RESUMABLE = (
     "data.path",
     "data.autoencoder",
     "text.path",
+    "train.init_from",  # read before the first step alone
     "train.steps",
     "tpu_options",
     "model.attention",

@@ -64,6 +64,16 @@ def convert(values: flags.FlagValues) -> None:
         if not values[name].value:
             raise UserError(f"--{name}=... is needed; see --help")
 
+    source, target = values["from"].value, values.to
+    for names, read, of in (
+        (("text_length",), source == "pixart", "--from=pixart"),
+        (("step", "ema"), source == "workdir", "--from=workdir"),
+        (("dtype",), target != "workdir", "--to=diffusers and --to=safetensors"),
+        (("experts", "first", "every", "capacity_factor", "noise", "seed"), values.upcycle, "--upcycle"),
+    ):
+        if useless := [name for name in names if values[name].present and not read]:
+            raise UserError(f"--{useless[0]} belongs to {of}; here it would do nothing.")
+
     from ec_dit.conversion import growing, reading, writing  # these imports take seconds that a typo need not cost
 
     writing.refuse_taken(values.out)

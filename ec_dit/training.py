@@ -35,6 +35,18 @@ from ec_dit.workdir import Workdir
 
 SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
 _CAPTIONS_CHECKED = 500
+# Keys that parameters are made for, beside those that give them their shapes.
+_MEANING = (
+    "model.position",
+    "model.modulation",
+    "model.num",
+    "moe.routing",
+    "moe.gate",
+    "moe.first",
+    "moe.every",
+    "flow.p",
+    "text.",
+)
 _GRID = 16  # pictures in a sample grid
 
 
@@ -67,6 +79,8 @@ def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSi
         _warn_of_cut_captions(data, tokenizer, config.text.length, say)
     system = build.make_system(config, tokenizer)
     workdir = Workdir(path)
+    if config.train.init_from and not workdir.has_begun():
+        Workdir(config.train.init_from).config()  # says so before anything is written, if there is none
     workdir.claim(config, data)
     for suite in config.eval.suites:
         evaluation.make_evaluator(suite, system, workdir)  # what does not fit should say so before the training
@@ -115,8 +129,14 @@ def _first_state(
     state = system.init_state(tx, shardings)
     if not (path := system.config.train.init_from):
         return state
-    params = Workdir(path).start(system)
+    for leaf in jax.tree.leaves((state.params, state.ema)):
+        leaf.delete()  # or memory would hold the model twice
+    source = Workdir(path)
+    params = source.start(system)
     say(f"starting with the parameters of {path}")
+    for line in config_lib.difference(source.config(), system.config):
+        if line.startswith(_MEANING):
+            say(f"note: they were made with another {line}")
     with jax.set_mesh(system.mesh):  # the average in memory of its own, since the step overwrites both
         ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
     return state._replace(params=params, ema=ema)

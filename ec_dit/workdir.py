@@ -37,7 +37,7 @@ class Workdir:
                 processes do not share.
         """
         # Before its first checkpoint a run has nothing that other settings could spoil.
-        if (self.path / _CONFIG).exists() and any(p.name.isdigit() for p in (self.path / _CHECKPOINTS).glob("*")):
+        if self.has_begun():
             started, moved = self.data(), []
             if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
                 moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
@@ -49,6 +49,11 @@ class Workdir:
             report = json.loads(dataset.report.to_json())
             data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}
         self.fill(config, None if dataset is None else Tokenizer.load(dataset.tokenizer_path), data)
+
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint of a run."""
+        saved = (self.path / _CHECKPOINTS).glob("*")
+        return (self.path / _CONFIG).exists() and any(entry.name.isdigit() for entry in saved)
 
     def fill(
         self,

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from ec_dit import checks, cli, config, main
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError, did_you_mean
 from launch import gcloud, job, slices
 
@@ -141,6 +142,10 @@ def make_job(values: flags.FlagValues, arguments: tuple[str, ...]) -> job.Job:
         raise UserError(f"unexpected argument {extra[0]!r} behind `--`; options are written --name=value")
     checks.validate(parsed.config)
     checks.check_data_is_there(parsed.config)
+    if (source := parsed.config.train.init_from) and not paths.is_remote(source):
+        raise UserError(
+            f"--config.train.init_from={source} lies on this machine, which the hosts do not see: copy it to a bucket."
+        )
     env = job.collect_env(values.env, os.environ)
     job.check(values.workdir, env, values.code)
     return job.Job(path, argument, arguments, values.workdir, env, values.code)

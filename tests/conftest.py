@@ -8,8 +8,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # tests compile much and run little
 )
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
+from flax import nnx
+
+from ec_dit.nn import param
 
 flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
 
@@ -23,3 +29,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         absent = [package for package in _EXTRAS[name] if importlib.util.find_spec(package) is None]
         if absent:
             pytest.skip(f"needs {', '.join(absent)}: pip install -e '.[{name}]'")
+
+
+@pytest.fixture
+def randomise():
+    """`build() -> module` to (graph definition, normal parameters): a fresh model starts as the identity and hides mistakes."""
+
+    def randomise(build, seed=0, scale=0.3):
+        graphdef, params, _ = param.split(nnx.eval_shape(build))
+        rng = np.random.default_rng(seed)
+        return graphdef, jax.tree.map(
+            lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), jnp.float32), params
+        )
+
+    return randomise

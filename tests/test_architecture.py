@@ -150,3 +150,9 @@ def test_nothing_is_left_over_in_sources_and_docs():
     for path in {path for kind in kinds for path in ROOT.glob(kind) if path.is_file()}:
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             assert not LEFT_OVERS.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"

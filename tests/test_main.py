@@ -164,7 +164,7 @@ def test_cached_latents_and_embeddings_train_on_random_ones(tmp_path, capsys):
     assert main.main(arguments) == 0
     assert "step 2/2  loss" in capsys.readouterr().out
     assert sample.main(["sample", f"--workdir={tmp_path / 'run'}", "--prompt=a", f"--out={tmp_path / 'o'}"]) == 2
-    assert "pictures need its autoencoder" in capsys.readouterr().err
+    assert "pictures need their autoencoder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -87,7 +87,8 @@ def test_pictures_of_a_converted_pipeline_are_those_of_diffusers(pipeline, tmp_p
 
 def test_what_is_missing_is_asked_for(pipeline, tmp_path, capsys):
     _, folder = pipeline
-    words = ["--from=pixart", f"--path={folder / 'transformer'}", f"--out={tmp_path / 'run'}"]
+    (tmp_path / "alone").symlink_to(folder / "transformer")  # without the pipeline round it
+    words = ["--from=pixart", f"--path={tmp_path / 'alone'}", f"--out={tmp_path / 'run'}"]
     assert convert.main(["convert", *words]) == 0
     words = [
         "sample",
@@ -107,3 +108,21 @@ def test_what_is_missing_is_asked_for(pipeline, tmp_path, capsys):
         assert sample.main([*words, *given]) == 2
         assert message in capsys.readouterr().err
     assert sample.main([*words, text, vae]) == 0
+
+
+def test_another_noise_is_refused(pipeline, tmp_path, capsys):
+    _, folder = pipeline
+    for part in ("model_index.json", "transformer"):
+        (tmp_path / part).symlink_to(folder / part)
+    (tmp_path / "scheduler").mkdir()
+    found = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(found | {"beta_schedule": "scaled_linear"}))
+    words = ["convert", "--from=pixart", f"--path={tmp_path}"]
+    assert convert.main([*words, f"--out={tmp_path / 'run'}"]) == 2
+    assert f"{path}: beta_schedule is 'scaled_linear'; supported: 'linear'" in capsys.readouterr().err
+    path.write_text(json.dumps(found | {"_class_name": "LCMScheduler"}))
+    assert convert.main([*words, "--text_length=5", f"--out={tmp_path / 'run'}"]) == 2
+    assert "_class_name is 'LCMScheduler'" in capsys.readouterr().err
+    path.unlink()
+    assert convert.main([*words, f"--out={tmp_path / 'run'}"]) == 0

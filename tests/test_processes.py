@@ -156,3 +156,25 @@ def test_three_processes_prepare_the_same_bytes_as_one(place, tmp_path):
     again = runs.end(runs.call_several(place, "prepare", 2, *arguments, f"--out={outs[1]}", devices=2))
     assert [code for code, _ in again] == [2, 2]
     assert "already holds a data set" in again[1][1]
+
+
+@pytest.mark.slow
+def test_two_processes_convert_as_one(place, pair, tmp_path):
+    """A run to safetensors, and those to a workdir, with experts and weights that lie across the processes."""
+    workdir, _ = pair
+    mesh = "--mesh=1,2,4,1"
+    there = ("--from=workdir", f"--path={workdir}", "--to=safetensors", mesh)
+    one = runs.end([runs.call(place, "convert", *there, f"--out={tmp_path / 'one'}", devices=8)])
+    two = runs.end(runs.call_several(place, "convert", 2, *there, f"--out={tmp_path / 'two'}"))
+    assert [code for code, _ in one + two] == [0, 0, 0], two
+    for name in ("model.safetensors", "tokenizer.model", "config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+    back = ("--from=safetensors", f"--path={tmp_path / 'two'}", mesh, f"--out={tmp_path / 'back'}")
+    ends = runs.end(runs.call_several(place, "convert", 2, *back))
+    assert [code for code, _ in ends] == [0, 0], ends
+    again = ("--from=workdir", f"--path={tmp_path / 'back'}", "--to=safetensors", f"--out={tmp_path / 'again'}")
+    assert runs.end([runs.call(place, "convert", *again)])[0][0] == 0
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "again" / "model.safetensors"
+    ).read_bytes()

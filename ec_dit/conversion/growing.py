@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from ec_dit import checks, specs
 from ec_dit import config as config_lib
@@ -20,7 +21,7 @@ from ec_dit.models.text_to_image import Text, TextToImage
 from ec_dit.nn.routing import RoutingSpec
 
 _PROMPT = "a red circle"
-_IMAGES = 4  # of the comparison, at least
+_TOKENS = 4096  # of the comparison, about
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ def grow(model: Model, how: Growth, say: Say) -> Model:
     if dense.config.moe.routing != "dense":
         raise UserError("this model has experts already; --upcycle takes a dense one.")
     config = config_lib.from_json(config_lib.to_json(dense.config))
-    batch_tokens = config.train.batch_size // config.train.accumulate * specs.kept_tokens(config)
     config.moe.update(
         routing="expert_choice", num_experts=how.experts, first=how.first, every=how.every, gate="normalized"
     )
-    config.moe.update(capacity_factor=how.capacity_factor, group_size="1024" if batch_tokens % 1024 == 0 else "image")
+    config.moe.update(
+        capacity_factor=how.capacity_factor, group_size="1024" if _groups_span_images(config) else "image"
+    )
     config.name += f"_{how.experts}e"
     checks.validate(config)
     system = make_system(config, dense.tokenizer)
@@ -82,6 +84,13 @@ def grow(model: Model, how: Growth, say: Say) -> Model:
         )
     told = {**asdict(how), "first_outputs": apart}
     return replace(grown, origin={**model.origin, "upcycled": told})
+
+
+def _groups_span_images(config: ConfigDict) -> bool:
+    """Whether the paper's training groups of 1024 tokens hold whole images."""
+    tokens = specs.kept_tokens(config)
+    batch_tokens = config.train.batch_size // config.train.accumulate * tokens
+    return 1024 % tokens == 0 and batch_tokens % 1024 == 0
 
 
 def compare(dense: Model, sparse: Model) -> dict[str, dict[str, float]]:
@@ -110,7 +119,7 @@ def _outputs(model: Model, routing: RoutingSpec) -> tuple[np.ndarray, float]:
     """(predictions for random latents, share of tokens that no expert took)."""
     system, d, t = model.system, model.system.config.data, model.system.config.text
     ways = sharding.batch_ways(system.mesh)
-    images = -(-_IMAGES // ways) * ways
+    images = -(-max(2, _TOKENS // specs.dit_spec(system.config).image_tokens) // ways) * ways
     rng = np.random.default_rng(0)
     x_BYXZ = rng.standard_normal((images, d.size, d.size, d.channels), np.float32)
     t_B = ((np.arange(images) + 0.5) / images).astype(np.float32)

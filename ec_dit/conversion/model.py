@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ec_dit import build, specs
+from ec_dit import config as config_lib
 from ec_dit.core.name_map import Table
 from ec_dit.core.tree import named_leaves
 from ec_dit.data.tokenizer import Tokenizer
@@ -14,6 +15,10 @@ from ec_dit.models import native
 from ec_dit.train.checkpoint import abstract_like
 
 Say = Callable[[str], None]
+
+
+def _default_mesh() -> dict[str, int]:
+    return config_lib.default().mesh.to_dict()
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Model:
         step: at which they were taken from a run; 0 of published weights.
         data: what a workdir's data.json holds; empty where nothing is known.
         origin: where they come from and what was done to them, for conversion.json.
+        mesh, attention: config keys as they are to be written; the system has those of the devices that convert.
     """
 
     system: build.System
@@ -33,6 +39,15 @@ class Model:
     step: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    mesh: dict[str, int] = field(default_factory=_default_mesh)
+    attention: str = "xla"
+
+    def config(self) -> ConfigDict:
+        """As it is to be written."""
+        config = config_lib.from_json(config_lib.to_json(self.system.config))
+        config.mesh.update(self.mesh)
+        config.model.attention = self.attention
+        return config
 
 
 def make_system(config: ConfigDict, tokenizer: Tokenizer | None) -> build.System:

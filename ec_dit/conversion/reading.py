@@ -14,14 +14,23 @@ from ec_dit.core import hub, name_map
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.flow import ddpm
 from ec_dit.models import pixart
 from ec_dit.models.spec import DiTSpec
 from ec_dit.workdir import Workdir
 
 CONFIG_KEY = "ec_dit"  # in the config.json beside our safetensors
 TOKENIZER = "tokenizer.model"
-_PIPELINES = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # text tokens of each, by their papers
-_TEXT_TOKENS = 120
+_TEXT_TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # by their papers
+_SIZE_CONDITIONS = "adaln_single.emb.resolution_embedder."
+_IMAGE_TOKENS_AT_ONCE = 64 * 256  # of a batch of samples
+# Schedulers whose weights predict the noise of every level; not LCM's, which are distilled for a few steps.
+_SCHEDULERS = tuple(
+    f"{name}Scheduler"
+    for name in (
+        "DPMSolverMultistep DPMSolverSinglestep DDIM DDPM PNDM EulerDiscrete EulerAncestralDiscrete HeunDiscrete UniPCMultistep"
+    ).split()
+)
 
 
 def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say: Say) -> Model:
@@ -33,16 +42,21 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
         UserError: naming file, tensor or key, for what is no such model.
     """
     folder = hub.local(path)
-    pipeline = {}
     if folder.is_dir() and (folder / "model_index.json").is_file():
-        pipeline = hub.read_json(folder / "model_index.json")
-        if (name := pipeline.get("_class_name")) not in _PIPELINES:
-            raise UserError(f"{folder} is a pipeline of the kind {name}; supported: {', '.join(_PIPELINES)}.")
         folder = folder / "transformer"
-    spec = pixart.spec_of(hub.config(folder), f"{folder / hub.CONFIG if folder.is_dir() else folder}")
+    pipeline = _pipeline_of(folder)
+    files, found = hub.TensorFiles(folder), hub.config(folder)
+    if found.get("use_additional_conditions") is None:  # files of older diffusers do not say
+        found["use_additional_conditions"] = any(name.startswith(_SIZE_CONDITIONS) for name in files.tensors)
+    spec = pixart.spec_of(found, str(files.path / hub.CONFIG if files.path.is_dir() else files.path))
     config = _config_of(spec)
-    config.name = Path(path).resolve().name
-    config.text.length = text_length or _PIPELINES.get(pipeline.get("_class_name", ""), _TEXT_TOKENS)
+    config.name = Path(path).absolute().name
+    told = found.get(CONFIG_KEY, {})  # by ourselves, of a model that is not PixArt's
+    config.update(config_lib.from_json(json.dumps({**json.loads(config_lib.to_json(config)), **told})))
+    known = _TEXT_TOKENS.get(pipeline.get("_class_name", ""))
+    config.text.length = text_length or known or min(_TEXT_TOKENS.values())
+    if not text_length and not known:
+        say(f"text tokens: {config.text.length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
     for key, part in (("text.path", "text_encoder"), ("data.autoencoder", "vae")):
         if pipeline and (folder.parent / part).is_dir():
             section, _, name = key.partition(".")
@@ -53,12 +67,39 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     abstract = abstract_params(system)["dit"]
     say(f"reading {num_params(abstract):,} parameters from {folder}")
     table = pixart.entries([name for name, _ in named_leaves(abstract)], spec)
-    params = name_map.load(hub.TensorFiles(folder), table, abstract, pixart.IGNORED)
-    return Model(system, {"dit": params}, origin={"from": "pixart", "path": str(Path(path).resolve())})
+    params = name_map.load(files, table, abstract, pixart.IGNORED)
+    return Model(system, {"dit": params}, origin={"from": "pixart", "path": str(Path(path).absolute())})
+
+
+def _pipeline_of(folder: Path) -> dict[str, Any]:
+    """The model_index.json of the pipeline that a transformer's folder lies in; empty where there is none.
+
+    Raises:
+        UserError: for another kind of pipeline, or one trained with another noise.
+    """
+    index = folder.parent / "model_index.json"
+    if not index.is_file():
+        return {}
+    pipeline = hub.read_json(index)
+    hub.supported(pipeline, str(index), _class_name=tuple(_TEXT_TOKENS))
+    _check_noise(folder.parent / "scheduler" / "scheduler_config.json")
+    return pipeline
+
+
+def _check_noise(path: Path) -> None:
+    """The levels of noise that a pipeline was trained with have to be ours."""
+    if path.is_file():
+        betas = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "trained_betas": None}
+        kind = {
+            "prediction_type": "epsilon",
+            "num_train_timesteps": ddpm.LEVELS,
+            "rescale_betas_zero_snr": (False, None),
+        }
+        hub.supported(hub.read_json(path), str(path), _class_name=_SCHEDULERS, **betas, **kind)
 
 
 def _config_of(spec: DiTSpec) -> ConfigDict:
-    """The recipe with which PixArt's weights were made and are sampled, around a structure."""
+    """The default recipe with PixArt's noise and sampling, around a structure."""
     c = config_lib.default()
     m = c.model
     m.update(width=spec.width, num_blocks=spec.num_blocks, num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads)
@@ -69,6 +110,7 @@ def _config_of(spec: DiTSpec) -> ConfigDict:
     c.data.update(space="latents", size=spec.latent_size, channels=spec.channels)
     c.flow.update(path="ddpm", prediction="epsilon", mask_ratio=0.0)
     c.sample.update(sampler="dpmpp_2m", steps=20, guidance=4.5, spacing="linspace")
+    c.sample.batch_size = max(1, _IMAGE_TOKENS_AT_ONCE // spec.image_tokens)
     return c
 
 
@@ -76,10 +118,11 @@ def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | N
     """The parameters of a run, as they were trained."""
     workdir = Workdir(path)
     config = workdir.config()
+    home = {"mesh": config.mesh.to_dict(), "attention": config.model.attention}
     config.mesh.update(mesh)
     system, params, at = workdir.load(config, ema=ema, step=step, exact=True)
     origin = {"from": "workdir", "path": str(workdir.path), "step": at, "ema": ema, "its_origin": workdir.origin()}
-    return Model(system, params, at, workdir.data(), origin)
+    return Model(system, params, at, workdir.data(), origin, **home)
 
 
 def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
@@ -94,6 +137,7 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
             f"{path}: its config.json has no {CONFIG_KEY!r}; these are no weights that ec_dit.convert wrote."
         )
     config = config_lib.from_json(json.dumps(found[CONFIG_KEY]))
+    home = {"mesh": config.mesh.to_dict(), "attention": config.model.attention}
     config.mesh.update(mesh)
     checks.validate(config)
     folder = hub.local(path)
@@ -103,5 +147,5 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     abstract = abstract_params(system)
     say(f"reading {num_params(abstract):,} parameters from {path}")
     params = name_map.load(hub.TensorFiles(path), native_table(system, abstract), abstract)
-    told: dict[str, Any] = {key: found.get(key, {}) for key in ("data", "origin")}
-    return Model(system, params, int(found.get("step", 0)), told["data"], told["origin"])
+    origin = {"from": "safetensors", "path": str(Path(path).absolute())}
+    return Model(system, params, int(found.get("step", 0)), found.get("data", {}), origin, **home)

@@ -33,11 +33,10 @@ def refuse_taken(path: str) -> None:
 def to_workdir(model: Model, path: str) -> None:
     """A workdir that sampling reads, and from which a run may start (train.init_from)."""
     workdir = Workdir(path)
-    workdir.fill(model.system.config, model.system.tokenizer, model.data, model.origin)
+    processes.check_shared(workdir.path, "an --out such as gs://BUCKET/DIR")
+    workdir.fill(model.config(), model.system.tokenizer, model.data, model.origin)
     checkpointer = workdir.checkpointer(asynchronous=False)
-    checkpointer.save(
-        model.step, {"params": model.params}, {"config": json.loads(config_lib.to_json(model.system.config))}
-    )
+    checkpointer.save(model.step, {"params": model.params}, {"config": json.loads(config_lib.to_json(model.config()))})
     checkpointer.close()
 
 
@@ -49,6 +48,12 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
     """
     spec = specs.dit_spec(model.system.config)
     found = pixart.config_of(spec)
+    config = model.config()
+    if config.flow.path != "ddpm":
+        say(
+            "note: this model was not trained with PixArt's noise; diffusers will load it, but its pipelines draw nothing with it"
+        )
+        found[CONFIG_KEY] = {part: json.loads(config_lib.to_json(config))[part] for part in ("flow", "sample")}
     if "tower" in model.params:
         say("the text tower stays behind: PixArt's transformer has none")
     params = model.params["dit"]
@@ -59,15 +64,15 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
 
 def to_safetensors(model: Model, path: str, dtype: str) -> None:
     """A folder with every tensor under our own name, and a config.json that builds the model again."""
-    config = model.system.config
+    config = model.config()
+    config.text.path = config.data.autoencoder = config.train.init_from = ""  # folders of this machine
     hub.write(path, native.STEM, _cast(name_map.tensors(model.params, native_table(model.system, model.params)), dtype))
     found = {
         "architectures": ["EC-DiT"],
         "parameters": num_params(model.params),
         CONFIG_KEY: json.loads(config_lib.to_json(config)),
         "step": model.step,
-        "data": model.data,
-        "origin": model.origin,
+        "data": {key: value for key, value in model.data.items() if key != "path"},
     }
     if processes.is_first() and model.system.tokenizer is not None:
         (paths.at(path) / TOKENIZER).write_bytes(model.system.tokenizer.model)
@@ -76,7 +81,10 @@ def to_safetensors(model: Model, path: str, dtype: str) -> None:
 
 def _cast(tensors: Iterator[tuple[str, Any]], dtype: str) -> Iterator[tuple[str, np.ndarray | None]]:
     for name, array in tensors:
-        yield name, None if array is None else np.asarray(array, jnp.dtype(dtype))
+        cast = None if array is None else np.asarray(array, jnp.dtype(dtype))
+        if cast is not None and not np.isfinite(cast).all():
+            raise UserError(f"{name} leaves the range of {dtype}: write it in float32 or bfloat16.")
+        yield name, cast
 
 
 def _write_json(path: str, found: dict[str, Any]) -> None:

@@ -31,11 +31,12 @@ _MAX_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies, and its shape."""
+    """Where a tensor lies, its shape, and its dtype as safetensors calls it, such as BF16."""
 
     file: Path
     stored_name: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 class TensorFiles:
@@ -53,11 +54,17 @@ class TensorFiles:
         self.path = local(path)
         self.tensors: dict[str, TensorInfo] = {}
         files, index = _choose(self.path)
+        self.source = files[0] if len(files) == 1 else self.path
         stored = set()
         for file in files:
-            for name, shape in _shapes(file).items():
-                self.tensors[rename(name)] = TensorInfo(file, name, shape)
-                stored.add(name)
+            for info in _tensors(file):
+                if index.get(info.stored_name, file.name) != file.name:
+                    raise UserError(
+                        f"{file}: tensor {info.stored_name} is in this file, but the index says {index[info.stored_name]}; "
+                        f"download the folder again."
+                    )
+                self.tensors[rename(info.stored_name)] = info
+                stored.add(info.stored_name)
         if absent := sorted(index.keys() - stored):
             raise UserError(
                 f"{self.path / index[absent[0]]}: the index promises {len(absent)} tensors that are not there, first "
@@ -215,6 +222,11 @@ def _choose(path: Path) -> tuple[list[Path], dict[str, str]]:
         raise UserError(
             f"{path} holds several sets of weights: {', '.join(p.name for p in others)}; give the file's own path."
         )
+    if parts := sorted(p.name for p in path.glob("*-of-*.safetensors")):
+        raise UserError(
+            f"{path} holds {parts[0]} and the like without their index (a name that ends with .safetensors.index.json); download "
+            f"it too."
+        )
     if pickles := sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES):
         raise UserError(f"{path / pickles[0]} is a pickle; {_SAFE}.")
     inside = sorted(p.parent.name for p in path.glob("*/*.safetensors*"))
@@ -238,10 +250,11 @@ def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
     return [index.parent / name for name in names], found
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _tensors(path: Path) -> list[TensorInfo]:
     try:
         with safe_open(path, "numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 - it is no dict
+            return [TensorInfo(path, name, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
     except SafetensorError as error:
         raise UserError(f"{path}: {_damage(path) or error}") from error
 

@@ -4,6 +4,7 @@ A `Way` says how the dimensions of the two correspond. Theirs are groups of ours
 where we keep (in, heads, head_dim), say. That is enough to check shapes, to read only what a device holds, and to write back.
 """
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ec_dit.core.hub import TensorFiles, flag_names
 from ec_dit.core.tree import named_leaves
 
 Shape = tuple[int, ...]
+_DTYPES = ("F32", "F16", "BF16", "F64")  # names of safetensors
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,11 @@ def load(files: TensorFiles, entries: Table, abstract: Any, ignored: Collection[
             values = np.empty((len(layers), *_size(entry.shape(like.shape), rest)), like.dtype)
             for number, name in enumerate(layers):
                 values[number] = entry.way.to_ours(files.read(name, theirs), read)[then]
+                if not np.isfinite(values[number]).all():
+                    raise UserError(
+                        f"{files.tensors[name].file}: tensor {name} holds numbers that are not finite in {like.dtype}; the file "
+                        f"is damaged."
+                    )
             return values if entry.stacked else values[0]
 
         return _placed(part, like)
@@ -172,19 +179,24 @@ def check(files: TensorFiles, entries: Table, abstract: Any, ignored: Collection
     for name, like in named_leaves(abstract):
         entry = entries[name]
         wanted |= dict.fromkeys(entry.names, entry.way.their_shape(entry.shape(like.shape)))
-    found = {name: info.shape for name, info in files.tensors.items() if not name.startswith(tuple(ignored))}
+    found = {name: info for name, info in files.tensors.items() if not name.startswith(tuple(ignored))}
     tell = "Are these the weights of another model? Check config.json beside them."
     if missing := sorted(wanted.keys() - found.keys()):
         raise UserError(
-            f"{files.path}: {len(missing)} of {len(wanted)} tensors are missing: {flag_names(missing)}. {tell}"
+            f"{files.source}: {len(missing)} of {len(wanted)} tensors are missing: {flag_names(missing)}. {tell}"
         )
     if unknown := sorted(found.keys() - wanted.keys()):
-        where = files.tensors[unknown[0]].file
-        raise UserError(f"{where}: {len(unknown)} tensors that nothing here uses: {flag_names(unknown)}. {tell}")
+        raise UserError(
+            f"{found[unknown[0]].file}: {len(unknown)} tensors that nothing here uses: {flag_names(unknown)}. {tell}"
+        )
     for name, shape in wanted.items():
-        if found[name] != shape:
+        info = found[name]
+        if info.shape != shape:
+            raise UserError(f"{info.file}: tensor {name} has shape {info.shape}, but config.json says {shape}. {tell}")
+        if info.dtype not in _DTYPES:
             raise UserError(
-                f"{files.tensors[name].file}: tensor {name} has shape {found[name]}, but config.json says {shape}. {tell}"
+                f"{info.file}: tensor {name} is stored as {info.dtype}; supported are {', '.join(_DTYPES)}. Quantised weights "
+                f"have to be published, or written again, in one of these."
             )
 
 
@@ -200,13 +212,18 @@ def tensors(tree: Any, entries: Table) -> Iterator[tuple[str, np.ndarray | None]
             yield theirs, None if value is None else entry.way.to_theirs(value)
 
 
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda a: a, out_shardings=sharding.replicated(mesh))
+
+
 def _whole(leaf: jax.Array, layer: int | None) -> np.ndarray | None:
     """A leaf, or one layer of it, on the host of the first process."""
     value = leaf if layer is None else leaf[layer]
     if processes.count() > 1:
         laid = leaf.sharding
         assert isinstance(laid, NamedSharding) and isinstance(laid.mesh, Mesh)
-        value = jax.jit(lambda a: a, out_shardings=sharding.replicated(laid.mesh))(value)
+        value = _gather(laid.mesh)(value)
     return np.asarray(jax.device_get(value)) if processes.is_first() else None
 
 

@@ -1,6 +1,7 @@
 """What turns images into the latents that a model denoises, and latents into images: a published autoencoder, or nothing."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ec_dit.encoders import vae, weights
 from ec_dit.encoders.tiling import decode_tiled
 
 _IMAGE = 3  # channels
-_LEAST_TILE = 64  # published sample sizes may be those of a first stage of training: 256 in sd-vae-ft-mse
+_PIXELS_AT_ONCE = 128 * 128  # latent pixels a device works on: an image of 1024 pixels takes gigabytes in float32
+_LEAST_TILE = 128  # images of 1024 pixels are decoded whole, whatever sample size is published: 256 in sd-vae-ft-mse
 
 
 class Autoencoder:
@@ -79,7 +81,8 @@ class Autoencoder:
             UserError: for another shape or kind of array, or a result that is not finite.
         """
         image_BYXZ = _checked(image_BYXZ, _IMAGE, "images", self.factor)
-        return self._run(self._encode, image_BYXZ, "encoding images")
+        pixels = image_BYXZ.shape[1] * image_BYXZ.shape[2] // self.factor**2
+        return self._run(self._encode, image_BYXZ, pixels, "encoding images")
 
     def decode(self, latent_BYXZ: np.ndarray | jax.Array, tile: int | None = None) -> np.ndarray:
         """The images of normalised latents.
@@ -97,23 +100,27 @@ class Autoencoder:
         """
         latent_BYXZ = _checked(latent_BYXZ, self.channels, "latents")
         tile = self.tile if tile is None else tile
-        decode = functools.partial(self._run, self._decode, what="decoding latents")
         if max(latent_BYXZ.shape[1:3]) <= tile:
-            return decode(latent_BYXZ)
-        return decode_tiled(decode, latent_BYXZ, tile, self.factor, self._filled(len(latent_BYXZ)))
+            return self._run(self._decode, latent_BYXZ, math.prod(latent_BYXZ.shape[1:3]), "decoding latents")
+        decode = functools.partial(self._run, self._decode, pixels=tile * tile, what="decoding latents")
+        return decode_tiled(decode, latent_BYXZ, tile, self.factor, self._at_once(tile * tile))
 
-    def _filled(self, size: int) -> int:
-        """A batch size that the mesh divides."""
+    def _at_once(self, pixels: int) -> int:
+        """How many images of so many latent pixels are worked on together: on every device one large one, or several."""
+        return sharding.batch_ways(self._mesh) * max(1, _PIXELS_AT_ONCE // pixels)
+
+    def _run(self, function: Callable[..., Any], array: np.ndarray, pixels: int, what: str) -> Any:
+        """`function` of a batch of any size, a part at a time, on the host."""
         ways = sharding.batch_ways(self._mesh)
-        return -(-size // ways) * ways
-
-    def _run(self, function: Callable[..., Any], array: np.ndarray, what: str) -> Any:
-        """`function` of a batch of any size, on the host."""
-        size = len(array)
-        full = np.concatenate([array, np.repeat(array[-1:], self._filled(size) - size, 0)])
-        with jax.set_mesh(self._mesh):
-            out = function(self._params, sharding.place(full, self._mesh))
-        out = jax.tree.map(lambda a: a[:size], jax.device_get(out))
+        size = min(self._at_once(pixels), -(-len(array) // ways) * ways)
+        outs = []
+        for start in range(0, len(array), size):
+            part = array[start : start + size]
+            full = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
+            with jax.set_mesh(self._mesh):
+                out = function(self._params, sharding.place(full, self._mesh))
+            outs.append(jax.tree.map(lambda a, part=part: a[: len(part)], jax.device_get(out)))
+        out = jax.tree.map(lambda *parts: np.concatenate(parts), *outs)
         if not all(np.isfinite(a).all() for a in jax.tree.leaves(out)):
             raise UserError(f"{what} gave numbers that are not finite; {self._cause(array)}")
         return out

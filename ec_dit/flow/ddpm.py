@@ -42,10 +42,11 @@ def sample_times(key: jax.Array, batch: int) -> jax.Array:
 
 
 def levels_to_visit(steps: int, spacing: Spacing) -> np.ndarray:
-    """The levels n at which `steps` evaluations are made, descending; the three customs are those of diffusers' schedulers.
+    """The levels n at which `steps` evaluations are made, descending.
 
-    'linspace' reaches from the noisiest level to just above the cleanest, 'leading' takes multiples of one stride, which
-    leaves out the noisiest, 'trailing' counts the stride from the noisiest (2305.08891, section 3.3).
+    'linspace' reaches from the noisiest level to just above the cleanest, as diffusers' DPM-Solver does; 'leading' takes
+    multiples of one stride, which leaves out the noisiest, as its DDIM does; 'trailing' counts the stride from the noisiest
+    (2305.08891, section 3.3), as both do.
     """
     if spacing == "linspace":
         return np.linspace(0, LEVELS - 1, steps + 1).round().astype(int)[:0:-1]

@@ -19,6 +19,7 @@ from ec_dit.core.errors import UserError
 RoutingKind = Literal["expert_choice", "token_choice"]
 CombineKind = Literal["scatter", "one_hot"]
 GateKind = Literal["score", "normalized"]
+_LEAST_SCORE, _NOT_TAKEN = 1e-30, -1e30  # below any score; its logarithm, below any other
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def expert_choice(scores_GSE: jax.Array, slots: int, gate: GateKind = "score") -
     gate_GEC, index_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), slots)
     experts_GS = _add_up(jnp.ones_like(index_GEC), index_GEC, scores_GSE.shape[1])
     if gate == "normalized":
-        taken_GS = _add_up(gate_GEC, index_GEC, scores_GSE.shape[1])
-        gate_GEC = gate_GEC / jax.vmap(lambda taken_S, index_EC: taken_S[index_EC])(taken_GS, index_GEC)
+        gate_GEC = _normalized(scores_GSE, index_GEC)
     zero = jnp.zeros((), jnp.float32)
     return Routing(index_GEC, gate_GEC, experts_GS, dropped=zero, aux_loss=zero)
 
@@ -144,6 +144,20 @@ def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
     first_GSE = asks_GRE[:, :group_size].astype(jnp.float32)
     aux_loss = experts * (first_GSE.mean(1) * scores_GSE.mean(1)).sum(-1).mean()
     return Routing(index_GEC, gate_GEC, experts_GS, dropped=1 - served_GR.mean(dtype=jnp.float32), aux_loss=aux_loss)
+
+
+def _normalized(scores_GSE: jax.Array, index_GEC: jax.Array) -> jax.Array:
+    """(G, E, C): scores over their sum over the experts that took the token.
+
+    By way of a softmax: an expert must fill its slots, also with tokens whose scores for it are next to nothing, and the quotient
+    of two such numbers has no gradient in float32.
+    """
+    log_GES = jnp.log(jnp.maximum(scores_GSE, _LEAST_SCORE)).swapaxes(1, 2)
+    taken_GES = jax.vmap(jax.vmap(lambda index_C: jnp.zeros(scores_GSE.shape[1], bool).at[index_C].set(True)))(
+        index_GEC
+    )
+    share_GES = jax.nn.softmax(jnp.where(taken_GES, log_GES, _NOT_TAKEN), axis=1)
+    return jnp.take_along_axis(share_GES, index_GEC, axis=2)
 
 
 def _add_up(values_GEC: jax.Array, index_GEC: jax.Array, group_size: int) -> jax.Array:

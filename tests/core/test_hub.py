@@ -210,3 +210,22 @@ def test_supported():
 def test_long_lists_of_names_are_cut():
     assert hub.flag_names(["a", "b"]) == "a, b"
     assert hub.flag_names(list("abcde")) == "a, b, c and 2 more"
+
+
+def test_an_index_that_names_another_file_is_refused(tmp_path):
+    hub.write(tmp_path, "model", TENSORS.items(), 60)
+    path = tmp_path / "model.safetensors.index.json"
+    found = json.loads(path.read_text())
+    first, second = sorted(set(found["weight_map"].values()))[:2]
+    swapped = {first: second, second: first}
+    found["weight_map"] = {name: swapped.get(file, file) for name, file in found["weight_map"].items()}
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"is in this file, but the index says model-0000\d-of"):
+        TensorFiles(tmp_path)
+
+
+def test_shards_without_their_index_ask_for_it(tmp_path):
+    hub.write(tmp_path, "model", TENSORS.items(), 60)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match=r"model-00001-of-0000\d.safetensors and the like without their index"):
+        TensorFiles(tmp_path)

@@ -142,6 +142,11 @@ FITTING = {"a.0": np.zeros((3, 4)), "a.1": np.zeros((3, 4)), "b": np.zeros(3)}
             {"a.1": np.zeros((4, 3))},
             r"model.safetensors: tensor a.1 has shape \(4, 3\), but config.json says \(3, 4\)\. Are",
         ),
+        ({"a.0": np.zeros((3, 4), np.int8)}, r"tensor a.0 is stored as I8; supported are F32, F16, BF16, F64"),
+        (
+            {"b": np.array([1, np.nan, 2], np.float32)},
+            r"model.safetensors: tensor b holds numbers that are not finite in",
+        ),
         ({"b": np.zeros((3, 1))}, r"tensor b has shape \(3, 1\), but config.json says \(3,\)"),
     ],
 )

@@ -133,6 +133,27 @@ def test_normalized_gates_add_up_to_one_on_every_token_taken(groups, tokens, exp
                 assert float(normal.gate_GEC[group, expert, slot]) == pytest.approx(share, rel=1e-5)
 
 
+@pytest.mark.parametrize("spread", [12, 30, 60, 200])
+def test_normalized_gates_stay_finite_where_scores_vanish(spread):
+    """Some experts score next to nothing on every token, and have to take tokens all the same."""
+    rng = np.random.default_rng(spread)
+    logits_GSE = jnp.asarray(rng.normal(size=(2, 32, 8)) + spread * rng.normal(size=(1, 1, 8)), jnp.float32)
+    weight_GEC = jnp.asarray(rng.normal(size=(2, 8, 8)), jnp.float32)
+
+    def loss(logits_GSE):
+        found = routing.expert_choice(jax.nn.softmax(logits_GSE, axis=-1), 8, "normalized")
+        return (found.gate_GEC * weight_GEC).sum(), found
+
+    (_, found), grad_GSE = jax.value_and_grad(loss, has_aux=True)(logits_GSE)
+    assert np.isfinite(grad_GSE).all() and np.isfinite(found.gate_GEC).all()
+    total_GS = np.zeros((2, 32))
+    for group in range(2):
+        np.add.at(
+            total_GS[group], np.asarray(found.index_GEC[group]).ravel(), np.asarray(found.gate_GEC[group]).ravel()
+        )
+    np.testing.assert_allclose(total_GS[np.asarray(found.experts_GS) > 0], 1, rtol=1e-5)
+
+
 def test_gradients_of_normalized_gates_equal_finite_differences():
     scores_GSE = softmax_scores(2, 8, 4)
     weight_GEC = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4)), jnp.float32)
