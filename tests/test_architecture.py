@@ -143,7 +143,8 @@ def test_nothing_is_left_over_in_sources_and_docs():
         "ec_dit/**/*.py",
         "configs/*.py",
         "docs/**/*.md",
-        "launch/**/*",
+        "launch/*.py",
+        "launch/*.sh",
         "tests/**/*.py",
         "benchmarks/**/*.py",
     )
