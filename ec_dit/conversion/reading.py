@@ -48,7 +48,7 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     files, found = hub.TensorFiles(folder), hub.config(folder)
     if found.get("use_additional_conditions") is None:  # files of older diffusers do not say
         found["use_additional_conditions"] = any(name.startswith(_SIZE_CONDITIONS) for name in files.tensors)
-    spec = pixart.spec_of(found, str(files.path / hub.CONFIG if files.path.is_dir() else files.path))
+    spec = pixart.spec_of(found, str(files.config_path))
     config = _config_of(spec)
     config.name = Path(path).absolute().name
     told = found.get(CONFIG_KEY, {})  # by ourselves, of a model that is not PixArt's
@@ -114,11 +114,16 @@ def _config_of(spec: DiTSpec) -> ConfigDict:
     return c
 
 
+def _home(config: ConfigDict) -> dict[str, Any]:
+    """What the devices that convert change for themselves, and what is to be written as it was."""
+    return {"mesh": config.mesh.to_dict(), "attention": config.model.attention}
+
+
 def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | None) -> Model:
     """The parameters of a run, as they were trained."""
     workdir = Workdir(path)
     config = workdir.config()
-    home = {"mesh": config.mesh.to_dict(), "attention": config.model.attention}
+    home = _home(config)
     config.mesh.update(mesh)
     system, params, at = workdir.load(config, ema=ema, step=step, exact=True)
     origin = {"from": "workdir", "path": str(workdir.path), "step": at, "ema": ema, "its_origin": workdir.origin()}
@@ -137,11 +142,10 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
             f"{path}: its config.json has no {CONFIG_KEY!r}; these are no weights that ec_dit.convert wrote."
         )
     config = config_lib.from_json(json.dumps(found[CONFIG_KEY]))
-    home = {"mesh": config.mesh.to_dict(), "attention": config.model.attention}
+    home = _home(config)
     config.mesh.update(mesh)
     checks.validate(config)
-    folder = hub.local(path)
-    folder = folder if folder.is_dir() else folder.parent
+    folder = hub.folder_of(hub.local(path))
     needs_tokenizer = config.text.encoder == "tower"
     system = make_system(config, Tokenizer.load(folder / TOKENIZER) if needs_tokenizer else None)
     abstract = abstract_params(system)

@@ -71,6 +71,11 @@ class TensorFiles:
                 f"{absent[0]}; download the folder again."
             )
 
+    @property
+    def config_path(self) -> Path:
+        """Of the config.json that says what the tensors are."""
+        return folder_of(self.path) / CONFIG
+
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor, or the part of it that `index` names, as it is stored."""
         info = self.tensors[name]
@@ -93,14 +98,18 @@ def local(path: str | Path) -> Path:
     return Path(path)
 
 
+def folder_of(path: Path) -> Path:
+    """A folder itself, or the folder that a file lies in."""
+    return path if path.is_dir() else path.parent
+
+
 def config(folder: str | Path) -> dict[str, Any]:
     """The config.json of a folder, or of the folder that a file lies in.
 
     Raises:
         UserError: if it is missing or not a JSON object.
     """
-    path = local(folder)
-    path = (path if path.is_dir() else path.parent) / CONFIG
+    path = folder_of(local(folder)) / CONFIG
     if not path.is_file():
         raise UserError(f"{path} is missing: it says what the weights beside it are; download it with them.")
     return read_json(path)

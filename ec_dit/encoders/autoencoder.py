@@ -63,9 +63,11 @@ class Autoencoder:
                 f"an autoencoder runs in float32 or bfloat16, not {jnp.dtype(dtype).name}: SDXL's leaves the range of float16."
             )
         files = hub.TensorFiles(path, vae.rename)
-        folder = files.path if files.path.is_dir() else files.path.parent
-        spec = vae.VaeSpec.from_config(hub.config(folder), str(folder / hub.CONFIG))
-        make = functools.partial(_make, spec, dtype)
+        spec = vae.VaeSpec.from_config(hub.config(files.path), str(files.config_path))
+
+        def make(rngs: nnx.Rngs) -> vae.Vae:
+            return vae.Vae(spec, dtype=dtype, rngs=rngs)
+
         return cls(spec, weights.load(make, vae.entries, files, mesh, dtype), mesh, dtype)
 
     def encode(self, image_BYXZ: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -153,10 +155,6 @@ class Identity:
     def decode(self, latent_BYXZ: np.ndarray | jax.Array, tile: int | None = None) -> np.ndarray:
         """The latents as they are."""
         return _checked(latent_BYXZ, self.channels, "latents")
-
-
-def _make(spec: vae.VaeSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> vae.Vae:
-    return vae.Vae(spec, dtype=dtype, rngs=rngs)
 
 
 def _checked(array: np.ndarray | jax.Array, channels: int, what: str, factor: int = 1) -> np.ndarray:

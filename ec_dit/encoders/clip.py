@@ -229,12 +229,14 @@ def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[ClipSpec, weig
         UserError: if the folder holds something else, or damaged files.
     """
     files = hub.TensorFiles(path, _published_name)
-    folder = files.path if files.path.is_dir() else files.path.parent
-    found = hub.config(folder)
-    spec = ClipSpec.from_config(found, str(folder / hub.CONFIG))
+    found = hub.config(files.path)
+    spec = ClipSpec.from_config(found, str(files.config_path))
     if _PROJECTION not in files.tensors and not _PROJECTED & set(found.get("architectures") or ()):
         spec = replace(spec, projection=None)
-    make = functools.partial(_make, spec, dtype)
+
+    def make(rngs: nnx.Rngs) -> ClipText:
+        return ClipText(spec, dtype=dtype, rngs=rngs)
+
     return spec, weights.load(make, functools.partial(entries, spec=spec), files, mesh, dtype, IGNORED)
 
 
@@ -242,7 +244,3 @@ def _published_name(name: str) -> str:
     """A tensor's name in files by transformers 4, which transformers 5 shortens in a tower alone."""
     alone = ("embeddings.", "encoder.", "final_layer_norm.")
     return f"text_model.{name}" if name.startswith(alone) else name
-
-
-def _make(spec: ClipSpec, dtype: jnp.dtype, rngs: nnx.Rngs) -> ClipText:
-    return ClipText(spec, dtype=dtype, rngs=rngs)

@@ -197,11 +197,9 @@ def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[T5Spec, weight
     """
     # Files hold the token table under either name or, twice, under both.
     files = hub.TensorFiles(path, lambda name: {"encoder.embed_tokens.weight": "shared.weight"}.get(name, name))
-    folder = files.path if files.path.is_dir() else files.path.parent
-    spec = T5Spec.from_config(hub.config(folder), str(folder / hub.CONFIG))
-    make = functools.partial(_make, spec, dtype)
+    spec = T5Spec.from_config(hub.config(files.path), str(files.config_path))
+
+    def make(rngs: nnx.Rngs) -> T5Encoder:
+        return T5Encoder(spec, dtype=dtype, rngs=rngs)
+
     return spec, weights.load(make, functools.partial(entries, spec=spec), files, mesh, dtype, IGNORED)
-
-
-def _make(spec: T5Spec, dtype: jnp.dtype, rngs: nnx.Rngs) -> T5Encoder:
-    return T5Encoder(spec, dtype=dtype, rngs=rngs)

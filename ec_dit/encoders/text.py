@@ -62,8 +62,7 @@ class TextEncoder:
             raise UserError(
                 f"text encoders run in float32 or bfloat16, not {jnp.dtype(dtype).name}: T5 leaves its range."
             )
-        place = hub.local(path)
-        self.folder, self._mesh = place if place.is_dir() else place.parent, mesh
+        self.folder, self._mesh = hub.folder_of(hub.local(path)), mesh
         self.kind = _kind(self.folder)
         self.limit: int | None = None
         self.pooled_width = 0

@@ -1,6 +1,7 @@
 """Multi-head attention with grouped key-value heads; to the sequence itself, or across to a text."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -12,33 +13,6 @@ from ec_dit.nn import param
 from ec_dit.nn.norms import RMSNorm
 
 AttentionKernel = Literal["xla", "cudnn"]
-
-
-# Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=5)
-def _attend(
-    q_BSHK: jax.Array,
-    k_BTNK: jax.Array,
-    v_BTNK: jax.Array,
-    offset: jax.Array | None,
-    mask: jax.Array | None,
-    scale: float | None,
-) -> jax.Array:
-    return jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, offset, mask, scale=scale, implementation="xla")
-
-
-def _attend_cudnn(
-    q_BSHK: jax.Array,
-    k_BTNK: jax.Array,
-    v_BTNK: jax.Array,
-    offset: jax.Array | None,
-    mask: jax.Array | None,
-    scale: float | None,
-) -> jax.Array:
-    """cuDNN takes no mask of one row for all queries, and keeps no scores anyway."""
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q_BSHK.shape[1], mask.shape[3]))
-    return jax.nn.dot_product_attention(q_BSHK, k_BTNK, v_BTNK, offset, mask, scale=scale, implementation="cudnn")
 
 
 class Attention(nnx.Module):
@@ -118,8 +92,15 @@ class Attention(nnx.Module):
             earlier = jnp.tri(q_BSHK.shape[1], k_BTNK.shape[1], dtype=bool)[None, None]
             mask = earlier if mask is None else earlier & mask
         offset = None if offset_HST is None else offset_HST[None]
-        attend = _attend if self.kernel == "xla" else _attend_cudnn
-        out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, offset, mask, self.scale)
+        attend: Callable[..., jax.Array] = functools.partial(
+            jax.nn.dot_product_attention, scale=self.scale, implementation=self.kernel
+        )
+        if self.kernel == "xla":
+            # Scores are computed again in the backward pass, as flash attention does: cheaper than keeping them.
+            attend = jax.checkpoint(attend, prevent_cse=False)
+        elif mask is not None:  # cuDNN takes no mask of one row for all queries
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], q_BSHK.shape[1], mask.shape[3]))
+        out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, offset, mask)
         out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
         out_BSD = sharding.summed(out_BSD, "heads")
         return out_BSD + param.use(self.b_o_D, self.dtype) if self.bias else out_BSD

@@ -71,7 +71,7 @@ class Checkpointer:
         """Which fields of a state the checkpoint of `step` holds; a converted model has its parameters alone."""
         self._check_there(step)
         with self._damage_named(step):
-            return {name.partition("/")[0] for name, _ in named_leaves(self._manager.item_metadata(step)["state"].tree)}
+            return set(self._manager.item_metadata(step)["state"].tree)
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of `step`.
