@@ -42,6 +42,7 @@ setup(
         "grain>=0.2.18,<0.3",
         "array-record>=0.8.3,<0.9",
         "etils[epath]>=1.12,<2",
+        "pyarrow>=20,<27",
         "safetensors>=0.8,<0.9",
         "tokenizers>=0.22,<0.24",
         "ml-dtypes>=0.5,<1",

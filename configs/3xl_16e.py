@@ -1,6 +1,6 @@
 """EC-DiT-3XL-16E: compared in the paper, which prints no figures of it.
 
-    python -m ec_dit.main --config=configs/3xl_16e.py --workdir=runs/3xl_16e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/3xl_16e.py --workdir=runs/3xl_16e --config.data.path=DATA
     python -m ec_dit.main --config=configs/3xl_16e.py:smoke --workdir=runs/3xl_16e_smoke    (a few steps on a CPU)
 
 - Structure: width 2304, 42 blocks, 36 heads, 6 key-value heads,

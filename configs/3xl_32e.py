@@ -1,6 +1,6 @@
 """EC-DiT-3XL-32E; paper: 32.15 B parameters, 5.18 B activated; GenEval 70.91, 96.1 hours.
 
-    python -m ec_dit.main --config=configs/3xl_32e.py --workdir=runs/3xl_32e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/3xl_32e.py --workdir=runs/3xl_32e --config.data.path=DATA
     python -m ec_dit.main --config=configs/3xl_32e.py:smoke --workdir=runs/3xl_32e_smoke    (a few steps on a CPU)
 
 - Structure: width 2304, 42 blocks, 36 heads, 6 key-value heads,

@@ -1,6 +1,6 @@
 """EC-DiT-3XL-8E: compared in the paper, which prints no figures of it.
 
-    python -m ec_dit.main --config=configs/3xl_8e.py --workdir=runs/3xl_8e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/3xl_8e.py --workdir=runs/3xl_8e --config.data.path=DATA
     python -m ec_dit.main --config=configs/3xl_8e.py:smoke --workdir=runs/3xl_8e_smoke    (a few steps on a CPU)
 
 - Structure: width 2304, 42 blocks, 36 heads, 6 key-value heads,

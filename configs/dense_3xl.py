@@ -1,6 +1,6 @@
 """Dense-3XL; paper: 4.50 B parameters; GenEval 69.92, DSG 75.00, FID 16.82.
 
-    python -m ec_dit.main --config=configs/dense_3xl.py --workdir=runs/dense_3xl --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/dense_3xl.py --workdir=runs/dense_3xl --config.data.path=DATA
     python -m ec_dit.main --config=configs/dense_3xl.py:smoke --workdir=runs/dense_3xl_smoke    (a few steps on a CPU)
 
 - Structure: width 2304, 42 blocks, 36 heads, 6 key-value heads.

@@ -1,6 +1,6 @@
 """Dense-M; paper: 8.03 B parameters.
 
-    python -m ec_dit.main --config=configs/dense_m.py --workdir=runs/dense_m --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/dense_m.py --workdir=runs/dense_m --config.data.path=DATA
     python -m ec_dit.main --config=configs/dense_m.py:smoke --workdir=runs/dense_m_smoke    (a few steps on a CPU)
 
 - Structure: width 3072, 46 blocks, 48 heads, 12 key-value heads.

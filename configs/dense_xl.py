@@ -1,6 +1,6 @@
 """Dense-XL; paper: 1.47 B parameters.
 
-    python -m ec_dit.main --config=configs/dense_xl.py --workdir=runs/dense_xl --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/dense_xl.py --workdir=runs/dense_xl --config.data.path=DATA
     python -m ec_dit.main --config=configs/dense_xl.py:smoke --workdir=runs/dense_xl_smoke    (a few steps on a CPU)
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads.

@@ -1,6 +1,6 @@
 """Dense-XXL; paper: 2.35 B parameters.
 
-    python -m ec_dit.main --config=configs/dense_xxl.py --workdir=runs/dense_xxl --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/dense_xxl.py --workdir=runs/dense_xxl --config.data.path=DATA
     python -m ec_dit.main --config=configs/dense_xxl.py:smoke --workdir=runs/dense_xxl_smoke    (a few steps on a CPU)
 
 - Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads.

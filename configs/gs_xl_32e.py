@@ -1,6 +1,6 @@
 """GS-XL-32E; paper: GenEval 68.52, DSG 74.07.
 
-    python -m ec_dit.main --config=configs/gs_xl_32e.py --workdir=runs/gs_xl_32e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/gs_xl_32e.py --workdir=runs/gs_xl_32e --config.data.path=DATA
     python -m ec_dit.main --config=configs/gs_xl_32e.py:smoke --workdir=runs/gs_xl_32e_smoke    (a few steps on a CPU)
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,

@@ -1,6 +1,6 @@
 """GS-XL-8E; paper: GenEval 67.82, DSG 73.47.
 
-    python -m ec_dit.main --config=configs/gs_xl_8e.py --workdir=runs/gs_xl_8e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/gs_xl_8e.py --workdir=runs/gs_xl_8e --config.data.path=DATA
     python -m ec_dit.main --config=configs/gs_xl_8e.py:smoke --workdir=runs/gs_xl_8e_smoke    (a few steps on a CPU)
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,

@@ -1,6 +1,6 @@
 """GS-XXL-16E; paper: GenEval 68.49, DSG 75.30.
 
-    python -m ec_dit.main --config=configs/gs_xxl_16e.py --workdir=runs/gs_xxl_16e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/gs_xxl_16e.py --workdir=runs/gs_xxl_16e --config.data.path=DATA
     python -m ec_dit.main --config=configs/gs_xxl_16e.py:smoke --workdir=runs/gs_xxl_16e_smoke    (a few steps on a CPU)
 
 - Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,

@@ -1,6 +1,6 @@
 """GS-XXL-32E; paper: GenEval 69.96, DSG 75.40, FID 16.43.
 
-    python -m ec_dit.main --config=configs/gs_xxl_32e.py --workdir=runs/gs_xxl_32e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/gs_xxl_32e.py --workdir=runs/gs_xxl_32e --config.data.path=DATA
     python -m ec_dit.main --config=configs/gs_xxl_32e.py:smoke --workdir=runs/gs_xxl_32e_smoke    (a few steps on a CPU)
 
 - Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,

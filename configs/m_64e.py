@@ -1,6 +1,6 @@
 """EC-DiT-M-64E; paper: 97.21 B parameters, 8.27 B activated; GenEval 71.68, DSG 76.40, 100 hours.
 
-    python -m ec_dit.main --config=configs/m_64e.py --workdir=runs/m_64e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/m_64e.py --workdir=runs/m_64e --config.data.path=DATA
     python -m ec_dit.main --config=configs/m_64e.py:smoke --workdir=runs/m_64e_smoke    (a few steps on a CPU)
 
 - Structure: width 3072, 38 blocks, 48 heads, 12 key-value heads,

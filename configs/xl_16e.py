@@ -1,6 +1,6 @@
 """EC-DiT-XL-16E; paper: GenEval 68.76, DSG 74.03.
 
-    python -m ec_dit.main --config=configs/xl_16e.py --workdir=runs/xl_16e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/xl_16e.py --workdir=runs/xl_16e --config.data.path=DATA
     python -m ec_dit.main --config=configs/xl_16e.py:smoke --workdir=runs/xl_16e_smoke    (a few steps on a CPU)
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,

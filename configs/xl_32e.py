@@ -1,6 +1,6 @@
 """EC-DiT-XL-32E; paper: 6.08 B parameters, 1.62 B activated; GenEval 69.38, DSG 74.58, 75.6 hours.
 
-    python -m ec_dit.main --config=configs/xl_32e.py --workdir=runs/xl_32e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/xl_32e.py --workdir=runs/xl_32e --config.data.path=DATA
     python -m ec_dit.main --config=configs/xl_32e.py:smoke --workdir=runs/xl_32e_smoke    (a few steps on a CPU)
 
 - Structure: width 1152, 28 blocks, 18 heads, 6 key-value heads,

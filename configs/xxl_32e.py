@@ -1,6 +1,6 @@
 """EC-DiT-XXL-32E; paper: 13.47 B parameters, 2.71 B activated; GenEval 70.86, DSG 75.93, FID 15.78, 82.2 hours.
 
-    python -m ec_dit.main --config=configs/xxl_32e.py --workdir=runs/xxl_32e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/xxl_32e.py --workdir=runs/xxl_32e --config.data.path=DATA
     python -m ec_dit.main --config=configs/xxl_32e.py:smoke --workdir=runs/xxl_32e_smoke    (a few steps on a CPU)
 
 - Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,

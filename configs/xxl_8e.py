@@ -1,6 +1,6 @@
 """EC-DiT-XXL-8E; paper: GenEval 69.11, DSG 75.03.
 
-    python -m ec_dit.main --config=configs/xxl_8e.py --workdir=runs/xxl_8e --config.data.source=synthetic
+    python -m ec_dit.main --config=configs/xxl_8e.py --workdir=runs/xxl_8e --config.data.path=DATA
     python -m ec_dit.main --config=configs/xxl_8e.py:smoke --workdir=runs/xxl_8e_smoke    (a few steps on a CPU)
 
 - Structure: width 1536, 38 blocks, 24 heads, 6 key-value heads,

@@ -18,8 +18,10 @@ from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.data import images
+from ec_dit.data.encoding import Encoding
 from ec_dit.data.loader import Share
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.encoders import frozen
 from ec_dit.encoders.autoencoder import Autoencoder, Identity
 from ec_dit.encoders.text import TextEncoders
 from ec_dit.eval.generate import Generator, SampleSettings
@@ -64,6 +66,7 @@ class System:
         infos: ParamInfo of every parameter.
         init_params: random key -> parameters; to be traced under jit.
         tokenizer: of the captions; None for cached text.
+        encoding: how the latents and embeddings were made that it trains on; None where nothing is known of that.
     """
 
     config: ConfigDict
@@ -72,6 +75,7 @@ class System:
     infos: Any
     init_params: Callable[[jax.Array], Any]
     tokenizer: Tokenizer | None
+    encoding: Encoding | None = None
 
     @property
     def compiler_options(self) -> dict[str, str] | None:
@@ -134,11 +138,13 @@ class System:
     def validation(self) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]:
         """Jitted (params, batch, record numbers) -> (sum of the images' losses, number of images).
 
-        Images are routed as sampling routes an image alone; record number -1 leaves an image out.
+        Images of any shape are routed as sampling routes an image alone; record number -1 leaves an image out.
         """
-        goal = replace(specs.training_objective(self.config), routing=specs.sample_settings(self.config).routing)
 
         def loss_fn(params: Any, batch: tuple[jax.Array, Text], record_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+            _, rows, columns, _ = batch[0].shape
+            routing = specs.sample_settings(self.config, (rows, columns)).routing
+            goal = replace(specs.training_objective(self.config), routing=routing)
             real_B, seed_B = record_B >= 0, jnp.maximum(record_B, 0)
             loss_B = objective.validation_loss(self.graphdef, goal, params, *batch, seed_B)
             return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
@@ -165,16 +171,20 @@ class System:
             UserError: if the config names none, or they are not what the model was made for.
         """
         t = self.config.text
-        if not t.path:
+        made = self.encoding.facts["text"] if self.encoding else {}
+        paths = [path.strip() for path in t.path.split(",")] if t.path else made.get("paths")
+        if not paths:
             raise UserError(
                 "this model reads the embeddings of a published text encoder, and prompts need it: name its folder, or folders "
                 "separated by commas, with --text_encoder (config key text.path)."
             )
-        found = TextEncoders.load([path.strip() for path in t.path.split(",")], t.length, self.mesh, self.dtype)
+        if self.encoding and (wrong := frozen.text_difference(self.encoding.facts, paths)):
+            raise UserError(f"the captions that this model was trained on were {wrong} (--text_encoder).")
+        found = TextEncoders.load(paths, t.length, self.mesh, self.dtype)
         if (found.width, found.length) != (t.width, t.length):
             raise UserError(
-                f"{t.path} gives {found.length} embeddings of {found.width} numbers, but this model was made for {t.length} of "
-                f"{t.width} (config keys text.length, text.width)."
+                f"{', '.join(paths)} gives {found.length} embeddings of {found.width} numbers, but this model was made for "
+                f"{t.length} of {t.width} (config keys text.length, text.width)."
             )
         return found
 
@@ -188,15 +198,18 @@ class System:
         d = self.config.data
         if d.space == "pixels":
             return Identity(d.channels)
-        if not d.autoencoder:
+        path = d.autoencoder or (self.encoding.facts["autoencoder"]["path"] if self.encoding else "")
+        if not path:
             raise UserError(
                 "this model denoises latents, and pictures need their autoencoder: name its folder with --autoencoder (config "
                 "key data.autoencoder)."
             )
-        found = Autoencoder.load(d.autoencoder, self.mesh)
+        if self.encoding and (wrong := frozen.autoencoder_difference(self.encoding.facts, path)):
+            raise UserError(f"the latents that this model was trained on were {wrong} (--autoencoder).")
+        found = Autoencoder.load(path, self.mesh)
         if found.channels != d.channels:
             raise UserError(
-                f"{d.autoencoder} has latents of {found.channels} channels, but this model was made for {d.channels} (config key "
+                f"{path} has latents of {found.channels} channels, but this model was made for {d.channels} (config key "
                 f"data.channels)."
             )
         return found
@@ -204,36 +217,66 @@ class System:
     def encode(self, captions: Sequence[str]) -> Text:
         """Captions as the model takes them."""
         if self.tokenizer is None:
-            captions = [text.lower().strip() for text in captions] if self.config.text.lower else captions
+            lower = self.encoding.facts["text"]["lower"] if self.encoding else self.config.text.lower
+            captions = [text.lower().strip() for text in captions] if lower else captions
             encoded = self.text_encoders.encode(captions)
             return Text(encoded.text_BTM, encoded.mask_BT)
         return Text(*self.tokenizer.encode(captions, self.config.text.length))
 
     def null_text(self) -> Text:
-        """The empty caption, without a batch dimension; zeros for cached embeddings, whose encoder training does not load."""
+        """The empty caption, without a batch dimension; zeros for synthetic embeddings, which no encoder made."""
+        if self.encoding is not None:
+            return Text(self.encoding.null_text_TM, self.encoding.null_mask_T)
         if self.tokenizer is None:
             t = self.config.text
             return Text(np.zeros((t.length, t.width), np.float32), np.arange(t.length) == 0)
         return jax.tree.map(lambda a: a[0], self.encode([""]))
 
-    def generator(self, settings: SampleSettings | None = None) -> Generator:
+    @property
+    def latent_scale(self) -> tuple[np.ndarray | float, np.ndarray | float]:
+        """Mean and deviation, of each channel, of the latents that the model takes for 0 and 1."""
+        if self.encoding is None or self.config.data.normalize == "none":
+            return 0.0, 1.0
+        return self.encoding.mean_Z, self.encoding.std_Z
+
+    def draw(self, latent_BYXZ: np.ndarray) -> np.ndarray:
+        """The pictures, uint8 (B, rows, columns, 3), of latents as the model has them."""
+        mean_Z, std_Z = self.latent_scale
+        return images.to_uint8(self.autoencoder.decode(np.asarray(latent_BYXZ, np.float32) * std_Z + mean_Z))
+
+    def generator(
+        self,
+        settings: SampleSettings | None = None,
+        shape: specs.Shape | None = None,
+        encode: Callable[[Sequence[str]], Text] | None = None,
+    ) -> Generator:
         """Prompts to pictures.
 
+        Args:
+            settings: of the shape; None: the config's.
+            shape: of the latents; None: the square of the config.
+            encode: captions as the model takes them; None: what `encode` makes of them.
+
         Raises:
-            UserError: if the model needs published encoders that the config does not name.
+            UserError: if the model needs published encoders that the config does not name, or cannot draw that shape.
         """
-        d = self.config.data
-        autoencoder = self.autoencoder
+        encode = encode or self.encode
+        null_text = self.null_text() if self.encoding else jax.tree.map(lambda a: a[0], encode([""]))
+        _ = self.autoencoder  # missing, it should say so now
+        settings = settings or specs.sample_settings(self.config, shape)
+        shape_YXZ = (*(shape or specs.square(self.config)), self.config.data.channels)
+        return Generator(
+            self.graphdef, settings, self.mesh, shape_YXZ, encode, self.draw, null_text, self.compiler_options
+        )
 
-        def decode(latent_BYXZ: np.ndarray) -> np.ndarray:
-            return images.to_uint8(autoencoder.decode(latent_BYXZ))
 
-        settings = settings or specs.sample_settings(self.config)
-        shape_YXZ = (d.size, d.size, d.channels)
-        return Generator(self.graphdef, settings, self.mesh, shape_YXZ, self.encode, decode, self.compiler_options)
-
-
-def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequence[jax.Device] | None = None) -> System:
+def make_system(
+    config: ConfigDict,
+    tokenizer: Tokenizer | None,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    encoding: Encoding | None = None,
+) -> System:
     """Builds the model abstractly; no parameter takes memory until `init_state` or a restore.
 
     Raises:
@@ -253,7 +296,7 @@ def make_system(config: ConfigDict, tokenizer: Tokenizer | None, devices: Sequen
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
     graphdef, _, infos = param.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    return System(config, mesh, graphdef, infos, init_params, tokenizer)
+    return System(config, mesh, graphdef, infos, init_params, tokenizer, encoding)
 
 
 def stream(system: System, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:

@@ -21,8 +21,10 @@ _CHOICES = {
     "moe.combine": ("scatter", "one_hot"),
     "moe.gate": ("score", "normalized"),
     "text.encoder": ("cached", "tower"),
-    "data.source": ("shapes", "emoji", "folder", "synthetic", ""),
+    "data.source": ("shapes", "emoji", "folder", "webdataset", "parquet", "coco", "tfds", "synthetic", ""),
     "data.space": ("pixels", "latents"),
+    "data.normalize": ("channel", "none"),
+    "data.posterior": ("sample", "mean"),
     "data.crop": ("center", "random"),
     "flow.path": ("rectified", "ddpm"),
     "flow.prediction": ("velocity", "data", "epsilon"),
@@ -136,7 +138,7 @@ def _validate_together(config: ConfigDict) -> None:
         "train.accumulate",
         f"must divide train.batch_size {config.train.batch_size}",
     )
-    if config.data.source in ("shapes", "emoji", "folder"):
+    if config.data.source in ("shapes", "emoji"):
         check(config.text.encoder == "tower", "text.encoder", f"data.source '{config.data.source}' needs 'tower'")
     for suite in config.eval.suites:
         check(
@@ -160,19 +162,19 @@ def _validate_together(config: ConfigDict) -> None:
         check(config.data.channels == 3, "data.channels", "pixels have 3 channels")
 
 
-def check_data_is_there(config: ConfigDict) -> None:
-    """Refuses to train on data of a kind that cannot be read.
+def check_data_is_named(config: ConfigDict) -> None:
+    """Refuses to train on nothing.
 
     Raises:
-        UserError: for cached latents and embeddings.
+        UserError: if there is neither a data set nor synthetic data.
     """
-    if config.data.source == "synthetic":
+    if config.data.source == "synthetic" or config.data.path:
         return
-    if config.data.space == "latents" or config.text.encoder == "cached":
+    how = "python -m ec_dit.prepare --source=... --out=DIR"
+    if config.data.space == "latents":
         raise UserError(
-            "this config trains on cached latents and text embeddings, which this version cannot read yet. To measure its speed "
-            "on random ones: --config.data.source=synthetic. A structure of the paper is tried on pictures with "
-            "--config=configs/xl_32e.py:smoke and the like."
+            f"--config.data.path is empty: this config trains on cached latents and text embeddings; make them with {how} "
+            "--vae=DIR --text_encoder=DIR. To measure its speed on random ones: --config.data.source=synthetic. A structure of "
+            "the paper is tried on pictures with --config=configs/xl_32e.py:smoke and the like."
         )
-    if not config.data.path:
-        raise UserError("--config.data.path is empty: give the folder of a data set made by python -m ec_dit.prepare.")
+    raise UserError(f"--config.data.path is empty: give the folder of a data set made by {how}.")

@@ -66,14 +66,16 @@ def default() -> ConfigDict:
     t.tower_heads = 4
 
     c.data = d = ConfigDict()
-    d.source = ""  # shapes, emoji, folder; synthetic: random latents, to measure speed; '' = what data.path holds
+    d.source = ""  # shapes, emoji, folder, ...; synthetic: random latents, to measure speed; '' = what data.path holds
     d.path = ""  # prepared data set (python -m ec_dit.prepare); made by itself for shapes and emoji where it is missing
     d.space = "latents"  # what the model denoises: pixels, or latents of an autoencoder
     d.size = 32  # rows and columns of what the model denoises: pixels, or latent pixels (image / 8)
     d.channels = 4  # Z: 3 for pixels, 4 or 16 for latents
     d.autoencoder = ""  # folder of the published autoencoder of the latents: what sampling draws pictures with
-    d.crop = "center"  # center, random
-    d.flip = True  # mirror images whose caption allows it
+    d.normalize = "channel"  # latents: channel (mean 0, deviation 1, as measured over the data set), none
+    d.posterior = "sample"  # latents: sample (drawn anew each time from what the autoencoder gives), mean
+    d.crop = "center"  # pixels: center, random
+    d.flip = True  # mirror images whose caption allows it; of latents, where the mirror image's are stored
     d.workers = 0  # loader processes; 0 loads in the trainer's own
     d.options = ConfigDict()  # of the source, where the trainer prepares the data itself
 

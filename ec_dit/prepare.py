@@ -1,23 +1,30 @@
-"""Prepares a data set: python -m ec_dit.prepare --source=shapes|emoji|folder --out=DIR [options].
+"""Prepares a data set: python -m ec_dit.prepare --source=webdataset --path=DIR --out=DIR [options].
 
-Writes a TFDS data set in ArrayRecord, a sentencepiece tokenizer of its captions and a report of what was kept and why
-the rest was skipped. Options that a source does not have are refused; --option=key=value gives any that it has. Several
-processes share the work, with an --out that all of them see.
+Writes TFDS files in ArrayRecord and a report of what was kept and why the rest was skipped. Without encoders the records are
+pictures, with a sentencepiece tokenizer of their captions; with --vae and --text_encoder, two folders of published models, they
+are latents and embeddings. Interrupted, the same command goes on where it was. Options that a source does not have are refused;
+--option=key=value gives any that it has. Several processes share the work, with an --out that all of them see.
 """
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from ec_dit import cli
-from ec_dit.core import paths, processes
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
-from ec_dit.data import dataset, registry, together
+
+if TYPE_CHECKING:
+    from ec_dit.data.writing import EncodingPlan
 
 # Flags that are options of a source, with the names they have there.
-_OPTIONS = {name: name for name in ("path", "font", "placement", "ground", "image_size", "seed", "validation_share")}
+_OPTIONS = {name: name for name in ("path", "captions", "font", "placement", "ground", "seed", "validation_share")}
 _OPTIONS |= {"num_train": "train", "num_validation": "validation"}
+_DRAWN = ("shapes", "emoji")  # sources with an image_size of their own
+_FILTERS = ("min_size", "max_pixels", "max_aspect", "min_caption", "max_caption", "duplicate_bits")
+_ENCODING = ("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip", "lower")
 
 
 def _flags() -> flags.FlagValues:
@@ -33,27 +40,83 @@ def _flags() -> flags.FlagValues:
     def real(name: str, meaning: str, default: float | None = None) -> None:
         flags.DEFINE_float(name, default, meaning, flag_values=values)
 
-    text("source", f"What to prepare: {', '.join(registry.NAMES)}.")
-    text("out", "Folder to write; it must not exist yet, or be empty.")
-    text("path", "folder: the images, with captions in x.txt beside x.jpg or in captions.jsonl.")
+    def switch(name: str, meaning: str) -> None:
+        flags.DEFINE_bool(name, False, meaning, flag_values=values)
+
+    text("source", "What to prepare: shapes, emoji, folder, webdataset, parquet, coco or tfds:NAME.")
+    text(
+        "out",
+        "Folder to write; it must not exist yet, be empty, or hold what an interrupted call of this command left.",
+    )
+    text("path", "Where the source lies: a folder; webdataset and parquet also take a file, a{000..099}.tar or a*.tar.")
+    flags.DEFINE_list(
+        "captions",
+        None,
+        "webdataset, parquet, tfds: where captions come from, each with its weight, such as recaption=0.8,txt=0.2.",
+        flag_values=values,
+    )
     text("font", "emoji: file of a colour emoji font; without it an installed one is used.")
     text("placement", "shapes: where objects stand: cell, jitter or free.")
     text("ground", "shapes: plain or textured.")
-    text("tokenizer", "A sentencepiece model to copy instead of training one.")
-    whole("image_size", "shapes, emoji: side in pixels. folder: shrink images whose shorter side is longer.")
     whole("num_train", "shapes: training examples.")
     whole("num_validation", "shapes: validation examples.")
     whole("seed", "shapes: seed of the scenes.")
-    whole("vocab_size", "Pieces of the tokenizer, at most.", 4096)
-    real("validation_share", "folder: share of the images held out for validation.")
-    real("max_skipped_share", "Fail if more than this share of the examples, from 0 to 1, cannot be used.", 0.1)
+    real("validation_share", "Share of the pictures held out for validation, of a source that has no such split.")
     flags.DEFINE_multi_string(
         "option",
         [],
         "key=value: any option of the source, as JSON or a Python literal, such as --option=cells=3. May be repeated.",
         flag_values=values,
     )
+
+    whole("min_size", "Leave out pictures whose shorter side has fewer pixels (16).")
+    whole("max_pixels", "Leave out pictures of more pixels, before they are decompressed (64 million).")
+    real("max_aspect", "Leave out pictures whose longer side is longer than so many times the shorter one.")
+    whole("min_caption", "Leave out captions of fewer letters (1).")
+    whole("max_caption", "Leave out captions of more letters.")
+    whole(
+        "duplicate_bits",
+        "Leave out pictures whose perceptual hash differs in so few bits from one before, in its shard; 4.",
+    )
+    flags.DEFINE_multi_string(
+        "keep",
+        [],
+        "A condition on the metadata of what is kept, such as 'aesthetic>=5' or 'punsafe<0.1'. May be repeated.",
+        flag_values=values,
+    )
+    real("max_skipped_share", "Fail if more than this share of the examples, from 0 to 1, cannot be used.", 0.1)
+
+    whole(
+        "image_size",
+        "Of pictures: side of what shapes and emoji draw; others are shrunk to it, if their shorter side is longer.",
+    )
+    whole("vocab_size", "Of pictures: pieces of the tokenizer, at most.", 4096)
+    text("tokenizer", "Of pictures: a sentencepiece model to copy instead of training one.")
+
+    text("vae", "Folder of a published autoencoder: store latents, their mean and deviation.")
+    text("text_encoder", "Folders of published text encoders, comma-separated: store embeddings.")
+    whole("resolution", "Side in pixels to which pictures are cropped before they are encoded.", 256)
+    switch(
+        "buckets",
+        "Keep the shape of pictures: crop each to the nearest of several that have about resolution^2 pixels.",
+    )
+    whole("bucket_step", "Sides of buckets are multiples of this; default 64, or 32 where the resolution is under 512.")
+    real("bucket_aspect", "Longer side over shorter side of the longest bucket.", 2.0)
+    whole("text_length", "Tokens of a caption, at most.", 77)
+    flags.DEFINE_enum("text_type", "bfloat16", ["bfloat16", "int8"], "How embeddings are stored.", flag_values=values)
+    switch("flip", "Store a second latent, of the mirror image, where the caption allows it.")
+    switch("lower", "Captions in lower case, as PixArt's.")
+    flags.DEFINE_enum(
+        "encoder_dtype",
+        "auto",
+        ["auto", "float32", "bfloat16"],
+        "Of the text encoders: auto is float32 on CPUs.",
+        flag_values=values,
+    )
+    whole("batch_size", "Pictures encoded at a time.", 32)
+    whole("num_shards", "Files of each split, and pieces in which the work is done; default: as the source comes.")
     flags.DEFINE_bool("overwrite", False, "Replace a finished data set at --out.", flag_values=values)
+    cli.define_mesh(values)
     cli.define_processes(values)
     cli.define_help(values)
     return values
@@ -68,27 +131,100 @@ def prepare(values: flags.FlagValues) -> None:
     for name in ("source", "out"):
         if not values[name].value:
             raise UserError(f"--{name}=... is needed; see --help")
-    chosen = {option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None}
+    if bool(values.vae) != bool(values.text_encoder):
+        raise UserError("--vae and --text_encoder go together: give both, or none to store pictures as they are")
+    _refuse_unused(values)
+
+    from ec_dit.data import filters, registry, writing
+
+    chosen: dict[str, Any] = {
+        option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None
+    }
+    if "captions" in chosen:
+        chosen["captions"] = tuple(chosen["captions"])
+    drawn = values.source in _DRAWN
+    if drawn and values.image_size is not None:
+        chosen["image_size"] = values.image_size
     others = registry.parse_options(values.source, values.option)
     for name in chosen.keys() & others.keys():
         raise UserError(f"option {name!r} is given twice, by its own flag and by --option")
+    given: dict[str, Any] = {name: values[name].value for name in _FILTERS if values[name].value is not None}
+    wanted = filters.Filters(**given, keep=tuple(values.keep))
+    source = registry.make_source(values.source, chosen | others)
     try:
-        source = registry.make_source(values.source, chosen | others)
-        dataset.refuse_taken(values.out, values.overwrite)
-        with together.divided(source, values.out) as source:
-            if not processes.is_first():
-                return
-            report = dataset.write(
-                source,
-                values.out,
-                vocab_size=values.vocab_size,
-                tokenizer_path=values.tokenizer,
-                max_skipped_share=values.max_skipped_share,
-                overwrite=values.overwrite,
-            )
+        report = writing.write(
+            source,
+            values.out,
+            encoding=_encoding(values) if values.vae else None,
+            chosen=wanted,
+            image_size=None if drawn else values.image_size,
+            num_shards=values.num_shards,
+            vocab_size=values.vocab_size,
+            tokenizer_path=values.tokenizer,
+            max_skipped_share=values.max_skipped_share,
+            overwrite=values.overwrite,
+        )
     except OSError as error:  # a full disk, a folder one may not write to
         raise UserError(str(error)) from error
-    cli.say(f"{report.table()}\n\n{paths.at(values.out) / dataset.REPORT} lists every example that was skipped.")
+    cli.say(f"{report.table()}\n\n{paths.at(values.out) / writing.SKIPPED} lists every example that was skipped.")
+
+
+def _refuse_unused(values: flags.FlagValues) -> None:
+    """Flags that would change nothing are mistakes."""
+    of_pictures, of_encoded = ("image_size", "vocab_size", "tokenizer"), (*_ENCODING, "encoder_dtype", "batch_size")
+    for name in (() if values.source in _DRAWN and values.vae else of_pictures) if values.vae else of_encoded:
+        if values[name].present:
+            raise UserError(
+                f"--{name} is of pictures stored as they are; with encoders give --resolution"
+                if values.vae
+                else f"--{name} is of encoded data sets: give --vae and --text_encoder too"
+            )
+    if not values.buckets and (values["bucket_step"].present or values["bucket_aspect"].present):
+        raise UserError("--bucket_step and --bucket_aspect need --buckets")
+
+
+def _encoding(values: flags.FlagValues) -> "EncodingPlan":
+    """Loads the encoders."""
+    cli.quiet()
+    import jax
+    import jax.numpy as jnp
+
+    from ec_dit.core.mesh import MESH_AXES, make_mesh
+    from ec_dit.data import resolution
+    from ec_dit.data.writing import EncodingPlan
+    from ec_dit.encoders.frozen import FrozenEncoders
+
+    side, step = values.resolution, values.bucket_step or (64 if values.resolution >= 512 else 32)
+    shapes = resolution.buckets(side, step, values.bucket_aspect) if values.buckets else resolution.square(side)
+    if values.batch_size < 1 or values.text_length < 1:
+        raise UserError("--batch_size and --text_length must be at least 1")
+    mesh = make_mesh([cli.mesh_of(values)[axis] for axis in MESH_AXES], jax.local_devices())  # each process for itself
+    on_cpu = jax.local_devices()[0].platform == "cpu"
+    dtype = {"auto": "float32" if on_cpu else "bfloat16"}.get(values.encoder_dtype, values.encoder_dtype)
+    encoders = FrozenEncoders(
+        values.vae,
+        [path.strip() for path in values.text_encoder.split(",")],
+        values.text_length,
+        mesh,
+        lower=values.lower,
+        dtype=jnp.dtype(dtype),
+    )
+    for shape in shapes:
+        if any(side % encoders.factor for side in shape):
+            raise UserError(
+                f"pictures of {shape[0]} x {shape[1]} pixels do not divide into the autoencoder's {encoders.factor} x "
+                f"{encoders.factor}: change --resolution or --bucket_step"
+            )
+    facts: dict[str, Any] = encoders.facts()
+    facts["text"]["type"] = values.text_type
+    facts["pictures"] = {
+        "resolution": side,
+        "shapes": [list(shape) for shape in shapes],
+        "resize": "the largest centred part of the shape's aspect ratio, upright, RGB, on white, by Lanczos with antialiasing",
+        "flip": values.flip,
+        "batch_size": values.batch_size,
+    }
+    return EncodingPlan(encoders, facts, shapes, values.batch_size, values.text_type, values.flip)
 
 
 def main(argv: Sequence[str]) -> int:

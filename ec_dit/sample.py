@@ -1,12 +1,13 @@
 """Draws: python -m ec_dit.sample --workdir=DIR --prompt="a red circle" [--prompt=...] [--prompts_file=F] --out=DIR.
 
 Writes one PNG per image, 00000_0000.png by prompt and index, a contact sheet and settings.json; pictures that an earlier
-call left in the folder are removed. An image depends on its prompt, seed, index and settings
-only. Sampling settings default to those of the run's config.
+call left in the folder are removed. An image depends on its prompt, seed, index and settings only. Sampling settings default
+to those of the run's config. --shape=384x640 draws pictures of 384 rows by 640 columns (height x width).
 """
 
 import collections
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", flag_v
 flags.DEFINE_string("prompts_file", None, "A text file with one prompt a line.", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("sampler", None, ["euler", "heun", "ddim", "dpmpp_2m"], "How to get there.", flag_values=FLAGS)
 flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
@@ -74,6 +76,7 @@ def work() -> None:
         if not FLAGS[name].value:
             raise UserError(f"--{name}=DIR is needed; see --help")
     texts = prompts()
+    pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
 
     from tqdm import tqdm
 
@@ -95,8 +98,10 @@ def work() -> None:
     run_config.mesh.update(cli.mesh_of(FLAGS))
     checks.validate(run_config)
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
-    settings = specs.sample_settings(run_config)
-    generator = system.generator(settings)
+    factor = system.autoencoder.factor
+    shape = specs.square(run_config) if pixels is None else _latent_shape(pixels, factor, run_config.model.patch)
+    settings = specs.sample_settings(run_config, shape)
+    generator = system.generator(settings, shape)
 
     jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]
     numbers, captions, indices = zip(*jobs, strict=True)
@@ -123,6 +128,7 @@ def work() -> None:
         "config": run_config.name,
         "step": step,
         "weights": "ema" if FLAGS.ema else "params",
+        "shape": "x".join(str(side * factor) for side in shape),
         **evaluation.describe(system, settings),
     }
     (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -140,6 +146,26 @@ def _empty_folder(name: str) -> epath.Path:
     for old in folder.glob("[0-9]*_[0-9]*.png"):
         old.unlink()
     return folder
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise UserError(f"--shape={text}: give height x width in pixels, e.g. 384x640")
+    rows, columns = map(int, text.split("x"))
+    return rows, columns
+
+
+def _latent_shape(pixels: tuple[int, int], factor: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of the latents of such pictures."""
+    rows, columns = pixels
+    step = factor * patch  # pixels per side of a token
+    if rows % step or columns % step:
+        near = "x".join(str(max(1, round(side / step)) * step) for side in pixels)
+        raise UserError(
+            f"--shape={rows}x{columns}: both sides must be multiples of {step} pixels (autoencoder {factor} x patch {patch}); "
+            f"the nearest is {near}"
+        )
+    return rows // factor, columns // factor
 
 
 def _interval(parts: Sequence[str]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """A config as the dataclasses that the rooms below take: structure, routing, sampling, loss, optimizer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jax.sharding import AbstractMesh, Mesh
@@ -11,8 +12,10 @@ from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.eval.generate import SampleSettings
 from ec_dit.models import objective
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.nn.routing import RoutingKind, RoutingSpec, capacity, group_tokens
+from ec_dit.nn.routing import RoutingKind, RoutingSpec, check_capacity, group_tokens
 from ec_dit.train.optimizer import OptimizerSpec
+
+Shape = tuple[int, int]  # rows and columns of what the model denoises: latent pixels, or pixels
 
 
 def dit_spec(config: ConfigDict) -> DiTSpec:
@@ -53,13 +56,49 @@ def tower_spec(config: ConfigDict, tokenizer: Tokenizer | None) -> TowerSpec | N
     return TowerSpec(tokenizer.vocab_size, t.width, t.tower_blocks, t.tower_heads, t.length)
 
 
-def kept_tokens(config: ConfigDict) -> int:
-    """Tokens of one image that training sees."""
-    return round(dit_spec(config).image_tokens * (1 - config.flow.mask_ratio))
+def square(config: ConfigDict) -> Shape:
+    """The shape of data.size, which every function here takes where it is given none."""
+    return config.data.size, config.data.size
+
+
+def image_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
+    """Tokens of one image.
+
+    Raises:
+        UserError: if the patch does not divide both sides.
+    """
+    (rows, columns), patch = shape or square(config), config.model.patch
+    if min(rows, columns) < 1 or rows % patch or columns % patch:
+        raise UserError(
+            f"an image of {_named(config, shape)} does not divide into patches of {patch} x {patch}: make both sides multiples "
+            f"of {patch} (config key model.patch)."
+        )
+    return (rows // patch) * (columns // patch)
+
+
+def kept_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
+    """Tokens of one image that training sees.
+
+    Raises:
+        UserError: if the patch does not divide the shape, or the mask keeps no whole number of its tokens.
+    """
+    tokens = image_tokens(config, shape)
+    kept = tokens * (1 - config.flow.mask_ratio)
+    if round(kept) < 1 or abs(kept - round(kept)) > 1e-6:
+        raise UserError(
+            f"--config.flow.mask_ratio={config.flow.mask_ratio:g} keeps {kept:g} of the {tokens} tokens of an image of "
+            f"{_named(config, shape)}, which must be a whole number. Change the ratio, or leave that shape out."
+        )
+    return round(kept)
+
+
+def _named(config: ConfigDict, shape: Shape | None) -> str:
+    rows, columns = shape or square(config)
+    return f"{rows} x {columns} {'pixels' if config.data.space == 'pixels' else 'latent pixels'}"
 
 
 def train_routing(config: ConfigDict) -> RoutingSpec:
-    """How training routes; checks that groups and capacity come out whole.
+    """How training routes, at any shape; checks that groups and capacity come out whole at the square.
 
     Raises:
         UserError: naming the numbers that do not fit.
@@ -70,34 +109,36 @@ def train_routing(config: ConfigDict) -> RoutingSpec:
     spec = RoutingSpec(kind, e.capacity_factor, size, e.combine, e.gate)
     if e.routing != "dense":
         micro_batch = config.train.batch_size // config.train.accumulate
-        capacity(group_tokens(micro_batch * tokens, tokens, size), e.num_experts, e.capacity_factor)
+        check_capacity(group_tokens(micro_batch * tokens, tokens, size), e.num_experts, e.capacity_factor)
     return spec
 
 
-def sample_settings(config: ConfigDict) -> SampleSettings:
-    """How sampling integrates and routes.
+def sample_settings(config: ConfigDict, shape: Shape | None = None) -> SampleSettings:
+    """How sampling integrates and routes images of one shape.
 
     Raises:
-        UserError: if a routing group would span images, or a capacity does not come out whole.
+        UserError: if the patch does not divide the shape, a routing group would span images, or a capacity of the square does
+            not come out whole; at other shapes it is rounded up.
     """
-    s, tokens = config.sample, dit_spec(config).image_tokens
+    s, tokens = config.sample, image_tokens(config, shape)
     base = replace(train_routing(config), capacity_factor=s.capacity_factor or config.moe.capacity_factor)
     sizes = {"pair": 2 * tokens, "image": tokens}
     size = sizes.get(str(s.group_size)) or int(s.group_size)
     if size > 2 * tokens or (2 * tokens) % size:
         raise UserError(
-            f"--config.sample.group_size={size}: an image has {tokens} tokens, with its unconditional copy {2 * tokens}; a "
-            f"group must divide that, so that no image depends on another. Use pair, image or a divisor of {2 * tokens}."
+            f"--config.sample.group_size={size}: an image has {tokens} tokens ({_named(config, shape)}), with its unconditional "
+            f"copy {2 * tokens}; a group must divide that, so that no image depends on another. Use pair, image or a divisor of "
+            f"{2 * tokens}."
         )
     alone = min(size, tokens)
     if tokens % alone:
         raise UserError(
-            f"--config.sample.group_size={size}: an image alone has {tokens} tokens, which groups of {size} do not divide; one "
-            f"would hold tokens of two images. Use pair, image or a divisor of {tokens}."
+            f"--config.sample.group_size={size}: an image alone has {tokens} tokens ({_named(config, shape)}), which groups "
+            f"of {size} do not divide; one would hold tokens of two images. Use pair, image or a divisor of {tokens}."
         )
-    if config.moe.routing != "dense":
+    if config.moe.routing != "dense" and shape in (None, square(config)):
         for group in {size, alone} if s.guidance != 1 else {alone}:
-            capacity(group, config.moe.num_experts, base.capacity_factor)
+            check_capacity(group, config.moe.num_experts, base.capacity_factor)
     return SampleSettings(
         steps=s.steps,
         sampler=s.sampler,
@@ -113,11 +154,14 @@ def sample_settings(config: ConfigDict) -> SampleSettings:
     )
 
 
-def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
-    """Batch and routing groups of training must split evenly over the mesh.
+def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh, shapes: Sequence[Shape] | None = None) -> None:
+    """Batch and routing groups of training must split evenly over the mesh, and validation must route every image alone.
+
+    Args:
+        shapes: of the batches; None: the square alone.
 
     Raises:
-        UserError: naming the numbers.
+        UserError: naming the numbers and the shape.
     """
     ways, micro_batch = sharding.batch_ways(mesh), config.train.batch_size // config.train.accumulate
     over = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.RULES["batch"])
@@ -127,13 +171,22 @@ def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh) -> None:
             f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}."
         )
     routing = train_routing(config)
-    tokens = kept_tokens(config)
-    groups = micro_batch * tokens // (routing.group_size or tokens)
-    if config.moe.routing != "dense" and groups % ways:
-        raise UserError(
-            f"a batch of {micro_batch} images x {tokens} tokens makes {groups} routing groups of {routing.group_size} tokens, "
-            f"which do not split over {ways} devices ({over}). Raise train.batch_size or lower moe.group_size."
-        )
+    for shape in shapes or [square(config)]:
+        sample_settings(config, shape)
+        tokens = kept_tokens(config, shape)
+        if config.moe.routing == "dense":
+            continue
+        try:
+            size = group_tokens(micro_batch * tokens, tokens, routing.group_size)
+        except UserError as error:
+            raise UserError(f"batches of {_named(config, shape)}: {error}") from error
+        groups = micro_batch * tokens // size
+        if groups % ways:
+            raise UserError(
+                f"a batch of {micro_batch} images ({_named(config, shape)}) x {tokens} tokens makes {groups} routing groups of "
+                f"{size} tokens, which do not split over {ways} devices ({over}). Raise train.batch_size or lower "
+                f"moe.group_size."
+            )
 
 
 def training_objective(config: ConfigDict) -> objective.Objective:

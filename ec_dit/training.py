@@ -2,27 +2,24 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ec_dit import build, checks, evaluation, specs
+from ec_dit import build, evaluation, feed, specs
 from ec_dit import config as config_lib
 from ec_dit.core import processes, sharding
-from ec_dit.core.errors import UserError
 from ec_dit.core.processes import StopSignal
 from ec_dit.core.tree import fingerprint, num_params
-from ec_dit.data import dataset as datasets
-from ec_dit.data import images, registry
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.grid import SampleGrid
 from ec_dit.models import sizes
 from ec_dit.train import loop
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
@@ -33,8 +30,6 @@ from ec_dit.train.state import TrainState
 from ec_dit.train.trace import TraceOnSignal
 from ec_dit.workdir import Workdir
 
-SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
-_CAPTIONS_CHECKED = 500
 # Keys that parameters are made for, beside those that give them their shapes.
 _MEANING = (
     "model.position",
@@ -47,7 +42,6 @@ _MEANING = (
     "flow.p",
     "text.",
 )
-_GRID = 16  # pictures in a sample grid
 
 
 def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None:
@@ -73,11 +67,15 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
 def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSignal) -> str | None:
     specs.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
     specs.sample_settings(config)
-    data = open_data(config, say)
-    tokenizer = None if data is None else Tokenizer.load(data.tokenizer_path)
+    data = feed.open_data(config, say)
+    if data is not None and data.encoding is not None:
+        specs.check_batch(config, build.make_config_mesh(config), data.shapes())
+    tokenizer = None
+    if data is not None and data.tokenizer_path is not None:
+        tokenizer = Tokenizer.load(data.tokenizer_path)
     if data is not None and tokenizer is not None and processes.is_first():
-        _warn_of_cut_captions(data, tokenizer, config.text.length, say)
-    system = build.make_system(config, tokenizer)
+        feed.warn_of_cut_captions(data, tokenizer, config.text.length, say)
+    system = build.make_system(config, tokenizer, encoding=None if data is None else data.encoding)
     workdir = Workdir(path)
     if config.train.init_from and not workdir.has_begun():
         Workdir(config.train.init_from).config()  # says so before anything is written, if there is none
@@ -101,7 +99,7 @@ def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSi
         state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
         workdir.check(config_lib.from_json(json.dumps(checkpointer.meta(step)["config"])), config)
 
-    loader = make_loader(system, data)
+    loader = feed.make_loader(system, data)
     with (
         jax.set_mesh(system.mesh),
         MetricWriter(path, writes=processes.is_first()) as writer,
@@ -142,76 +140,6 @@ def _first_state(
     return state._replace(params=params, ema=ema)
 
 
-def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
-    """The prepared data set; None for synthetic data. Embedded sources are prepared on first use.
-
-    Raises:
-        UserError: if there is none and it cannot be made here.
-    """
-    checks.check_data_is_there(config)
-    d = config.data
-    if d.source == "synthetic":
-        return None
-    if d.source in SELF_PREPARED:
-        with processes.first_goes_ahead("the data set"):  # the others find it, or prepare it on a disk of their own
-            if not datasets.is_there(d.path):
-                say(f"preparing {d.source} in {d.path}")
-                source = registry.make_source(d.source, dict(d.options))
-                report = datasets.write(source, d.path, progress=processes.is_first())
-                say(report.table())
-    data = datasets.open(d.path)
-    processes.check_same(data.fingerprint, f"the data set at {d.path}")
-    found = {"source": data.report.source} | dict(data.report.options)
-    wanted = ({"source": d.source} if d.source else {}) | dict(d.options)
-    plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the report
-    if wrong := [
-        f"{key} {found.get(key)} instead of {value}" for key, value in plain.items() if found.get(key) != value
-    ]:
-        raise UserError(
-            f"the data set at {d.path} has {', '.join(wrong)}: give another --config.data.path, or remove it."
-        )
-    return data
-
-
-def _warn_of_cut_captions(data: Dataset, tokenizer: Tokenizer, length: int, say: Callable[[str], None]) -> None:
-    records = data["train"]
-    lengths = [tokenizer.length(records[i].caption) for i in range(min(_CAPTIONS_CHECKED, len(records)))]
-    cut = sum(n > length for n in lengths) / len(lengths)
-    if cut:
-        say(
-            f"warning: {100 * cut:.1f} % of the captions are cut at --config.text.length={length} tokens; "
-            f"the longest of {len(lengths)} has {max(lengths)}"
-        )
-
-
-def make_loader(system: build.System, data: Dataset | None) -> Loader | SyntheticLoader:
-    """This process's share of the training batches."""
-    config, tokenizer = system.config, system.tokenizer
-    d, t = config.data, config.text
-    if data is None or tokenizer is None:
-        return SyntheticLoader(
-            (d.size, d.size, d.channels),
-            t.length,
-            t.width,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            share=system.share,
-        )
-    return Loader(
-        data,
-        "train",
-        tokenizer,
-        batch_size=config.train.batch_size,
-        image_size=d.size,
-        text_length=t.length,
-        seed=config.seed,
-        crop=d.crop,
-        flip=d.flip,
-        workers=d.workers,
-        share=system.share,
-    )
-
-
 def _callbacks(
     system: build.System,
     data: Dataset | None,
@@ -249,11 +177,10 @@ def _callbacks(
         schedule=make_schedule(optimizer, optimizer.learning_rate),
     )
     callbacks: list[loop.Callback] = [progress, save]
-    if data is not None and system.tokenizer is not None:
+    if data is not None:
         validate = functools.partial(_validate, system, data, writer, say, system.validation())
         callbacks.append(loop.Every(config.log.validate_every, last, progress, validate))
-        if config.log.sample_every:
-            draw = SampleGrid(system, data, writer)
+        if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, say)):
             callbacks.append(loop.Every(config.log.sample_every, last, progress, draw))
     return callbacks
 
@@ -279,47 +206,11 @@ def _validate(
     values = {}
     for split in data.splits:
         total, count = 0.0, 0
-        for arrays in _fixed(system, data, split, size, -(-config.log.validate_images // size)):
+        rows, most = feed.make_rows(system, data, split, augment=False), -(-config.log.validate_images // size)
+        for arrays in fixed_batches(rows, batch_size=size, max_batches=most, share=system.share):
             records = sharding.place_parts(arrays["record_B"], system.mesh)
             loss, images_seen = jax.device_get(loss_fn(state.ema, system.batch(arrays), records))
             total, count = total + float(loss), count + int(images_seen)
         values[f"validation_loss/{split}"] = total / max(1, count)
     writer.scalars(done, values)
     say("  ".join([f"step {done}  validation loss", *(f"{k.partition('/')[2]} {v:.4f}" for k, v in values.items())]))
-
-
-class SampleGrid:
-    """Draws fixed prompts with the moving average; for validation captions the real picture stands beside each."""
-
-    def __init__(self, system: build.System, data: Dataset, writer: MetricWriter):
-        self._generator, self._writer = system.generator(), writer
-        config = system.config
-        self._seed, self._prompts = config.seed, list(config.log.prompts)
-        self._real: list[np.ndarray] = []
-        if not self._prompts:
-            split = data["validation" if "validation" in data.splits else "train"]
-            records = [split[i] for i in range(min(_GRID, len(split)))]
-            self._prompts = [record.caption for record in records]
-            self._real = [images.center_crop(images.decode(record.image), config.data.size) for record in records]
-
-    def __call__(self, done: int, state: TrainState) -> None:
-        """Draws, and writes the grid."""
-        made = self._generator(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
-        pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
-        shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
-        captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
-        self._writer.image(done, "samples", images.contact_sheet(shown, captions, columns=8, smooth=True))
-
-
-def _fixed(system: build.System, data: Dataset, split: str, size: int, max_batches: int) -> Iterator[dict[str, Any]]:
-    assert system.tokenizer is not None
-    return fixed_batches(
-        data,
-        split,
-        system.tokenizer,
-        batch_size=size,
-        image_size=system.config.data.size,
-        text_length=system.config.text.length,
-        max_batches=max_batches,
-        share=system.share,
-    )

@@ -1,7 +1,7 @@
 """What a workdir holds, and who may write to it: enough to resume, sample and evaluate without the data set.
 
-config.json, tokenizer.model, data.json (the data set's report and fingerprint), checkpoints/, metrics.jsonl,
-tensorboard/, images/, eval_*.json; conversion.json, of a model that was converted.
+config.json, tokenizer.model or encoding.safetensors, data.json (the data set's report and fingerprint), checkpoints/,
+metrics.jsonl, tensorboard/, images/, eval_*.json; conversion.json, of a model that was converted.
 """
 
 import json
@@ -16,6 +16,8 @@ from ec_dit.build import System, make_system
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data.dataset import Dataset
+from ec_dit.data.encoding import FILE as _ENCODING
+from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
 
@@ -41,14 +43,18 @@ class Workdir:
             started, moved = self.data(), []
             if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
                 moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
+                if (made := self.encoding()) and dataset.encoding:
+                    moved += made.difference(dataset.encoding)
             self.check(self.config(), config, moved)
         processes.check_same(config_lib.to_json(config), "the config")
         processes.check_shared(self.path, "a --workdir such as gs://BUCKET/DIR")
-        data: dict[str, Any] = {}
-        if dataset is not None:
-            report = json.loads(dataset.report.to_json())
-            data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}
-        self.fill(config, None if dataset is None else Tokenizer.load(dataset.tokenizer_path), data)
+        if dataset is None:
+            self.fill(config, None, {})
+            return
+        report = {key: value for key, value in json.loads(dataset.report.to_json()).items() if key != "files"}
+        data = {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "report": report}
+        tokenizer = None if dataset.tokenizer_path is None else Tokenizer.load(dataset.tokenizer_path)
+        self.fill(config, tokenizer, data, encoding=dataset.encoding)
 
     def has_begun(self) -> bool:
         """Whether there is a checkpoint of a run."""
@@ -61,6 +67,7 @@ class Workdir:
         tokenizer: Tokenizer | None,
         data: Mapping[str, Any],
         origin: Mapping[str, Any] = MappingProxyType({}),
+        encoding: Encoding | None = None,
     ) -> None:
         """Writes what is known before the first checkpoint; every process calls it.
 
@@ -75,6 +82,8 @@ class Workdir:
                     self._write(name, json.dumps(dict(found), indent=2))
             if tokenizer is not None:
                 (self.path / _TOKENIZER).write_bytes(tokenizer.model)
+            if encoding is not None:
+                (self.path / _ENCODING).write_bytes(encoding.to_bytes())
             self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
         processes.wait("the workdir is written")
 
@@ -108,6 +117,11 @@ class Workdir:
         path = self.path / _TOKENIZER
         return Tokenizer(path.read_bytes()) if path.exists() else None
 
+    def encoding(self) -> Encoding | None:
+        """How the latents and embeddings were made that the run trains on; None of a run on pictures, or on none."""
+        path = self.path / _ENCODING
+        return Encoding.from_bytes(path.read_bytes(), str(path)) if path.exists() else None
+
     def data_report(self) -> dict[str, Any]:
         """The report of the data set's preparation; empty for synthetic data."""
         return self.data().get("report", {})
@@ -130,7 +144,7 @@ class Workdir:
             UserError: if there is no such checkpoint.
         """
         config.model.attention = "xla"  # the same function, on whatever devices are here
-        system = make_system(config, self.tokenizer())
+        system = make_system(config, self.tokenizer(), encoding=self.encoding())
         checkpoints = self.checkpointer(read_only=True)
         step = checkpoints.latest() if step is None else step
         if step is None:
@@ -143,13 +157,18 @@ class Workdir:
         """The newest parameters, for another run of the same structure to start from, laid out as `system` has them.
 
         Raises:
-            UserError: if there are none, or they are of another model or another tokenizer.
+            UserError: if there are none, or they are of another model, another tokenizer or other frozen encoders.
         """
         own, given = self.tokenizer(), system.tokenizer
         if own is not None and given is not None and own.model != given.model:
             raise UserError(
                 f"--config.train.init_from={self.path}: its tokenizer is not the data set's. Prepare the data with "
                 f"--tokenizer={self.path / _TOKENIZER}."
+            )
+        if (made := self.encoding()) and system.encoding and (apart := made.difference(system.encoding)):
+            raise UserError(
+                f"--config.train.init_from={self.path}: its parameters were trained on data encoded otherwise:\n  "
+                + "\n  ".join(apart)
             )
         checkpoints = self.checkpointer(read_only=True)
         if (step := checkpoints.latest()) is None:

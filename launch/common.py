@@ -141,7 +141,7 @@ def make_job(values: flags.FlagValues, arguments: tuple[str, ...]) -> job.Job:
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r} behind `--`; options are written --name=value")
     checks.validate(parsed.config)
-    checks.check_data_is_there(parsed.config)
+    checks.check_data_is_named(parsed.config)
     if (source := parsed.config.train.init_from) and not paths.is_remote(source):
         raise UserError(
             f"--config.train.init_from={source} lies on this machine, which the hosts do not see: copy it to a bucket."

@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
-from ec_dit import checks, config
+from ec_dit import checks, config, specs
 from ec_dit.core.errors import UserError
+from ec_dit.core.mesh import MESH_AXES
 from tests import helpers
 
 
@@ -128,3 +130,53 @@ def test_cudnn_attention_is_refused_without_a_gpu():
     c = helpers.tiny_config(model__attention="cudnn")
     with pytest.raises(UserError, match=r"--config\.model\.attention=cudnn needs NVIDIA GPUs"):
         helpers.make_system(c)
+
+
+def mesh_of(devices):
+    return jax.sharding.AbstractMesh((devices, 1, 1, 1), MESH_AXES)
+
+
+def test_batches_of_several_shapes():
+    specs.check_batch(helpers.tiny_config(), mesh_of(8))
+    specs.check_batch(helpers.tiny_config(), mesh_of(8), [(8, 8), (4, 16), (8, 16)])
+    each_alone = helpers.tiny_config(moe__group_size="image")
+    specs.check_batch(each_alone, mesh_of(8), [(8, 8), (8, 12), (4, 6), (12, 10)])  # C = 2, 3, 0.75, 3.75
+    assert specs.kept_tokens(each_alone) == specs.kept_tokens(each_alone, (8, 8)) == 8
+    assert specs.kept_tokens(each_alone, (8, 12)) == 12
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "values", "words"),
+    [
+        ((8, 7), 1, {}, r"^an image of 8 x 7 pixels .* patches of 2 x 2: make both sides multiples of 2"),
+        (
+            (6, 6),
+            1,
+            {},
+            r"flow\.mask_ratio=0\.5 keeps 4\.5 of the 9 tokens of an image of 6 x 6 pixels, .* whole number",
+        ),
+        (
+            (8, 12),
+            1,
+            {"train__batch_size": 8, "moe__group_size": "64"},
+            r"^batches of 8 x 12 pixels: routing: groups of 64 tokens do not divide the 96 tokens",
+        ),
+        (
+            (8, 12),
+            8,
+            {},
+            r"16 images \(8 x 12 pixels\) x 12 tokens makes 12 routing groups of 16 tokens, .* over 8 devices",
+        ),
+        ((6, 6), 1, {"flow__mask_ratio": 0.0, "sample__group_size": "8"}, r"has 9 tokens \(6 x 6 pixels\)"),
+        ((8, 12), 3, {}, r"16 images do not split over 3 devices"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_named(shape, devices, values, words):
+    with pytest.raises(UserError, match=words):
+        specs.check_batch(helpers.tiny_config(**values), mesh_of(devices), [(8, 8), shape])
+
+
+def test_latent_shapes_are_named_so():
+    c = helpers.tiny_config(data__space="latents", data__channels=4)
+    with pytest.raises(UserError, match="an image of 8 x 7 latent pixels"):
+        specs.check_batch(c, mesh_of(1), [(8, 7)])

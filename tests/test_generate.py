@@ -1,5 +1,7 @@
 """An image depends on its prompt, seed, index and settings only."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,19 +9,25 @@ import pytest
 from ec_dit import specs
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
+from ec_dit.models import objective
+from ec_dit.nn.routing import RoutingSpec
 from ec_dit.train.checkpoint import abstract_like
 from tests import helpers
 
 pytestmark = pytest.mark.slow
 
 
-def generator(routing="expert_choice", devices=1, **overrides):
-    c = helpers.tiny_config(routing, **overrides)
-    system = helpers.make_system(c, jax.devices()[:devices])
+def random_params(system):
     shapes = jax.eval_shape(system.init_params, jax.random.key(0))
     rng = np.random.default_rng(0)  # everything random: zero gates would hide attention and experts
-    params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
-    draw = system.generator()
+    return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+
+
+def generator(routing="expert_choice", devices=1, shape=None, **overrides):
+    c = helpers.tiny_config(routing, **overrides)
+    system = helpers.make_system(c, jax.devices()[:devices])
+    params = random_params(system)
+    draw = system.generator(shape=shape)
     draw._decode = lambda images: images  # floats, not pixels: rounding would hide differences
     return draw, params
 
@@ -32,6 +40,50 @@ def test_alone_or_in_company(routing, group):
     alone = draw(params, ["aaa"], [0], seed=5)
     np.testing.assert_allclose(alone[0], company[2], atol=1e-4)
     assert np.abs(company[2] - company[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
+@pytest.mark.parametrize("group", ["pair", "image"])
+def test_pictures_of_another_shape(routing, group):
+    """15 tokens, 8 experts: capacities of 3.75 and 7.5 are rounded up. On eight devices as on one, alone or in company."""
+    draw, params = generator(routing, shape=(6, 10), sample__group_size=group)
+    draw_eight, _ = generator(routing, devices=8, shape=(6, 10), sample__group_size=group, mesh__expert=8)
+    company = draw(params, ["abc", "fed", "aaa"], [0, 0, 3], seed=5)
+    assert company.shape == (3, 6, 10, 3)
+    np.testing.assert_allclose(draw(params, ["aaa"], [3], seed=5)[0], company[2], atol=1e-4)
+    np.testing.assert_allclose(draw_eight(params, ["fed", "aaa"], [0, 3], seed=5), company[1:], atol=1e-4)
+    assert np.abs(company[2] - company[1]).max() > 0.01
+
+
+def test_the_square_is_a_shape_like_any_other():
+    draw, params = generator()
+    named, _ = generator(shape=(8, 8))
+    np.testing.assert_array_equal(named(params, ["abc"], [0], seed=5), draw(params, ["abc"], [0], seed=5))
+
+
+@pytest.mark.parametrize("group", ["pair", "image", "8"])
+@pytest.mark.parametrize("shape", [(8, 8), (6, 10), (4, 16)])
+def test_validation_routes_an_image_of_any_shape_alone(shape, group):
+    if (shape, group) == ((6, 10), "8"):
+        pytest.skip("groups of 8 do not divide 15 tokens")
+    c = helpers.tiny_config(sample__group_size=group)
+    system = helpers.make_system(c, jax.devices()[:1])
+    params, validate = random_params(system), system.validation()
+    arrays = helpers.batch(c)
+    arrays["image_BYXZ"] = np.random.default_rng(0).uniform(-1, 1, (16, *shape, 3)).astype(np.float32)
+    batch = system.batch(arrays)
+    together, count = validate(params, batch, np.arange(16))
+    alone = [validate(params, batch, np.where(np.arange(16) == i, i, -1))[0] for i in range(16)]
+    assert count == 16
+    np.testing.assert_allclose(together, np.sum(alone), rtol=1e-5)
+    # Other images beside it change nothing.
+    other = system.batch(arrays | {"image_BYXZ": np.concatenate([arrays["image_BYXZ"][:1], -arrays["image_BYXZ"][1:]])})
+    first = np.where(np.arange(16) == 0, 0, -1)
+    np.testing.assert_allclose(validate(params, other, first)[0], alone[0], rtol=1e-5)
+    routing = RoutingSpec(group_size=8 if group == "8" else 0)
+    goal = dataclasses.replace(specs.training_objective(c), routing=routing)
+    loss_fn = jax.jit(lambda *args: objective.validation_loss(system.graphdef, goal, *args))
+    np.testing.assert_allclose(together, loss_fn(params, *batch, np.arange(16)).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh__expert": 8}, {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__tensor": 2}])
@@ -58,6 +110,22 @@ def test_a_group_that_spans_images_is_refused():
     small = helpers.tiny_config(data__size=12, sample__group_size="24")  # 36 tokens: 24 divides the pair, not the image
     with pytest.raises(UserError, match="an image alone has 36 tokens"):
         specs.sample_settings(small)
+
+
+def test_groups_of_another_shape_are_of_its_tokens():
+    config = helpers.tiny_config()
+    settings = specs.sample_settings(config, (6, 10))
+    assert (settings.routing.group_size, settings.paired_routing.group_size) == (15, 30)
+    assert specs.sample_settings(config, (8, 8)) == specs.sample_settings(config)
+    with pytest.raises(UserError, match=r"an image has 15 tokens \(6 x 10 pixels\), .* divisor of 30"):
+        specs.sample_settings(helpers.tiny_config(sample__group_size="16"), (6, 10))
+    with pytest.raises(UserError, match=r"an image of 6 x 9 pixels .* make both sides multiples of 2"):
+        specs.sample_settings(config, (6, 9))
+
+
+def test_the_square_must_come_out_whole():
+    with pytest.raises(UserError, match=r"group size 9 x capacity factor 2 / 8 experts = 2\.25"):
+        specs.sample_settings(helpers.tiny_config(data__size=6, flow__mask_ratio=0.0))
 
 
 def test_capacity_and_group_may_be_raised_for_sampling():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ec_dit import evaluate, main, sample
+from ec_dit.core.errors import UserError
 
 pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time
 
@@ -56,11 +57,29 @@ def test_sampling_writes_pictures_and_settings_and_repeats_itself(workdir, tmp_p
     facts = json.loads((tmp_path / "b" / "settings.json").read_text())
     assert facts["nfe"] == 2 * (2 * 3 - 1)
     assert (facts["sampler"], facts["step"], facts["prompts"]) == ("heun", 4, ["two squares", "a red circle"])
+    assert facts["shape"] == "32x32"
     for index in range(2):
         a = pixels(tmp_path / "a" / f"00000_{index:04d}.png")
         b = pixels(tmp_path / "b" / f"00001_{index:04d}.png")
         assert np.abs(a - b).max() <= 1
     assert (tmp_path / "b" / "sheet.png").exists()
+
+
+@pytest.mark.slow
+def test_sampling_another_shape(workdir, tmp_path, capsys):
+    common = ["sample", f"--workdir={workdir}", "--steps=2", "--prompt=a red circle", "--num=2", f"--out={tmp_path}"]
+    assert sample.main([*common, "--shape=20x28"]) == 0  # 35 tokens: capacities are rounded up
+    assert pixels(tmp_path / "00000_0001.png").shape == (20, 28, 3)
+    facts = json.loads((tmp_path / "settings.json").read_text())
+    assert (facts["shape"], facts["group_size"], facts["paired_group_size"]) == ("20x28", 35, 70)
+    assert sample.main([*common, "--shape=20x30"]) == 2
+    assert "must be multiples of 4 pixels (autoencoder 1 x patch 4); the nearest is 20x32" in capsys.readouterr().err
+
+
+def test_shapes_count_in_latent_pixels():
+    assert sample._latent_shape((384, 640), 8, 2) == (48, 80)
+    with pytest.raises(UserError, match=r"multiples of 16 pixels \(autoencoder 8 x patch 2\); the nearest is 384x640"):
+        sample._latent_shape((380, 640), 8, 2)
 
 
 @pytest.mark.slow
@@ -95,7 +114,11 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (main, ["--config="], "--config=FILE is needed"),
         (main, ["--config=README.md"], "it is not a Python file"),
         (main, ["--config=configs/m_64e.py", "--workdir=x"], "so that their product is 8"),
-        (main, ["--config=configs/m_64e.py", "--workdir=x", "--config.mesh.expert=8"], "cannot read yet"),
+        (
+            main,
+            ["--config=configs/m_64e.py", "--workdir=x", "--config.mesh.expert=8"],
+            "trains on cached latents and text embeddings",
+        ),
         (
             main,
             [SMOKE, *EIGHT, "--config.data.source=folder", "--config.data.path=no", "--workdir=x"],
@@ -105,6 +128,8 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (sample, ["--workdir=nowhere", "--out=x"], "nothing to draw"),
         (sample, ["--workdir=nowhere", "--out=x", "--prompt= "], "nothing to draw"),
         (sample, ["--workdir=nowhere", "--out=x", "--prompt=a\udcff"], "no valid Unicode"),
+        (sample, ["--workdir=nowhere", "--out=x", "--prompt=a", "--shape=384"], "--shape=384: give height x width"),
+        (sample, ["--workdir=nowhere", "--out=x", "--prompt=a", "--shape=0x64"], "give height x width in pixels"),
         (evaluate, ["--workdir=nowhere"], "nowhere is no workdir of a run"),
     ],
 )

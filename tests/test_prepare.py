@@ -1,16 +1,20 @@
-import hashlib
+import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+from PIL import Image
 
 from ec_dit import prepare
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
+from ec_dit.data.images import decode
+from tests.data.sets import hashes
 
+ENCODERS = ["--vae=/nonexistent/vae", "--text_encoder=/nonexistent/t5"]
 SHAPES = ["--source=shapes", "--num_train=30", "--num_validation=5", "--vocab_size=100"]
 
 
@@ -30,29 +34,62 @@ def test_separate_runs_give_the_same_bytes(tmp_path):
     for seed in ("1", "2"):
         done = run(*SHAPES, f"--out={tmp_path / seed}", PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
-        found.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / seed).iterdir()})
+        found.append(hashes(tmp_path / seed))
     assert found[0] == found[1]
-    assert {"tokenizer.model", "report.json", "dataset_info.json"} <= set(found[0])
+    assert {"tokenizer.model", "report.json", "skipped.jsonl", "dataset_info.json"} <= set(found[0])
     assert "kept, train" in done.stdout and " 30\n" in done.stdout
     assert len(dataset.open(tmp_path / "1")["train"]) == 30
 
 
-def test_killed_in_the_middle_leaves_nothing_that_looks_finished(tmp_path):
-    out = tmp_path / "set"
-    command = [sys.executable, "-m", "ec_dit.prepare", "--source=shapes", "--num_train=1000000", f"--out={out}"]
+def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path, capsys):
+    arguments = ["--source=shapes", "--num_train=2000", "--num_validation=5", "--option=novel=0", "--vocab_size=100"]
+    assert prepare.main(["prepare", *arguments, f"--out={tmp_path / 'unbroken'}"]) == 0
+    out, left = tmp_path / "set", tmp_path / ".set.incomplete"
+    command = [sys.executable, "-m", "ec_dit.prepare", *arguments, f"--out={out}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".set.incomplete/build/shapes/*")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    assert not out.exists()
+        try:
+            deadline = time.monotonic() + 60
+            while not (left / "units" / "000000.json").exists():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    assert not out.exists() and sorted(path.name for path in tmp_path.iterdir()) == [".set.incomplete", "unbroken"]
     with pytest.raises(UserError, match=r"no data set at"):
         dataset.open(out)
-    assert [path.name for path in tmp_path.iterdir()] == [".set.incomplete"]
-    assert prepare.main(["prepare", *SHAPES, f"--out={out}"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-    assert len(dataset.open(out)["train"]) == 30
+    finished = (left / "set" / "shapes-train.array_record-00000-of-00003").stat()
+    capsys.readouterr()
+    assert prepare.main(["prepare", *arguments, f"--out={out}"]) == 0
+    assert "going on after 1 of 3" in capsys.readouterr().err
+    assert (out / "shapes-train.array_record-00000-of-00003").stat().st_mtime_ns == finished.st_mtime_ns
+    assert hashes(out) == hashes(tmp_path / "unbroken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "unbroken"]
+
+
+def test_filters_and_shards(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        Image.new("RGB", (40 + 30 * number, 40), (40 * number, 0, 0)).save(images / f"{number}.png")
+    lines = [{"file": f"{n}.png", "caption": "a red box" if n else "box", "score": n} for n in range(6)]
+    (images / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    filters = ["--keep=score<5", "--keep=score!=3", "--max_aspect=3", "--min_caption=5", "--image_size=20"]
+    arguments = ["--source=folder", f"--path={images}", f"--out={tmp_path / 'set'}", "--validation_share=0", *filters]
+    assert prepare.main(["prepare", *arguments, "--vocab_size=50", "--num_shards=1"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"kept, train +2\n", printed) and f"{tmp_path / 'set' / 'skipped.jsonl'} lists every" in printed
+    opened = dataset.open(tmp_path / "set")
+    assert [(record.id, decode(record.image).size) for record in opened["train"]] == [
+        ("1.png", (35, 20)),
+        ("2.png", (50, 20)),
+    ]
+    assert {line["id"]: (line["reason"], line["asked"]) for line in opened.skipped()} == {
+        "0.png": ("caption too short: 3 characters", True),
+        "3.png": ("not score!=3: 3", True),
+        "4.png": ("long: 160x40, longer side over 3 times the shorter", True),
+        "5.png": ("not score<5: 5", True),
+    }
+    assert opened.report.filters["keep"] == ["score<5", "score!=3"] and opened.report.filters["image_size"] == 20
 
 
 def test_any_option_of_a_source_can_be_given(tmp_path):
@@ -82,6 +119,24 @@ def test_any_option_of_a_source_can_be_given(tmp_path):
         (["--source=folder", "--out=OUT", "--path=.", "--validation_share=nan"], "validation_share is nan"),
         (["--source=shapes", "--out=OUT", "--placement=here"], "placement is 'here'"),
         (["--source=shapes", "--out=OUT", "--num_train=5", "--tokenizer=/nonexistent"], "cannot read the tokenizer"),
+        (
+            ["--source=shapes", "--out=OUT", "--num_train=5", "--num_shards=4"],
+            "num_shards is 4; source shapes comes in 3",
+        ),
+        (["--source=shapes", "--out=OUT", "--num_shards=0"], "num_shards is 0; "),
+        (["--source=shapes", "--out=OUT", "--keep=aesthetic"], "keep has 'aesthetic', which is no condition"),
+        (["--source=shapes", "--out=OUT", "--max_aspect=0.5"], "max_aspect is 0.5; it must be at least 1"),
+        (["--source=shapes", "--out=OUT", "--vae=/vae"], "--vae and --text_encoder go together"),
+        (["--source=shapes", "--out=OUT", "--flip"], "--flip is of encoded data sets: give --vae and --text_encoder"),
+        (["--source=shapes", "--out=OUT", "--batch_size=8"], "--batch_size is of encoded data sets"),
+        (
+            ["--source=folder", "--path=.", "--out=OUT", *ENCODERS, "--image_size=64"],
+            "--image_size is of pictures stored",
+        ),
+        (
+            ["--source=shapes", "--out=OUT", *ENCODERS, "--bucket_step=32"],
+            "--bucket_step and --bucket_aspect need --buckets",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):

@@ -61,7 +61,7 @@ def grow(model: Model, how: Growth, say: Say) -> Model:
     )
     config.name += f"_{how.experts}e"
     checks.validate(config)
-    system = make_system(config, dense.tokenizer)
+    system = make_system(config, dense.tokenizer, dense.encoding)
     key_fresh, key_noise = jax.random.split(jax.random.key(how.seed))
     both = specs.dit_spec(dense.config), specs.dit_spec(config)
 

@@ -10,6 +10,7 @@ from ec_dit import build, specs
 from ec_dit import config as config_lib
 from ec_dit.core.name_map import Table
 from ec_dit.core.tree import named_leaves
+from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.models import native
 from ec_dit.train.checkpoint import abstract_like
@@ -26,7 +27,7 @@ class Model:
     """Parameters with all that a workdir tells of them.
 
     Attributes:
-        system: config, mesh, structure, tokenizer.
+        system: config, mesh, structure, tokenizer or encoding.
         params: float32, on the mesh.
         step: at which they were taken from a run; 0 of published weights.
         data: what a workdir's data.json holds; empty where nothing is known.
@@ -50,10 +51,10 @@ class Model:
         return config
 
 
-def make_system(config: ConfigDict, tokenizer: Tokenizer | None) -> build.System:
+def make_system(config: ConfigDict, tokenizer: Tokenizer | None, encoding: Encoding | None = None) -> build.System:
     """The system of a config on the devices that are here."""
     config.model.attention = "xla"  # the same function, on whatever devices are here
-    return build.make_system(config, tokenizer)
+    return build.make_system(config, tokenizer, encoding=encoding)
 
 
 def abstract_params(system: build.System) -> Any:

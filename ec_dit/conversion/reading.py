@@ -13,6 +13,8 @@ from ec_dit.conversion.model import Model, Say, abstract_params, make_system, na
 from ec_dit.core import hub, name_map
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
+from ec_dit.data.encoding import FILE as ENCODING
+from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow import ddpm
 from ec_dit.models import pixart
@@ -107,7 +109,7 @@ def _config_of(spec: DiTSpec) -> ConfigDict:
     m.update(position_scale=spec.position_scale, position_fit=spec.position_fit, size_embedding=spec.size_embedding)
     m.update(text_projection=spec.text_projection, learned_sigma=spec.out_channels != spec.channels)
     c.text.update(encoder="cached", width=spec.text_width, lower=True)
-    c.data.update(space="latents", size=spec.latent_size, channels=spec.channels)
+    c.data.update(space="latents", size=spec.latent_size, channels=spec.channels, normalize="none")
     c.flow.update(path="ddpm", prediction="epsilon", mask_ratio=0.0)
     c.sample.update(sampler="dpmpp_2m", steps=20, guidance=4.5, spacing="linspace")
     c.sample.batch_size = max(1, _IMAGE_TOKENS_AT_ONCE // spec.image_tokens)
@@ -147,7 +149,11 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     checks.validate(config)
     folder = hub.folder_of(hub.local(path))
     needs_tokenizer = config.text.encoder == "tower"
-    system = make_system(config, Tokenizer.load(folder / TOKENIZER) if needs_tokenizer else None)
+    tokenizer = Tokenizer.load(folder / TOKENIZER) if needs_tokenizer else None
+    encoding = None
+    if (folder / ENCODING).is_file():
+        encoding = Encoding.from_bytes((folder / ENCODING).read_bytes(), str(folder / ENCODING))
+    system = make_system(config, tokenizer, encoding)
     abstract = abstract_params(system)
     say(f"reading {num_params(abstract):,} parameters from {path}")
     params = name_map.load(hub.TensorFiles(path), native_table(system, abstract), abstract)

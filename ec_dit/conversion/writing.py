@@ -14,6 +14,7 @@ from ec_dit.conversion.reading import CONFIG_KEY, TOKENIZER
 from ec_dit.core import hub, name_map, paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
+from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.models import native, pixart
 from ec_dit.workdir import Workdir
 
@@ -34,7 +35,7 @@ def to_workdir(model: Model, path: str) -> None:
     """A workdir that sampling reads, and from which a run may start (train.init_from)."""
     workdir = Workdir(path)
     processes.check_shared(workdir.path, "an --out such as gs://BUCKET/DIR")
-    workdir.fill(model.config(), model.system.tokenizer, model.data, model.origin)
+    workdir.fill(model.config(), model.system.tokenizer, model.data, model.origin, model.system.encoding)
     checkpointer = workdir.checkpointer(asynchronous=False)
     checkpointer.save(model.step, {"params": model.params}, {"config": json.loads(config_lib.to_json(model.config()))})
     checkpointer.close()
@@ -54,6 +55,11 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
             "note: this model was not trained with PixArt's noise; diffusers will load it, but its pipelines draw nothing with it"
         )
         found[CONFIG_KEY] = {part: json.loads(config_lib.to_json(config))[part] for part in ("flow", "sample")}
+    if model.system.encoding is not None and config.data.normalize == "channel":
+        mean_Z, std_Z = model.system.latent_scale
+        say(
+            f"note: its latents are z * {std_Z} + {mean_Z} in the autoencoder's scale; diffusers' pipelines do not do that"
+        )
     if "tower" in model.params:
         say("the text tower stays behind: PixArt's transformer has none")
     params = model.params["dit"]
@@ -76,6 +82,8 @@ def to_safetensors(model: Model, path: str, dtype: str) -> None:
     }
     if processes.is_first() and model.system.tokenizer is not None:
         (paths.at(path) / TOKENIZER).write_bytes(model.system.tokenizer.model)
+    if processes.is_first() and model.system.encoding is not None:
+        (paths.at(path) / ENCODING).write_bytes(model.system.encoding.to_bytes())
     _write_json(path, found)
 
 

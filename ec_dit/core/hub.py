@@ -4,6 +4,7 @@ Names, shapes and dtypes come from the files' headers, data on demand and a slic
 host holds no more than what was asked for. Pickles are never opened.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object.")
     return found
+
+
+def files(path: str | Path) -> list[Path]:
+    """What a model consists of: its files of weights, in the order of their names, and its config.json.
+
+    Raises:
+        UserError: as TensorFiles does.
+    """
+    weights = TensorFiles(path)
+    return [*sorted({info.file for info in weights.tensors.values()}), weights.config_path]
+
+
+def sha256(some: Iterable[Path]) -> str:
+    """One hash of the content of files, in their order."""
+    digest = hashlib.sha256()
+    for path in some:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def fields(found: Mapping[str, Any], where: str, **wanted: Any) -> dict[str, Any]:

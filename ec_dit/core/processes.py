@@ -149,9 +149,23 @@ def _on_tpu() -> bool:
     return (not wanted or "tpu" in wanted) and any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0"))
 
 
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Any:
+    """Within it, this process counts as the only one: for what each does by itself."""
+    global _alone  # noqa: PLW0603 - a process is in one place at a time
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def count() -> int:
     """How many processes the run has."""
-    if not joined():
+    if _alone or not joined():
         return 1
     import jax
 
@@ -160,7 +174,7 @@ def count() -> int:
 
 def index() -> int:
     """Which of them this is."""
-    if not joined():
+    if _alone or not joined():
         return 0
     import jax
 

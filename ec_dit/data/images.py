@@ -80,14 +80,37 @@ def resize_shorter(image: Image.Image, size: int) -> Image.Image:
     return _resample(image, kept, (round(kept[0] * size / shorter), round(kept[1] * size / shorter)))
 
 
+def shrink(image: Image.Image, data: bytes, size: int) -> bytes:
+    """Encodes `image`, which was decoded from `data`, with a shorter side of at most `size` pixels.
+
+    Where it is no longer than that, `data` itself; else PNG where `data` are, and JPEG where not.
+    """
+    if min(image.size) <= size:
+        return data
+    small = resize_shorter(image, size)
+    if data.startswith(b"\x89PNG"):
+        return encode_png(small)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def fit(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
+    """The largest central part of that aspect ratio, resized (antialiased) to uint8 (*shape, 3). `shape` is (Y, X)."""
+    (width, height), (rows, columns) = image.size, shape
+    wide = width * rows > height * columns
+    kept = (height * columns / rows, height) if wide else (width, width * rows / columns)
+    return np.asarray(_resample(image, kept, (columns, rows)))
+
+
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """The central square, resized (antialiased) to uint8 (size, size, 3)."""
-    shorter = min(image.size)
-    return np.asarray(_resample(image, (shorter, shorter), (size, size)))
+    return fit(image, (size, size))
 
 
-def _resample(image: Image.Image, kept: tuple[int, int], target: tuple[int, int]) -> Image.Image:
-    if kept == image.size == target:
+def _resample(image: Image.Image, kept: tuple[float, float], target: tuple[int, int]) -> Image.Image:
+    """Resizes the central part of `kept` pixels, of which each side may end within a pixel."""
+    if all(a == b == c for a, b, c in zip(kept, image.size, target, strict=True)):
         return image
     left, top = ((side - part) / 2 for side, part in zip(image.size, kept, strict=True))
     box = (left, top, left + kept[0], top + kept[1])

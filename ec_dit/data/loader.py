@@ -2,8 +2,8 @@
 
 The stream is one global order of examples. Shuffling, repeating and augmenting come before a process takes its blocks of
 each batch, so the blocks of all processes, in their order, are the global batch, the same for any number of processes and
-workers. A batch is a dict of numpy arrays:
-image_BYXZ float32 in [-1, 1], ids_BT int32, mask_BT bool (True = real token), record_B int32 (index within the split).
+workers. A batch is a dict of numpy arrays: of pictures image_BYXZ float32 in [-1, 1] and ids_BT int32, of encoded records
+latent_BYXZ float32 and text_BTM bfloat16; mask_BT bool (True = real token), record_B int32 (index within the split).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -19,14 +20,10 @@ from absl import flags
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
-from ec_dit.data import images
-from ec_dit.data.dataset import Dataset
-from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.data.rows import Rows
+from ec_dit.data.stored import spread
 
 Batch = dict[str, np.ndarray]
-
-CROPS = ("center", "random")
-CACHE_BYTES = 512 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,75 +48,27 @@ class Share:
 ALL = Share()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Example:
-    """A decoded record: uint8 pixels_YXZ (the crop, or all of it where crops are random), one row of tokens."""
+class _Stretch:
+    """Records start, start + 1, ... of a split, by index."""
 
-    pixels_YXZ: np.ndarray
-    ids_T: np.ndarray
-    mask_T: np.ndarray
-    flip: bool
-    record: int
-
-
-class _Examples:
-    """Decoded examples by index, kept in memory once seen for as long as they fit `cache_bytes`."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: str,
-        tokenizer: Tokenizer,
-        image_size: int,
-        text_length: int,
-        crop: str,
-        cache: int,
-    ):
-        self._records = dataset[split]
-        self._tokenizer, self._length = tokenizer, text_length
-        self._size, self._crop = image_size, crop
-        self._cache: dict[int, _Example] = {}
-        self._budget = cache
+    def __init__(self, rows: Rows, start: int, size: int):
+        self._rows, self._start, self._size = rows, start, size
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._size
 
-    def __getitem__(self, index: int) -> _Example:
-        example = self._cache.get(index)
-        if example is None:
-            example = self._read(index)
-            if example.pixels_YXZ.nbytes <= self._budget:
-                self._budget -= example.pixels_YXZ.nbytes
-                self._cache[index] = example
-        return example
-
-    def _read(self, index: int) -> _Example:
-        record = self._records[index]
-        try:
-            image = images.decode(record.image)
-        except images.ImageError as error:
-            raise UserError(f"{self._records.path}: record {record.id!r}: {error}") from error
-        if self._crop == "center":
-            pixels_YXZ = images.center_crop(image, self._size)
-        else:
-            pixels_YXZ = np.asarray(images.resize_shorter(image, self._size))
-        ids_BT, mask_BT = self._tokenizer.encode([record.caption], self._length)
-        return _Example(pixels_YXZ, ids_BT[0], mask_BT[0], record.flip, index)
+    def __getitem__(self, index: int) -> Any:
+        return self._rows.read(self._start + index)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Augment(grain.transforms.RandomMap):
-    """Crops and mirrors, by a generator that depends on the position in the global order alone."""
+    """Makes rows by a generator that depends on the position in the global order alone."""
 
-    size: int
-    flip: bool
+    rows: Rows
 
-    def random_map(self, example: _Example, rng: np.random.Generator) -> Batch:
-        pixels_YXZ = images.random_crop(example.pixels_YXZ, self.size, rng)
-        mirrored = rng.random() < 0.5  # Drawn for every example, so that `flip` changes no other draw.
-        if self.flip and example.flip and mirrored:
-            pixels_YXZ = pixels_YXZ[:, ::-1]
-        return _row(example, pixels_YXZ)
+    def random_map(self, example: Any, rng: np.random.Generator) -> Batch:
+        return self.rows.row(example, rng)
 
 
 class _Blocks:
@@ -134,19 +83,6 @@ class _Blocks:
     def __getitem__(self, step: int) -> Batch:
         parts = [self._order[step * self._share.ways + block] for block in self._share.blocks]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def _row(example: _Example, pixels_YXZ: np.ndarray) -> Batch:
-    return {
-        "image_BYXZ": pixels_YXZ,
-        "ids_BT": example.ids_T,
-        "mask_BT": example.mask_T,
-        "record_B": np.array(example.record, np.int32),
-    }
-
-
-def _to_float(batch: Batch) -> Batch:
-    return batch | {"image_BYXZ": images.to_float(batch["image_BYXZ"])}
 
 
 def _plain_errors(batches: grain.IterDataset) -> Iterator[Batch]:
@@ -181,48 +117,31 @@ def _end_with_trainer() -> None:
 class Loader:
     """An endless, shuffled, augmented stream of training batches.
 
+    A batch has one shape. Of each shape there is an endless shuffled order of its own, cut into batches; they take turns in
+    proportion to how many records they have, in a pattern that follows from those numbers alone.
+
     Args:
-        dataset, split: where the records are.
-        tokenizer: usually the data set's own.
+        rows: the records of a split, as rows.
         batch_size: examples per global batch.
-        image_size: side of the square images, in pixels; the shorter side is resized to it.
-        text_length: tokens per caption, the end-of-text token included.
-        seed: decides the order, the crops and the flips.
-        crop: `center`, or `random` along the longer side.
-        flip: mirrors half of the examples whose record allows it.
+        seed: decides the order and what is drawn for each row.
         workers: processes that prepare batches; 0 prepares them in threads of this one.
         share: which blocks of each global batch this process gets.
-        cache_bytes: memory for decoded images; smaller sets are decoded once.
 
     Raises:
-        UserError: no such crop or split, or a batch that does not come out in blocks.
+        UserError: a batch that does not come out in blocks.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: str,
-        tokenizer: Tokenizer,
-        *,
-        batch_size: int,
-        image_size: int,
-        text_length: int,
-        seed: int,
-        crop: str = "center",
-        flip: bool = False,
-        workers: int = 0,
-        share: Share = ALL,
-        cache_bytes: int = CACHE_BYTES,
-    ):
-        if crop not in CROPS:
-            raise UserError(f"crop is {crop!r}; choose one of {', '.join(CROPS)}")
+    def __init__(self, rows: Rows, *, batch_size: int, seed: int, workers: int = 0, share: Share = ALL):
         size = share.block_size(batch_size)
-        cache = cache_bytes // max(1, workers)
-        examples = _Examples(dataset, split, tokenizer, image_size, text_length, crop, cache)
-        order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-        blocks = order.random_map(_Augment(image_size, flip)).batch(size, drop_remainder=True)
-        self._stream = grain.MapDataset.source(_Blocks(blocks, share)).map(_to_float)
-        self._records = dataset[split]
+        augment = _Augment(rows)
+        streams = []
+        for i, part in enumerate(rows.records.parts):
+            order = grain.MapDataset.source(_Stretch(rows, part.start, part.size)).seed(seed + i).shuffle().repeat()
+            blocks = order.random_map(augment).batch(size, drop_remainder=True)
+            streams.append(grain.MapDataset.source(_Blocks(blocks, share)))
+        sizes = [part.size for part in rows.records.parts]
+        self._stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, sizes)
+        self._records = rows.records
         self._workers = workers
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
@@ -244,32 +163,23 @@ class Loader:
 
 
 def fixed_batches(
-    dataset: Dataset,
-    split: str,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    image_size: int,
-    text_length: int,
-    max_batches: int | None = None,
-    share: Share = ALL,
+    rows: Rows, *, batch_size: int, max_batches: int | None = None, share: Share = ALL
 ) -> Iterator[Batch]:
-    """Yields a split once, in stored order, centre-cropped and never mirrored: the same batches every time.
+    """Yields a split once, in stored order and without chance: the same batches every time.
 
-    The stored order is that of a hash of the ids, so the first `max_batches` are a fair sample. The last batch is
-    filled up with records from the start, whose record_B is -1: leave those out of any mean.
+    About `max_batches` take records from all over the split: of each shape, in proportion, rounded up. The last batch of each
+    shape is filled up with records from its start, whose record_B is -1: leave those out of any mean.
 
     Raises:
-        UserError: no such split, or a batch that does not come out in blocks.
+        UserError: a batch that does not come out in blocks.
     """
     local = share.rows(batch_size)
-    examples = _Examples(dataset, split, tokenizer, image_size, text_length, "center", cache=0)
-    batches = -(-len(examples) // batch_size)
-    for step in range(batches if max_batches is None else min(batches, max_batches)):
-        rows = []
-        for row_of_batch in local:
-            index = step * batch_size + row_of_batch
-            example = examples[index % len(examples)]
-            row = _row(example, example.pixels_YXZ)
-            rows.append(row if index < len(examples) else row | {"record_B": np.array(-1, np.int32)})
-        yield _to_float({key: np.stack([row[key] for row in rows]) for key in rows[0]})
+    most = len(rows.records) if max_batches is None else max_batches * batch_size
+    for part in rows.records.parts:
+        chosen = spread(part.size, -(-most * part.size // len(rows.records)))
+        for start in range(0, len(chosen), batch_size):
+            made = []
+            for number in (start + row for row in local):
+                row = rows.row(rows.read(part.start + chosen[number % len(chosen)]), None)
+                made.append(row if number < len(chosen) else row | {"record_B": np.array(-1, np.int32)})
+            yield {key: np.stack([row[key] for row in made]) for key in made[0]}

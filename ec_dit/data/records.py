@@ -1,49 +1,104 @@
 """What one example is, wherever it came from: every source yields these, every data set stores these."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+TRAIN, VALIDATION = "train", "validation"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image with its caption.
+    """One image with its captions.
 
     Attributes:
         id: stable name, unique within its split; the same source gives the same id every time.
-        image: encoded bytes (PNG, JPEG or WebP) of an RGB image.
-        caption: plain text, never empty.
-        flip: whether the caption stays true when the image is mirrored left to right.
-        meta: JSON-serialisable facts about the example, for scorers (task, objects, ...).
+        image: encoded bytes (PNG, JPEG or WebP) of an image.
+        captions: plain texts, at least one; evaluation takes the first.
+        weights: how often training takes each caption, relative to the others; () = all alike.
+        split: which one it belongs to.
+        flip: whether the captions stay true when the image is mirrored left to right.
+        meta: JSON-serialisable facts about the example, for filters and scorers (task, objects, aesthetic, ...).
     """
 
     id: str
     image: bytes
-    caption: str
+    captions: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    split: str = TRAIN
     flip: bool = False
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str:
+        """The first caption."""
+        return self.captions[0]
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An example left out, with the reason that the report gives: what follows a first colon is detail, not counted."""
+    """An example left out.
+
+    Attributes:
+        id: its name, or where it stands if it has none.
+        reason: what the report gives; what follows a first colon is detail, not counted.
+        split: which one it would belong to.
+        asked: whether a filter that the user set left it out, and no fault of its own.
+    """
 
     id: str
     reason: str
+    split: str = TRAIN
+    asked: bool = False
 
 
-class Source(Protocol):
-    """Where examples come from. Iterating a split twice must give the same records in the same order.
+class Shard(NamedTuple):
+    """A stretch of a source that is read in one go: a file, or a range of entries.
 
-    A source may also have `options` (a dataclass), `libraries` that its bytes depend on, and `size(split)`.
+    Attributes:
+        name: for messages.
+        size: examples in it, kept or skipped; None where only reading tells.
     """
 
     name: str
+    size: int | None = None
+
+
+class Source(Protocol):
+    """Where examples come from. Reading twice must give the same examples in the same order.
+
+    Attributes:
+        name: of the kind of source.
+        options: a dataclass; data sets note it.
+        libraries: packages, beside the usual ones, that the bytes of its images depend on.
+    """
+
+    name: str
+    options: Any
+    libraries: tuple[str, ...]
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
         ...
 
-    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
-        """Yields the examples part, part + parts, part + 2 parts, ... of `split`, kept or skipped; by default all."""
+    def shards(self) -> Sequence[Shard]:
+        """The stretches it is read in: each by itself, by any process, in any order."""
         ...
+
+    def records(self, shard: int) -> Iterator[Record | Skipped]:
+        """Yields the examples of one stretch, of all splits. Images are as they were found: nobody has decoded them yet."""
+        ...
+
+
+def ranges(size: int, length: int = 1000, name: str = "") -> list[Shard]:
+    """Stretches of `length` examples, for a source of `size` that reads any of them at once."""
+    return [
+        Shard(f"{name}{start}-{min(start + length, size)}", min(length, size - start))
+        for start in range(0, size, length)
+    ]
+
+
+def everything(source: Source) -> Iterator[Record | Skipped]:
+    """All examples, shard by shard."""
+    for shard in range(len(source.shards())):
+        yield from source.records(shard)

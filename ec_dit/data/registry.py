@@ -1,6 +1,7 @@
 """The sources by name. Each lives in a module of its own, imported only when it is asked for."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -16,17 +17,29 @@ _SOURCES = {
     "shapes": ("ec_dit.data.sources.shapes", "ShapesSource", "ShapesOptions"),
     "emoji": ("ec_dit.data.sources.emoji", "EmojiSource", "EmojiOptions"),
     "folder": ("ec_dit.data.sources.folder", "FolderSource", "FolderOptions"),
+    "webdataset": ("ec_dit.data.sources.webdataset", "WebdatasetSource", "WebdatasetOptions"),
+    "parquet": ("ec_dit.data.sources.parquet", "ParquetSource", "ParquetOptions"),
+    "coco": ("ec_dit.data.sources.coco", "CocoSource", "CocoOptions"),
+    "tfds": ("ec_dit.data.sources.tfds_set", "TfdsSource", "TfdsOptions"),
 }
-NAMES = tuple(_SOURCES)
+_NAMED = "tfds"  # What follows its colon is the option `dataset`.
+NAMES = tuple(f"{name}:NAME" if name == _NAMED else name for name in _SOURCES)
 
 
 def make_source(name: str, options: Mapping[str, Any]) -> Source:
     """Builds the source `name`; `options` holds fields of its options class, the rest keep their defaults.
 
+    'tfds:NAME' is the source tfds with the option `dataset` NAME.
+
     Raises:
         UserError: no such source or option, an option that is needed and missing, or a value the source refuses.
     """
     source_class, options_class = _classes(name)
+    name, colon, dataset = name.partition(":")
+    if colon:
+        if options.get("dataset", dataset) != dataset:
+            raise UserError(f"source {name} is to read {dataset!r} and {options['dataset']!r}; name one of them")
+        options = {**options, "dataset": dataset}
     for key in options:
         _field(name, key)
     for field in dataclasses.fields(options_class):
@@ -65,8 +78,9 @@ def _typed(value: Any, kind: Any) -> Any:
     """`value` as an annotation asks for it: lists become tuples, whole numbers floats. ValueError where it is not."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        if type(value) in parts:
-            return value
+        for part in parts:
+            with contextlib.suppress(ValueError):
+                return _typed(value, part)
     elif origin is tuple and isinstance(value, list | tuple):
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_typed(item, part) for item, part in zip(value, kinds, strict=True))
@@ -78,9 +92,10 @@ def _typed(value: Any, kind: Any) -> Any:
 
 
 def _classes(name: str) -> tuple[Any, Any]:
-    if name not in _SOURCES:
+    kind, colon, _ = name.partition(":")
+    if kind not in _SOURCES or (colon and kind != _NAMED):
         raise UserError(f"there is no source {name!r}{did_you_mean(name, NAMES)}; choose one of {', '.join(NAMES)}")
-    module_name, *names = _SOURCES[name]
+    module_name, *names = _SOURCES[kind]
     module = importlib.import_module(module_name)
     source_class, options_class = (getattr(module, each) for each in names)
     return source_class, options_class

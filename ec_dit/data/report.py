@@ -2,59 +2,60 @@
 
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 1  # Of a data set's folder.
+FORMAT = 2  # Of a data set's folder.
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a preparation kept and left out; stored as report.json.
+    """What a preparation kept and left out; stored as report.json. Each skipped example is a line of skipped.jsonl.
 
     Attributes:
-        source, options: what was prepared, and how.
+        source, options, filters: what was prepared, and how.
         kept: records by split; a split that came out empty is left out.
-        skipped: (split, id, reason) of every example left out.
-        records_sha256: hash over every record's content, in the source's order.
-        vocab_size: pieces of the tokenizer.
+        shapes: of encoded pictures, how many there are of each shape, '32x24' being rows x columns of the latent, by split.
+        skipped: how many examples were left out for each reason, most frequent first.
+        vocab_size: pieces of the tokenizer; 0: the captions are encoded.
         libraries: versions that the bytes depend on.
-        files: size in bytes of every other file of the folder.
+        files: (size in bytes, SHA-256) of every other file of the folder.
         format: version of this layout.
     """
 
     source: str
     options: Mapping[str, Any]
+    filters: Mapping[str, Any]
     kept: Mapping[str, int]
-    skipped: Sequence[tuple[str, str, str]]
-    records_sha256: str
+    shapes: Mapping[str, Mapping[str, int]]
+    skipped: Mapping[str, int]
     vocab_size: int
     libraries: Mapping[str, str]
-    files: Mapping[str, int]
+    files: Mapping[str, tuple[int, str]]
     format: int = FORMAT
 
-    def reasons(self) -> dict[str, int]:
-        """How many examples were skipped for each reason (its part before the first colon), most frequent first."""
-        return dict(Counter(reason.split(":")[0] for _, _, reason in self.skipped).most_common())
-
     def to_json(self) -> str:
-        """Readable JSON: the skipped examples counted by reason, then listed."""
-        fields = dataclasses.asdict(self)
-        fields["skipped"] = {"reasons": self.reasons(), "examples": self.skipped}
-        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
+        """Readable JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        """The inverse of to_json. Raises ValueError, KeyError or TypeError on anything else."""
+        """The inverse of to_json. Raises ValueError, KeyError, TypeError or AttributeError on anything else."""
         fields = json.loads(text)
-        fields["skipped"] = [tuple(example) for example in fields["skipped"]["examples"]]
+        fields["files"] = {name: (int(size), str(digest)) for name, (size, digest) in fields["files"].items()}
         return cls(**fields)
 
+    @property
+    def bytes_per_image(self) -> float:
+        """On disk, all files counted."""
+        return sum(size for size, _ in self.files.values()) / max(1, sum(self.kept.values()))
+
     def table(self) -> str:
-        """Lines for people: kept by split, then skipped by reason."""
-        rows = [(f"kept, {split}", count) for split, count in self.kept.items()]
-        rows += [(f"skipped, {reason}", count) for reason, count in self.reasons().items()]
-        rows += [("tokenizer pieces", self.vocab_size)]
+        """Lines for people: kept by split, then skipped by reason, then what it takes."""
+        rows = [(f"kept, {split}", f"{count:,}") for split, count in self.kept.items()]
+        rows += [(f"kept, {split}, {shape}", f"{n:,}") for split, of in self.shapes.items() for shape, n in of.items()]
+        rows += [(f"skipped, {reason}", f"{count:,}") for reason, count in self.skipped.items()]
+        rows += [("tokenizer pieces", f"{self.vocab_size:,}")] if self.vocab_size else []
+        rows += [("GB per million images", f"{self.bytes_per_image / 1000:.2f}")]
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {count:>9,}" for name, count in rows)
+        return "\n".join(f"{name:<{width}}  {value:>9}" for name, value in rows)

@@ -16,6 +16,7 @@ from ec_dit.core import hub
 from ec_dit.core.errors import UserError
 
 JSON, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+FILES = (JSON, VOCAB, MERGES, "tokenizer_config.json", "special_tokens_map.json")  # any that are there
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _ROLES = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}  # where files do not tell
 # One token each: special tokens, English endings, words of letters, single digits, runs of other signs.

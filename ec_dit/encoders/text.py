@@ -212,6 +212,19 @@ class TextEncoders:
         )
 
 
+def tokenizer_files(path: str | Path) -> list[Path]:
+    """The files of the tokenizer of the encoder in a folder, or of one file of weights in it.
+
+    Raises:
+        UserError: if they are missing, or the folder holds no text encoder.
+    """
+    folder = hub.folder_of(hub.local(path))
+    kind = _kind(folder)
+    place = _tokenizer_folder(folder, kind)
+    names = clip_tokenizer.FILES if kind == "clip" else (_T5_TOKENIZER,)
+    return [place / name for name in names if (place / name).is_file()]
+
+
 def _kind(folder: Path) -> Kind:
     """What a folder's config.json describes."""
     if (folder / "model_index.json").is_file():

@@ -97,6 +97,7 @@ class Generator:
         shape_YXZ: of one latent.
         encode: captions -> Text of NumPy arrays (B, T, ...).
         decode: clean latents (B, Y, X, Z) -> uint8 images (B, rows, columns, 3).
+        null_text: the empty caption, leaves without B.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Generator:
         shape_YXZ: tuple[int, int, int],
         encode: Callable[[Sequence[str]], Text],
         decode: Callable[[np.ndarray], np.ndarray],
+        null_text: Text,
         compiler_options: dict[str, str] | None = None,
     ):
         self.settings = settings
@@ -114,7 +116,7 @@ class Generator:
         ways = sharding.batch_ways(mesh)
         self._batch_size = -(-settings.batch_size // ways) * ways  # the devices share a batch evenly
         self._encode, self._decode = encode, decode
-        self._null_text = jax.tree.map(lambda a: a[0], encode([""]))
+        self._null_text = null_text
         self._sample = jax.jit(
             lambda params, *args: sample(graphdef, settings, params, *args),
             out_shardings=sharding.replicated(mesh),  # every process gets every image

@@ -8,6 +8,7 @@ an empty slot has gate 0. Scores are a softmax over experts in float32.
   token choice (GShard top-2): each token asks for its two best experts; who comes too late finds the expert full.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,7 @@ RoutingKind = Literal["expert_choice", "token_choice"]
 CombineKind = Literal["scatter", "one_hot"]
 GateKind = Literal["score", "normalized"]
 _LEAST_SCORE, _NOT_TAKEN = 1e-30, -1e30  # below any score; its logarithm, below any other
+_ROUNDING = 1e-6  # of floats: 10 x 0.3 is more than 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class RoutingSpec:
 
     Attributes:
         kind: the rule.
-        capacity_factor: f_c, how many experts a token meets on average; C = S f_c / E.
+        capacity_factor: f_c, how many experts a token meets on average; C = S f_c / E, rounded up.
         group_size: S, tokens that are routed together; 0 for the tokens of one image, whatever their number.
         combine: 'scatter' adds expert outputs back to their tokens, 'one_hot' multiplies by a one-hot matrix.
         gate: of expert choice: 'score', the softmaxed score (Algorithm 1), or 'normalized', divided by the sum of a token's
@@ -81,18 +83,22 @@ def group_tokens(num_tokens: int, image_tokens: int, group_size: int) -> int:
 
 
 def capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
-    """C = S f_c / E, the slots of one expert in one group.
+    """C, the slots of one expert in one group: S f_c / E rounded up, as images have any number of tokens; from 1 to S."""
+    return min(max(1, math.ceil(group_size * capacity_factor / num_experts - _ROUNDING)), group_size)
+
+
+def check_capacity(group_size: int, num_experts: int, capacity_factor: float) -> None:
+    """Refuses groups whose capacity must be rounded: of those that a config is made for, where f_c would not be as it says.
 
     Raises:
-        UserError: unless C is a whole number between 1 and S.
+        UserError: unless C = S f_c / E is a whole number from 1 to S.
     """
     slots = group_size * capacity_factor / num_experts
-    if slots < 1 or slots > group_size or abs(slots - round(slots)) > 1e-6:
+    if slots < 1 or slots > group_size or abs(slots - round(slots)) > _ROUNDING:
         raise UserError(
             f"routing: capacity C = group size {group_size} x capacity factor {capacity_factor:g} / {num_experts} experts "
             f"= {slots:g} must be a whole number from 1 to {group_size}. Change the group size or the capacity factor."
         )
-    return round(slots)
 
 
 def route(scores_GSE: jax.Array, spec: RoutingSpec) -> Routing:

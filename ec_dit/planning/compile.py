@@ -111,7 +111,8 @@ def make_system(config: ConfigDict, on: Sequence[Any]) -> build.System:
                 f"the text tower's size depends on the tokenizer of {d.path or '--config.data.path'}: "
                 f"python -m ec_dit.prepare --source={d.source or 'SOURCE'} --out={d.path or 'DIR'}"
             )
-        tokenizer = Tokenizer.load(datasets.open(d.path).tokenizer_path)
+        path = datasets.open(d.path).tokenizer_path
+        tokenizer = Tokenizer.load(path) if path else None
     return build.make_system(config, tokenizer, on)
 
 

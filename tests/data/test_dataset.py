@@ -1,234 +1,183 @@
-import hashlib
 import json
-from pathlib import Path
+import re
+import shutil
 
 import numpy as np
 import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
-from ec_dit.data.records import Record
-
-
-def hashes(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def write(source, out, **options):
-    return dataset.write(source, out, vocab_size=64, progress=False, **options)
+from ec_dit.data.records import Record, Skipped, everything
+from tests.data import sets
+from tests.data.sets import Listed, write
 
 
 def test_records_come_back_as_they_were(numbers, counting):
     assert numbers.splits == ("train", "validation") and len(numbers["train"]) == 23 and len(numbers["validation"]) == 7
     for split in numbers.splits:
-        stored = {record.id: record for record in numbers[split]}
-        expected = {record.id: record for record in counting().records(split)}
-        assert stored == expected and len(stored) == len(numbers[split])
+        assert list(numbers[split]) == [record for record in everything(counting()) if record.split == split]
+    assert numbers.encoding is None and numbers.shapes() == []
 
 
-def test_stored_order_is_mixed(numbers):
-    order = [record.meta["index"] for record in numbers["train"]]
-    assert order != sorted(order)
-    assert numbers["train"][-1] == numbers["train"][22]
-    with pytest.raises(IndexError):
-        numbers["train"][23]
+def test_records_by_index(numbers):
+    train = numbers["train"]
+    assert [train[i].id for i in (22, 0, 10)] == ["train-22", "train-0", "train-10"]
+    assert train[-1] == train[22] and train[-23] == train[0]
+    for index in (23, -24):
+        with pytest.raises(IndexError, match=r"of 23"):
+            train[index]
 
 
-def test_preparing_twice_gives_the_same_bytes(tmp_path, counting, numbers):
-    write(counting(), tmp_path / "again")
-    assert hashes(tmp_path / "again") == hashes(numbers.path)
-    assert dataset.open(tmp_path / "again").fingerprint == numbers.fingerprint
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+def test_several_captions_and_their_weights_come_back(tmp_path):
+    image = sets.record("train", 0).image
+    records = [
+        Record("a", image, ("one", "two \u00e9", "three\nlines"), (0.5, 0.0, 2.25), flip=True),
+        Record("b", image, ("one", "one"), (), meta={"score": 1.5, "words": ["x", None], "deep": {"\u00e9": True}}),
+        Record("c", image, ("alone",), (3.0,), "validation"),
+    ]
+    write(Listed(records), tmp_path / "set")
+    found = dataset.open(tmp_path / "set")
+    assert [*found["train"], *found["validation"]] == records
+    assert found["train"][0].caption == "one"
 
 
-def test_fingerprint_follows_the_content(tmp_path, counting, numbers):
+def test_encoded_records_come_back_by_shape(mixed):
+    assert mixed.splits == ("train", "validation") and mixed.tokenizer_path is None
+    assert mixed.shapes() == [(2, 2), (2, 3), (3, 2)] and mixed.shapes("validation") == [(2, 2), (2, 3)]
+    for split in mixed.splits:
+        expected = [
+            record
+            for shape in mixed.shapes(split)
+            for record in sets.MixedSource().items
+            if record.split == split and record.meta["shape"] == list(shape)
+        ]
+        found = list(mixed[split])
+        assert [record.id for record in found] == [record.id for record in expected]  # in the source's order
+        assert [(part.shape, part.start, part.size) for part in mixed[split].parts] == {
+            "train": [((2, 2), 0, 13), ((2, 3), 13, 7), ((3, 2), 20, 3)],
+            "validation": [((2, 2), 0, 5), ((2, 3), 5, 2)],
+        }[split]
+        for record, wanted in zip(found, expected, strict=True):
+            assert (record.captions, record.weights, record.meta) == (wanted.captions, wanted.weights, wanted.meta)
+            assert record.latents[0][0].shape == (*wanted.meta["shape"], 3)
+            assert len(record.latents) == 1 + wanted.flip
+            np.testing.assert_array_equal(record.latents, sets.latents_of(wanted))
+
+
+def test_a_fingerprint_follows_the_content(tmp_path, counting, numbers):
+    write(counting(), tmp_path / "same")
     write(counting(train=22), tmp_path / "fewer")
     write(counting(width=13), tmp_path / "wider")
     write(counting(), tmp_path / "tokens", tokenizer_path=tmp_path / "fewer" / "tokenizer.model")
     prints = {dataset.open(tmp_path / name).fingerprint for name in ("fewer", "wider", "tokens")}
     assert len(prints | {numbers.fingerprint}) == 4
+    assert dataset.open(tmp_path / "same").fingerprint == numbers.fingerprint
+    write(
+        Listed([*everything(counting(train=3, validation=0)), Skipped("x", "a")]), tmp_path / "x", max_skipped_share=1
+    )
+    write(
+        Listed([*everything(counting(train=3, validation=0)), Skipped("y", "b")]), tmp_path / "y", max_skipped_share=1
+    )
+    left, right = (dataset.open(tmp_path / name) for name in "xy")
+    assert left.fingerprint == right.fingerprint  # What is not there changes no batch.
+    assert [next(found.skipped())["id"] for found in (left, right)] == ["x", "y"]
 
 
-def test_report_counts_and_lists_what_was_skipped(tmp_path, counting):
-    report = write(counting(train=9, skipped=1, validation=0), tmp_path / "set")
-    assert report.kept == {"train": 9}
-    assert report.skipped == [("train", "bad-0", "damaged image: number 0")]
-    stored = json.loads((tmp_path / "set" / "report.json").read_text())
-    assert stored["skipped"] == {
-        "reasons": {"damaged image": 1},
-        "examples": [["train", "bad-0", "damaged image: number 0"]],
-    }
-    assert stored["options"] == {"train": 9, "validation": 0, "skipped": 1, "width": 12}
-    assert "sentencepiece" in stored["libraries"]
-    assert dataset.open(tmp_path / "set").report == report
-    assert "skipped, damaged image" in report.table()
+def test_what_is_there(tmp_path, numbers):
+    assert not dataset.is_there(tmp_path / "set") and dataset.is_there(numbers.path)
+    (tmp_path / "set" / ".incomplete").mkdir(parents=True)
+    assert not dataset.is_there(tmp_path / "set")
+    with pytest.raises(UserError, match=r"set is not a finished data set"):
+        dataset.open(tmp_path / "set")
 
 
-def test_too_many_skipped_is_an_error(tmp_path, counting):
-    source = counting(train=8, validation=0, skipped=2)
-    with pytest.raises(UserError, match=r"2 of 10 examples .* max_skipped_share=0.1 \(bad-0: damaged image"):
-        write(source, tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
-    write(source, tmp_path / "set", max_skipped_share=0.2)
+@pytest.fixture
+def own(tmp_path, numbers):
+    """A copy of `numbers`, to be damaged."""
+    shutil.copytree(numbers.path, tmp_path / "set")
+    return tmp_path / "set"
 
 
-@pytest.mark.parametrize("share", [float("nan"), -1, 1.01])
-def test_a_share_is_from_0_to_1(tmp_path, counting, share):
-    with pytest.raises(UserError, match=r"max_skipped_share is .*; it must be from 0 to 1"):
-        write(counting(), tmp_path / "set", max_skipped_share=share)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_nothing_to_train_on(tmp_path, counting):
-    with pytest.raises(UserError, match=r"no example is left to train on .*1 x damaged image"):
-        write(counting(train=0, skipped=1), tmp_path / "set")
-    with pytest.raises(UserError, match=r"the source has none"):
-        write(counting(train=0), tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
-
-
-class Listed:
-    name = "listed"
-
-    def __init__(self, *records):
-        self._records = records
-
-    def splits(self):
-        return ("train",)
-
-    def records(self, split):
-        return iter(self._records)
-
-
-def test_bad_records(tmp_path, counting):
-    (one,) = counting(train=1).records("train")
-    with pytest.raises(UserError, match=r"two records .* are called 'train-0'"):
-        write(Listed(one, one), tmp_path / "set")
-    blank = Record("blank", one.image, " ")
-    assert write(Listed(one, blank), tmp_path / "set", max_skipped_share=1).reasons() == {"empty caption": 1}
-
-
-def test_a_failing_source_leaves_nothing(tmp_path, counting):
-    class Failing(type(counting())):
-        def records(self, split):
-            yield from list(super().records(split))[:5]
-            raise OSError("disk gone")
-
-    with pytest.raises(OSError, match=r"disk gone"):
-        write(Failing(counting().options), tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_taken_folders(tmp_path, counting):
-    out = tmp_path / "set"
-    out.mkdir()
-    write(counting(), out)  # An empty folder is as good as none.
-    before = hashes(out)
-    with pytest.raises(UserError, match=r"already holds a data set"):
-        write(counting(train=3), out)
-    assert hashes(out) == before
-    write(counting(train=3), out, overwrite=True)
-    assert len(dataset.open(out)["train"]) == 3
-
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"holds other files"):
-        write(counting(), tmp_path / "photos", overwrite=True)
-    with pytest.raises(UserError, match=r"is a file"):
-        write(counting(), tmp_path / "photos" / "mine.txt", overwrite=True)
-    assert (tmp_path / "photos" / "mine.txt").read_text() == "precious"
-
-
-def test_a_failed_replacement_keeps_the_old_set(tmp_path, counting, monkeypatch):
-    out = tmp_path / "set"
-    write(counting(), out)
-    before, rename = hashes(out), Path.rename
-
-    def failing(path, target):
-        if path.name == "set" and Path(target) == out:
-            raise OSError("disk gone")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match=r"disk gone"):
-        write(counting(train=3), out, overwrite=True)
-    assert hashes(out) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-@pytest.mark.parametrize("empty_folder", [False, True])
-def test_killed_between_the_renames_the_old_set_comes_back(tmp_path, counting, empty_folder):
-    out, left = tmp_path / "set", tmp_path / ".set.incomplete"
-    write(counting(), out)
-    before = hashes(out)
-
-    def interrupt():
-        left.mkdir()
-        out.rename(left / "replaced")
-        (left / "set").mkdir()
-        (left / "set" / "report.json").write_text("{}")
-        if empty_folder:
-            out.mkdir()
-
-    interrupt()
-    with pytest.raises(UserError, match=r"already holds a data set"):
-        write(counting(train=3), out)
-    assert hashes(out) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
-    interrupt()
-    write(counting(train=3), out, overwrite=True)
-    assert len(dataset.open(out)["train"]) == 3 and [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_killed_after_the_renames_the_new_set_stays(tmp_path, counting):
-    out, left = tmp_path / "set", tmp_path / ".set.incomplete"
-    write(counting(train=3), out)
-    before = hashes(out)
-    left.mkdir()
-    write(counting(), left / "replaced")
-    with pytest.raises(UserError, match=r"already holds a data set"):
-        write(counting(), out)
-    assert hashes(out) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_leftovers_are_cleared_and_a_running_preparation_is_left_alone(tmp_path, counting):
-    stale = tmp_path / ".set.incomplete" / "build"
-    stale.mkdir(parents=True)
-    (stale / "half").write_text("written")
-    with dataset._workspace(tmp_path / "other"), pytest.raises(UserError, match=r"another process is preparing"):
-        write(counting(), tmp_path / "other")
-    write(counting(), tmp_path / "set")
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_unreadable_sets_say_why(tmp_path, counting):
-    out = tmp_path / "set"
-    with pytest.raises(UserError, match=r"no data set at .*prepare it with"):
-        dataset.open(out)
-    out.mkdir()
+def test_unreadable_sets_say_why(tmp_path, own):
+    with pytest.raises(UserError, match=r"no data set at .*prepare it with: .* --out=.*/none"):
+        dataset.open(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"not a finished data set"):
-        dataset.open(out)
-    write(counting(), out)
+        dataset.open(tmp_path / "empty")
     with pytest.raises(UserError, match=r"no split 'test'; it has train, validation"):
-        dataset.open(out)["test"]
+        dataset.open(own)["test"]
+    report = (own / "report.json").read_text()
+    for damaged in (report[:50], "[]", "{}", json.dumps(json.loads(report) | {"files": 3})):
+        (own / "report.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"report.json is damaged; .* --overwrite"):
+            dataset.open(own)
 
-    shard = next(out.glob("*train*"))
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1])
-    with pytest.raises(UserError, match=r"damaged: .*train.* bytes long instead of"):
-        dataset.open(out)
-    shard.unlink()
-    with pytest.raises(UserError, match=r"damaged: .*train.* is missing"):
-        dataset.open(out)
 
-    middle = np.frombuffer(whole, np.uint8).copy()
+def test_a_set_of_an_older_layout_is_refused(own):
+    old = {"source": "shapes", "kept": {"train": 3}, "records_sha256": "0", "files": {"features.json": 3}, "format": 1}
+    (own / "report.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"set has layout 1, this version reads layout 2; prepare it .* --overwrite"):
+        dataset.open(own)
+
+
+NAMES = (
+    "counting-train.array_record-00001-of-00003",
+    "features.json",
+    "dataset_info.json",
+    "tokenizer.model",
+    "skipped.jsonl",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_missing_or_of_another_size_is_named(tmp_path, counting, own, name):
+    if name == "skipped.jsonl":  # It is empty where all are usable.
+        shutil.rmtree(own)
+        write(counting(skipped=1), own)
+    whole = (own / name).read_bytes()
+    (own / name).write_bytes(whole[:-1])
+    sizes = f"{len(whole) - 1:,} bytes long instead of {len(whole):,}"
+    with pytest.raises(UserError, match=rf"set is damaged: {name} is {sizes}; .* --overwrite"):
+        dataset.open(own)
+    (own / name).unlink()
+    with pytest.raises(UserError, match=rf"damaged: {name} is missing"):
+        dataset.open(own)
+    (own / name).write_bytes(whole)
+    assert dataset.open(own)
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_edited_content_of_the_same_size_is_found(own, name):
+    whole = (own / name).read_bytes()
+    for position in (0, len(whole) // 2, len(whole) - 1):
+        edited = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+        (own / name).write_bytes(edited)
+        with pytest.raises(
+            UserError, match=rf"set is damaged: the content of {name} is not what was prepared; .*--over"
+        ):
+            dataset.open(own)
+
+
+def test_of_a_large_set_what_describes_the_records_is_looked_at_first(own, monkeypatch):
+    records = {path.name for path in own.glob("*array_record*")}
+    others = [path for path in own.iterdir() if path.name not in records | {"report.json"}]
+    monkeypatch.setattr(dataset, "_VERIFIED_BYTES", sum(path.stat().st_size for path in others))
+    assert min((own / name).stat().st_size for name in records) > 0
+    for path in others:
+        whole = path.read_bytes()
+        if whole:
+            path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+            with pytest.raises(UserError, match=rf"the content of {re.escape(path.name)} is not"):
+                dataset.open(own)
+        path.write_bytes(whole)
+    assert dataset.open(own)
+
+
+def test_records_damaged_since_are_named(own):
+    opened = dataset.open(own)
+    shard = own / NAMES[0]
+    middle = np.frombuffer(shard.read_bytes(), np.uint8).copy()
     middle[:3000] ^= 0xFF
     shard.write_bytes(middle.tobytes())
-    with pytest.raises(UserError, match=r"is damaged; prepare the data set again"):
-        list(dataset.open(out)["train"])
-    shard.write_bytes(whole)
-
-    (out / "report.json").write_text((out / "report.json").read_text()[:50])
-    with pytest.raises(UserError, match=r"report.json is damaged"):
-        dataset.open(out)
-    (out / "report.json").write_text("[]")
-    with pytest.raises(UserError, match=r"report.json is damaged"):
-        dataset.open(out)
+    with pytest.raises(UserError, match=r"set: record 1\d of split train is damaged; prepare the data set again"):
+        list(opened["train"])

@@ -85,6 +85,84 @@ def test_center_crop_takes_the_middle():
     assert images.center_crop(image, 2).shape == (2, 2, 3)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (64, 64), (301, 200), (1000, 37), (1600, 1200)])
+@pytest.mark.parametrize("target", [1, 8, 64])
+def test_center_crop_is_the_same_to_the_bit_as_ever(size, target):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image, shorter = Image.fromarray(noise), min(size)
+    left, top = (size[0] - shorter) / 2, (size[1] - shorter) / 2
+    box = (left, top, left + shorter, top + shorter)
+    expected = image.resize((target, target), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    np.testing.assert_array_equal(images.center_crop(image, target), np.asarray(expected))
+
+
+def test_fit_copies_what_fits_already():
+    noise = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+    np.testing.assert_array_equal(images.fit(Image.fromarray(noise), (6, 10)), noise)
+    np.testing.assert_array_equal(images.fit(Image.fromarray(noise), (6, 4)), noise[:, 3:7])
+    np.testing.assert_array_equal(images.fit(Image.fromarray(noise), (2, 10)), noise[2:4])
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "left", "right"),
+    [
+        ((200, 100), (50, 100), 0, 200),
+        ((300, 100), (50, 100), 50, 250),
+        ((100, 300), (50, 100), 0, 100),
+        ((333, 100), (100, 200), 66.5, 266.5),
+        ((640, 480), (192, 320), 0, 640),
+        ((640, 480), (320, 192), 176, 464),
+        ((1001, 700), (448, 640), 0.5, 1000.5),
+    ],
+)
+def test_fit_takes_the_middle_undistorted(size, shape, left, right):
+    """A picture whose red is the place from left to right, and whose green is that from top to bottom."""
+    x, y = np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1])
+    ramp = np.zeros((size[1], size[0], 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.round(x)[None], np.round(y)[:, None]
+    found = images.fit(Image.fromarray(ramp), shape).astype(float)
+    assert found.shape == (*shape, 3)
+    scale = (right - left) / shape[1]  # One scale for both axes is what undistorted means.
+    top = (size[1] - scale * shape[0]) / 2
+    assert top >= -1e-9
+    columns = (left + scale * (np.arange(shape[1]) + 0.5) - 0.5) * 255 / (size[0] - 1)
+    rows = (top + scale * (np.arange(shape[0]) + 0.5) - 0.5) * 255 / (size[1] - 1)
+    pixel = 255 / (min(size) - 1)
+    np.testing.assert_allclose(found[..., 0], np.broadcast_to(columns, shape), atol=1 + pixel)
+    np.testing.assert_allclose(found[..., 1], np.broadcast_to(rows[:, None], shape), atol=1 + pixel)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (2, 3), (3999, 17)])
+@pytest.mark.parametrize("shape", [(1, 1), (8, 4), (4, 8), (40, 1), (7, 13)])
+def test_fit_takes_any_picture(size, shape):
+    found = images.fit(Image.new("RGB", size, (1, 2, 3)), shape)
+    np.testing.assert_array_equal(found, np.full((*shape, 3), (1, 2, 3)))
+
+
+def test_shrink_keeps_the_bytes_of_small_pictures():
+    for form in ("PNG", "JPEG", "WEBP"):
+        data = encoded(Image.new("RGB", (40, 20), "red"), form)
+        assert images.shrink(images.decode(data), data, 20) is data
+        assert images.shrink(images.decode(data), data, 21) is data
+
+
+@pytest.mark.parametrize(("form", "becomes"), [("PNG", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")])
+def test_shrink_keeps_png_lossless(form, becomes):
+    data = encoded(Image.new("RGB", (40, 20), (200, 100, 50)), form)
+    small = images.shrink(images.decode(data), data, 10)
+    with Image.open(io.BytesIO(small)) as image:
+        assert (image.format, image.size) == (becomes, (20, 10))
+    np.testing.assert_allclose(pixel(small), (200, 100, 50), atol=0 if form == "PNG" else 4)
+
+
+def test_shrink_goes_by_the_upright_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (40, 20), "red"), "JPEG", exif=exif)
+    small = images.shrink(images.decode(data), data, 10)
+    assert images.decode(small).size == (10, 20)
+
+
 def test_shrinking_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255

@@ -1,18 +1,31 @@
 import itertools
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ec_dit.core.errors import UserError
-from ec_dit.data import dataset, loader
+from ec_dit.data import dataset, filters, loader, writing
 from ec_dit.data.images import to_uint8
+from ec_dit.data.loader import Loader, fixed_batches
+from ec_dit.data.records import Record
+from ec_dit.data.rows import EncodedRows, PictureRows
+from ec_dit.data.tokenizer import Tokenizer
+from tests.data import sets
 
 
-def make(numbers, words, **options):
-    settings = {"batch_size": 4, "image_size": 8, "text_length": 10, "seed": 1, "flip": True, "crop": "random"}
-    return loader.Loader(numbers, "train", words, **settings | options)
+def rows_of(numbers, words, split="train", **options):
+    return PictureRows(numbers[split], words, **{"image_size": 8, "text_length": 10} | options)
+
+
+def make(numbers, words, *, batch_size=4, seed=1, workers=0, share=loader.ALL, **options):
+    rows = rows_of(numbers, words, **{"flip": True, "crop": "random"} | options)
+    return Loader(rows, batch_size=batch_size, seed=seed, workers=workers, share=share)
+
+
+def encoded(mixed, *, batch_size=4, seed=1, workers=0, share=loader.ALL, **options):
+    rows = EncodedRows(mixed["train"], **{"flip": True} | options)
+    return Loader(rows, batch_size=batch_size, seed=seed, workers=workers, share=share)
 
 
 def take(batches, count):
@@ -139,9 +152,33 @@ def test_workers_give_the_same_batches(numbers, words):
         assert_same(joined(parts, shares), right)
 
 
+@pytest.mark.parametrize("weights", [(5.0, 0.0, 3.0, 2.0), ()])
+def test_captions_are_drawn_as_often_as_their_weights_say(tmp_path, weights):
+    captions = ("one", "two", "three", "four")
+    image = sets.record("train", 0).image
+    items = [Record(str(n), image, captions, weights) for n in range(40)]
+    sets.write(sets.Listed(items), tmp_path / "set")
+    opened = dataset.open(tmp_path / "set")
+    words = Tokenizer.load(opened.tokenizer_path)
+    of_ids = {
+        tuple(ids): caption for caption, ids in zip(captions, words.encode(captions, 10)[0].tolist(), strict=True)
+    }
+    rows = PictureRows(opened["train"], words, image_size=8, text_length=10)
+    counts = Counter()
+    for batch in take(Loader(rows, batch_size=50, seed=3).batches(), 40):
+        counts.update(of_ids[tuple(ids)] for ids in batch["ids_BT"].tolist())
+    total = 40 * 50
+    share = np.array(weights or [1.0] * 4) / sum(weights or [1.0] * 4)
+    expected = {caption: total * part for caption, part in zip(captions, share, strict=True) if part}
+    assert set(counts) == set(expected)
+    assert sum((counts[caption] - wanted) ** 2 / wanted for caption, wanted in expected.items()) < 16  # p < 0.0015
+    evaluated = next(fixed_batches(rows, batch_size=2))
+    assert of_ids[tuple(evaluated["ids_BT"][0].tolist())] == "one"
+
+
 def test_fixed_batches_are_the_split_once(numbers, words):
-    settings = {"batch_size": 4, "image_size": 8, "text_length": 10}
-    batches = list(loader.fixed_batches(numbers, "validation", words, **settings))
+    rows = rows_of(numbers, words, "validation", crop="random", flip=True)
+    batches = list(fixed_batches(rows, batch_size=4))
     assert [batch["record_B"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
     for batch in batches:
         for index, pixels_YXZ in zip(batch["record_B"], to_uint8(batch["image_BYXZ"]), strict=True):
@@ -149,19 +186,34 @@ def test_fixed_batches_are_the_split_once(numbers, words):
             np.testing.assert_array_equal(pixels_YXZ[0, :, 1], np.arange(20, 100, 10))
     for blocks in SHARES:
         shares = shares_of(blocks)
-        each = [list(loader.fixed_batches(numbers, "validation", words, **settings, share=share)) for share in shares]
+        each = [list(fixed_batches(rows, batch_size=4, share=share)) for share in shares]
         for whole, *parts in zip(batches, *each, strict=True):
             assert_same(joined(parts, shares), whole)
-    assert len(list(loader.fixed_batches(numbers, "validation", words, **settings, max_batches=1))) == 1
 
 
-def test_a_damaged_image_is_named(tmp_path, counting, words):
-    class Broken(type(counting())):
-        def records(self, split):
-            return (replace(record, image=record.image[:-30]) for record in super().records(split))
+def test_some_fixed_batches_are_from_all_over_the_split(numbers, words):
+    rows = rows_of(numbers, words)
 
-    dataset.write(Broken(counting(train=1).options), tmp_path / "set", vocab_size=64, progress=False)
-    with pytest.raises(UserError, match=r"set: record 'train-0': damaged image: [^\n]*$"):
+    def found(count):
+        return [batch["record_B"].tolist() for batch in fixed_batches(rows, batch_size=4, max_batches=count)]
+
+    assert found(1) == [[0, 5, 11, 17]]
+    two = [*itertools.chain(*found(2))]
+    assert len(set(two)) == 8 and max(np.diff([*two, 23])) == 3 and min(np.diff(two)) == 2
+    assert (
+        found(6)
+        == found(100)
+        == found(None)
+        == [list(range(n, min(n + 4, 23))) + [-1] * (n == 20) for n in range(0, 23, 4)]
+    )
+
+
+def test_a_damaged_image_is_named(tmp_path, words, monkeypatch):
+    record = sets.record("train", 0)
+    broken = Record("broken", record.image[:-30], record.captions)
+    monkeypatch.setattr(writing.filters, "look", lambda record, chosen: filters.Picture(record, None))
+    sets.write(sets.Listed([broken]), tmp_path / "set")
+    with pytest.raises(UserError, match=r"set: record 'broken': damaged image: [^\n]*$"):
         next(make(dataset.open(tmp_path / "set"), words).batches())
 
 
@@ -170,7 +222,129 @@ def test_mistakes(numbers, words):
         make(numbers, words, share=loader.Share((0,), 3))
     with pytest.raises(UserError, match=r"batch_size is 0"):
         make(numbers, words, batch_size=0)
-    with pytest.raises(UserError, match=r"crop is 'middle'; choose one of center, random"):
-        make(numbers, words, crop="middle")
     with pytest.raises(UserError, match=r"no split 'tran'"):
-        loader.Loader(numbers, "tran", words, batch_size=4, image_size=8, text_length=10, seed=0)
+        rows_of(numbers, words, "tran")
+
+
+# Encoded records of three shapes.
+
+SIZES = {(2, 2): 13, (2, 3): 7, (3, 2): 3}
+
+
+def shape_of(batch):
+    return batch["latent_BYXZ"].shape[1:3]
+
+
+def test_encoded_batches_hold_the_records_they_name(mixed):
+    source = {record.id: record for record in sets.MixedSource().items}
+    stream = encoded(mixed, posterior="mean", flip=False)
+    seen = set()
+    for batch in take(stream.batches(), 90):
+        rows, columns = shape_of(batch)
+        assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+            "latent_BYXZ": ((4, rows, columns, 3), "float32"),
+            "text_BTM": ((4, 5, 6), "bfloat16"),
+            "mask_BT": ((4, 5), "bool"),
+            "record_B": ((4,), "int32"),
+        }
+        for row, id_ in enumerate(stream.record_ids(batch["record_B"])):
+            np.testing.assert_array_equal(batch["latent_BYXZ"][row], sets.latents_of(source[id_])[0][0])
+            texts, masks = sets.BlockEncoders().texts(source[id_].captions)
+            texts = np.where(masks[..., None], texts, 0).astype("bfloat16")
+            caption = next(n for n, text in enumerate(texts) if np.array_equal(text, batch["text_BTM"][row]))
+            np.testing.assert_array_equal(batch["mask_BT"][row], masks[caption])
+            seen.add((id_, caption))
+    assert {id_ for id_, _ in seen} == {id_ for id_ in source if id_.startswith("train")}
+    assert len(seen) > 40  # of 45 captions: not only the first ones
+
+
+def test_every_batch_has_one_shape_and_shapes_take_turns_in_proportion(mixed):
+    shapes = [shape_of(batch) for batch in take(encoded(mixed).batches(), 46)]
+    for step in range(1, 47):
+        for shape, size in SIZES.items():
+            assert abs(shapes[:step].count(shape) - step * size / 23) < 1.5
+    assert [shape_of(batch) for batch in take(encoded(mixed, seed=7, batch_size=2).batches(), 46)] == shapes
+
+
+def test_epochs_of_each_shape_are_whole(mixed):
+    orders = {shape: [] for shape in SIZES}
+    for batch in take(encoded(mixed).batches(), 69):
+        orders[shape_of(batch)] += batch["record_B"].tolist()
+    start = 0
+    for shape, size in SIZES.items():
+        epochs = [orders[shape][i : i + size] for i in range(0, len(orders[shape]) - size + 1, size)]
+        assert len(epochs) >= 10
+        assert all(sorted(epoch) == list(range(start, start + size)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > (5 if size > 3 else 2)
+        start += size
+
+
+def test_encoded_streams_go_on_at_any_step(mixed):
+    unbroken = take(encoded(mixed).batches(), 32)
+    assert len({shape_of(batch) for batch in unbroken[:12]}) == 3
+    for start in range(30):
+        for left, right in zip(take(encoded(mixed).batches(start), 2), unbroken[start:], strict=False):
+            assert_same(left, right)
+    far = take(encoded(mixed).batches(10**9), 2)
+    assert_same(far[1], take(encoded(mixed).batches(10**9 + 1), 1)[0])
+
+
+@pytest.mark.parametrize("blocks", SHARES)
+def test_the_blocks_of_encoded_batches(mixed, blocks):
+    whole = take(encoded(mixed).batches(), 14)
+    shares = shares_of(blocks)
+    loaders = [encoded(mixed, share=share) for share in shares]
+    for expected, *parts in zip(whole, *(take(each.batches(), 14) for each in loaders), strict=True):
+        assert_same(joined(parts, shares), expected)
+    late = [take(each.batches(9), 2) for each in loaders]
+    assert_same(joined([part[1] for part in late], shares), whole[10])
+
+
+def test_workers_give_the_same_encoded_batches(mixed):
+    expected = take(encoded(mixed).batches(), 12)
+    for left, right in zip(take(encoded(mixed, workers=2).batches(1), 11), expected[1:], strict=True):
+        assert_same(left, right)
+    share = loader.Share((1,), 2)
+    expected = take(encoded(mixed, share=share).batches(), 6)
+    for left, right in zip(take(encoded(mixed, share=share, workers=1).batches(3), 3), expected[3:], strict=True):
+        assert_same(left, right)
+
+
+def test_other_seeds_give_other_batches(mixed):
+    first, other = (take(encoded(mixed, seed=seed).batches(), 23) for seed in (1, 2))
+    assert [batch["record_B"].tolist() for batch in first] != [batch["record_B"].tolist() for batch in other]
+    assert not any(np.isin(a["latent_BYXZ"], b["latent_BYXZ"]).any() for a, b in zip(first, other, strict=True))
+
+
+def test_fixed_encoded_batches_cover_each_record_once(mixed):
+    rows = EncodedRows(mixed["train"], flip=True, posterior="mean")
+    batches = list(fixed_batches(rows, batch_size=4))
+    assert [batch["record_B"].tolist() for batch in batches] == [
+        *([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, -1, -1, -1]),
+        *([13, 14, 15, 16], [17, 18, 19, -1]),
+        [20, 21, 22, -1],
+    ]
+    latents = [record.latents[0][0] for record in mixed["train"]]
+    shown = [*range(4), *range(4, 8), *range(8, 12), 12, 0, 1, 2, *range(13, 17), 17, 18, 19, 13, 20, 21, 22, 20]
+    for index, latent_YXZ in zip(shown, itertools.chain(*(batch["latent_BYXZ"] for batch in batches)), strict=True):
+        np.testing.assert_array_equal(latent_YXZ, latents[index])
+
+
+@pytest.mark.parametrize("posterior", ["sample", "mean"])
+def test_fixed_encoded_batches_are_the_same_every_time(mixed, posterior):
+    rows = EncodedRows(mixed["train"], flip=True, posterior=posterior)
+    batches = list(fixed_batches(rows, batch_size=4))
+    for again, batch in zip(fixed_batches(rows, batch_size=4), batches, strict=True):
+        assert_same(again, batch)
+    for blocks in SHARES:
+        shares = shares_of(blocks)
+        each = [list(fixed_batches(rows, batch_size=4, share=share)) for share in shares]
+        for whole, *parts in zip(batches, *each, strict=True):
+            assert_same(joined(parts, shares), whole)
+
+
+def test_some_fixed_encoded_batches_are_of_every_shape(mixed):
+    rows = EncodedRows(mixed["train"])
+    records = np.concatenate([batch["record_B"] for batch in fixed_batches(rows, batch_size=4, max_batches=2)])
+    kept = [index for index in records.tolist() if index >= 0]
+    assert kept == [0, 2, 5, 7, 10, 13, 15, 17, 20, 21]  # 8 x 13/23, 8 x 7/23 and 8 x 3/23, rounded up

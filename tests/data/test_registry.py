@@ -1,13 +1,16 @@
+import dataclasses
+
 import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import registry
+from ec_dit.data.records import everything
 
 
 def test_makes_sources_with_their_options():
     source = registry.make_source("shapes", {"train": 3, "seed": 5})
     assert source.name == "shapes" and source.options.seed == 5
-    assert len(list(source.records("train"))) == 3
+    assert sum(item.split == "train" for item in everything(source)) == 3
 
 
 def test_options_from_text_take_the_type_of_their_field():
@@ -22,10 +25,31 @@ def test_options_from_text_take_the_type_of_their_field():
         "ground": "plain",
     }
     assert registry.make_source("shapes", options).options.colors == ("red", "pink", "blue")
-    folder = registry.parse_options("folder", ["flip=false", "validation_share=0", "image_size=None", "path=a=b"])
-    assert folder == {"flip": False, "validation_share": 0.0, "image_size": None, "path": "a=b"}
+    folder = registry.parse_options("folder", ["flip=false", "validation_share=0", "path=a=b"])
+    assert folder == {"flip": False, "validation_share": 0.0, "path": "a=b"}
     assert type(folder["validation_share"]) is float
     assert registry.parse_options("folder", ["path=7", "flip=True"]) == {"path": "7", "flip": True}
+    texts = ["validation=null", "path=~/sets", "id_field=7", 'captions=["a=0.8", "b"]']
+    tfds = registry.parse_options("tfds:x", texts)
+    assert tfds == {"validation": None, "path": "~/sets", "id_field": "7", "captions": ("a=0.8", "b")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Optional:
+    share: float | None = None
+    count: int | None = 1
+    names: tuple[str, ...] | None = None
+
+
+def test_options_that_may_be_none(monkeypatch):
+    monkeypatch.setattr(registry, "_classes", lambda name: (None, Optional))
+    parsed = registry.parse_options("any", ["share=1", "count=2", 'names=["a"]'])
+    assert parsed == {"share": 1.0, "count": 2, "names": ("a",)} and type(parsed["share"]) is float
+    for text in ("share=null", "count=None"):
+        assert list(registry.parse_options("any", [text]).values()) == [None]
+    for text in ("share=much", "count=2.5", "count=true", "names=a"):
+        with pytest.raises(UserError, match=text):
+            registry.parse_options("any", [text])
 
 
 @pytest.mark.parametrize(
@@ -40,7 +64,11 @@ def test_options_from_text_take_the_type_of_their_field():
         ("shapes", "shapes=circle", "is no tuple.str, "),
         ("shapes", "shapes=[1, 2]", "is no tuple.str, "),
         ("folder", "flip=1", "is no bool"),
-        ("folder", "image_size=big", r"is no int \| None"),
+        (
+            "parquet",
+            "captions=txt",
+            r"no tuple.str, ....; write for example ..caption",
+        ),
         ("shaeps", "cells=3", "no source 'shaeps'"),
     ],
 )
@@ -57,9 +85,18 @@ def test_an_option_given_twice():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("shaeps", {}, "no source 'shaeps' .did you mean shapes.*shapes, emoji, folder"),
+        (
+            "shaeps",
+            {},
+            "no source 'shaeps' .did you mean shapes.*shapes, emoji, folder, webdataset, parquet, coco, tfds:NAME",
+        ),
         ("shapes", {"sed": 1}, "no option 'sed' .did you mean seed"),
         ("folder", {}, "needs the option 'path'"),
+        ("coco", {"path": "x"}, "needs the option 'annotations'"),
+        ("tfds", {}, "needs the option 'dataset'"),
+        ("tfds:x", {"dataset": "y"}, "is to read 'x' and 'y'; name one"),
+        ("tfds:x", {"pth": "y"}, "source tfds has no option 'pth' .did you mean path"),
+        ("shapes:x", {}, "no source 'shapes:x' .did you mean shapes"),
     ],
 )
 def test_mistakes_name_the_nearest(name, options, message):

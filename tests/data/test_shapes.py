@@ -26,13 +26,21 @@ HARD = dataclasses.replace(ALL, placement="free", object_size=(0.5, 0.9))
 DIFFICULTIES = pytest.mark.parametrize("options", [EASY, JITTER, HARD], ids=["cell", "jitter", "free"])
 
 
+def _records(options: ShapesOptions, split: str) -> list[Record]:
+    source = ShapesSource(options)
+    shards = [number for number, shard in enumerate(source.shards()) if shard.name.startswith(split)]
+    records = [record for number in shards for record in source.records(number)]
+    assert {record.split for record in records} == {split}
+    return records
+
+
 def _pixels(encoded: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
 @DIFFICULTIES
 def test_records_are_the_same_in_any_order(options: ShapesOptions) -> None:
-    in_order = list(ShapesSource(options).records("validation"))
+    in_order = _records(options, "validation")
     again = [ShapesSource(options).record("validation", index) for index in reversed(range(60))][::-1]
     assert in_order == again
     assert len({record.id for record in in_order}) == 60
@@ -42,9 +50,21 @@ def test_records_are_the_same_in_any_order(options: ShapesOptions) -> None:
     assert ShapesSource(options).record("train", 0).image != in_order[0].image
 
 
+def test_shards_cover_every_split_once() -> None:
+    source = ShapesSource(ShapesOptions(train=2100, validation=1000, novel=3))
+    shards = source.shards()
+    assert [shard.size for shard in shards] == [1000, 1000, 100, 1000, 3]
+    assert [shard.name for shard in shards][2:] == ["train 2000-2100", "validation 0-1000", "novel 0-3"]
+    assert list(source.records(4)) == [source.record("novel", index) for index in range(3)]
+    assert [record.id for record in source.records(2)] == [f"train-{index:07d}" for index in range(2000, 2100)]
+    assert next(source.records(3)) == source.record("validation", 0)
+    none = ShapesSource(ShapesOptions(train=5, validation=0, novel=0))
+    assert [shard.name for shard in none.shards()] == ["train 0-5"]
+
+
 @DIFFICULTIES
 def test_objects_are_the_required_ones_inside_the_image_and_apart(options: ShapesOptions) -> None:
-    for record in ShapesSource(options).records("train"):
+    for record in _records(options, "train"):
         objects, require = record.meta["objects"], record.meta["require"]
         expected = [item["shape"] for item in require["include"] for _ in range(item["count"])]
         assert [thing["shape"] for thing in objects] == expected
@@ -63,7 +83,7 @@ def test_objects_are_the_required_ones_inside_the_image_and_apart(options: Shape
 @DIFFICULTIES
 def test_position_captions_are_true_and_never_flipped(options: ShapesOptions) -> None:
     seen = set()
-    for record in ShapesSource(options).records("train"):
+    for record in _records(options, "train"):
         assert record.flip == (record.meta["task"] != "position")
         if record.meta["task"] != "position":
             continue
@@ -84,12 +104,12 @@ def test_held_out_pairs_are_in_every_novel_caption_and_never_in_training() -> No
     held_out = EASY.held_out()
     assert len(held_out) == len(EASY.shapes)
     for split, size in (("train", 240), ("validation", 60)):
-        records = list(ShapesSource(EASY).records(split))
+        records = _records(EASY, split)
         assert len(records) == size
         assert [record.meta["task"] for record in records[:6]] == list(TASKS)
         for record in records:
             assert not held_out & {(thing["color"], thing["shape"]) for thing in record.meta["objects"]}
-    for record in ShapesSource(EASY).records("novel"):
+    for record in _records(EASY, "novel"):
         assert held_out & {(thing["color"], thing["shape"]) for thing in record.meta["objects"]}
         assert any(f"{color} {shape}" in record.caption for color, shape in held_out)
 
@@ -116,7 +136,7 @@ def test_validation_is_held_out() -> None:
     """On the options of configs/shapes.py, where single objects have 256 scenes, at reduced counts."""
     config = dict(shapes_config.get_config().data.options)
     options = ShapesOptions(**config | {"train": 1800, "validation": 240, "novel": 60})
-    splits = {split: list(ShapesSource(options).records(split)) for split in ("train", "validation", "novel")}
+    splits = {split: _records(options, split) for split in ("train", "validation", "novel")}
     for content in (lambda record: _pixels(record.image).tobytes(), _scene):
         train, validation, novel = ({content(record) for record in records} for records in splits.values())
         assert len(train) > 1200 and len(validation) > 150 and len(novel) > 40
@@ -139,8 +159,7 @@ def test_validation_is_held_out() -> None:
 def test_every_world_has_validation_scenes(cells: int, shapes: int, colors: int, placement: str) -> None:
     names = {"shapes": tuple(OUTLINES)[:shapes], "colors": tuple(PALETTE)[:colors]}
     options = dataclasses.replace(EASY, image_size=96, cells=cells, placement=placement, **names)
-    source = ShapesSource(options)
-    pictures = [{record.image for record in source.records(split)} for split in ("train", "validation")]
+    pictures = [{record.image for record in _records(options, split)} for split in ("train", "validation")]
     assert pictures[0] and pictures[1] and not pictures[0] & pictures[1]
 
 
@@ -164,7 +183,7 @@ def test_each_object_has_its_own_validation_places(cells: int, places: int) -> N
 
 
 def test_the_order_of_objects_does_not_decide_the_split() -> None:
-    for record in ShapesSource(EASY).records("validation"):
+    for record in _records(EASY, "validation"):
         boxes = [(thing, thing["box"]) for thing in record.meta["objects"]]
         things = [Thing(t["shape"], t["color"], (b[0] + b[2]) / 2, (b[1] + b[3]) / 2, 13.76) for t, b in boxes]
         assert for_validation(EASY, things) and for_validation(EASY, things[::-1])
@@ -255,6 +274,6 @@ def test_impossible_options_say_what_to_do(changes: dict[str, Any], words: str) 
 def test_unknown_split_index_and_novel_task() -> None:
     source = ShapesSource(EASY)
     with pytest.raises(UserError, match="no split 'test'"):
-        list(source.records("test"))
+        source.size("test")
     with pytest.raises(UserError, match="no number 60"):
         source.record("validation", 60)

@@ -1,6 +1,7 @@
 """The whole transformer: order of blocks, dropped tokens, other resolutions, masks, precision, size of the program."""
 
 import dataclasses
+import math
 from functools import cache, partial
 
 import jax
@@ -13,7 +14,7 @@ from ec_dit.models.block import Block, Condition
 from ec_dit.models.dit import DiT, take_tokens
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn import param
-from ec_dit.nn.embeddings import patchify, sincos_2d, unpatchify
+from ec_dit.nn.embeddings import patchify, unpatchify
 from ec_dit.nn.modulation import modulate
 from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import RoutingSpec
@@ -58,12 +59,25 @@ def run(graphdef, params, inputs, keep_BS=None, routing=ROUTING):
     return forward(graphdef, routing)(params, inputs, keep_BS)
 
 
-def plain_forward(spec, params, inputs):
+def plain_positions(spec, rows, columns):
+    """Sines and cosines of the column, then of the row, one token at a time."""
+    by_area = spec.grid / math.sqrt(rows * columns)
+    stretch_y, stretch_x = (
+        (by_area, by_area) if spec.position_fit == "area" else (spec.grid / rows, spec.grid / columns)
+    )
+    quarter = spec.width // 4
+    rates = 10000.0 ** (-np.arange(quarter) / quarter)
+    angles = [(x * stretch_x * rates, y * stretch_y * rates) for y in range(rows) for x in range(columns)]
+    return np.array([[*np.sin(x), *np.cos(x), *np.sin(y), *np.cos(y)] for x, y in angles], np.float32)
+
+
+def plain_forward(spec, params, inputs, positions_SD=None):
     """The blocks one by one, in the order and kind that `is_sparse` gives them; also their router statistics."""
     x_BYXZ, t_B, text_BTM, mask_BT = inputs
     model = nnx.merge(param.split(nnx.eval_shape(build(spec)))[0], params)
     rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
-    tokens_BSD = model.patch_embed(patchify(x_BYXZ, spec.patch)) + sincos_2d(rows, columns, spec.width, spec.grid)
+    positions_SD = plain_positions(spec, rows, columns) if positions_SD is None else positions_SD
+    tokens_BSD = model.patch_embed(patchify(x_BYXZ, spec.patch)) + positions_SD
     time_BD = model.time_embed(t_B)
 
     weights = [  # of every block, in the order they stand in the stages
@@ -162,14 +176,34 @@ def test_take_tokens_by_hand():
     )
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (4, 16)])
-def test_other_resolutions_equal_the_blocks_one_by_one(randomise, rows, columns):
-    graphdef, params = randomise(build(SPEC))
+@pytest.mark.parametrize("fit", ["area", "sides"])
+@pytest.mark.parametrize(("rows", "columns"), [(12, 12), (4, 16), (16, 4), (6, 10)])
+def test_other_resolutions_equal_the_blocks_one_by_one(randomise, rows, columns, fit):
+    spec = dataclasses.replace(SPEC, position_fit=fit)
+    graphdef, params = randomise(build(spec))
     inputs = example(rows, columns)
     out_BSP, _ = run(graphdef, params, inputs)
     assert out_BSP.shape == (2, rows * columns // 4, 12)
-    expected_BSP, _ = quick_jit(lambda params, inputs: plain_forward(SPEC, params, inputs))(params, inputs)
-    np.testing.assert_allclose(out_BSP, expected_BSP, rtol=1e-3, atol=1e-4)
+    plain = quick_jit(lambda params, inputs, positions_SD: plain_forward(spec, params, inputs, positions_SD)[0])
+    positions_SD = plain_positions(spec, rows // 2, columns // 2)
+    np.testing.assert_allclose(out_BSP, plain(params, inputs, positions_SD), rtol=1e-3, atol=1e-4)
+    if rows != columns:  # the columns of a picture that lies the other way
+        swapped_SD = plain_positions(spec, columns // 2, rows // 2)
+        assert jnp.abs(out_BSP - plain(params, inputs, swapped_SD)).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+def test_images_of_any_shape_are_routed_alone(randomise, kind):
+    """An image of 15 tokens, four experts: each takes 7.5 tokens, rounded up."""
+    graphdef, params = randomise(build(SPEC))
+    routing, (x_BYXZ, *rest) = RoutingSpec(kind, 2.0), example(6, 10, batch=4)
+    together, stats = run(graphdef, params, (x_BYXZ, *rest), routing=routing)
+    if kind == "expert_choice":
+        np.testing.assert_array_equal(stats.experts_BS.sum(-1), 4 * 8)
+    others, _ = run(graphdef, params, (x_BYXZ.at[:2].add(1), *rest), routing=routing)
+    np.testing.assert_array_equal(others[2:], together[2:])
+    alone, _ = run(graphdef, params, jax.tree.map(lambda a: a[2:], (x_BYXZ, *rest)), routing=routing)
+    np.testing.assert_allclose(together[2:], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_different_groups_do_not_see_each_other(randomise):

@@ -21,19 +21,19 @@ IMAGES, TOKENS, WIDTH, EXPERTS, GROUP = 16, 8, 32, 8, 16
 STATISTICS = 8  # numbers: the loss and what the layer reports
 
 
-def value_and_gradients(spec, shape=None, bias=False):
+def value_and_gradients(spec, shape=None, bias=False, tokens=TOKENS):
     """(outputs and gradients, compiled program) of one random layer; on one device without a mesh shape."""
     graphdef, params, infos = param.split(
         nnx.eval_shape(lambda: MoE(WIDTH, 2 * WIDTH, EXPERTS, bias=bias, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     )
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=leaf.shape).astype(np.float32) / 4 for name, leaf in params.items()}
-    x_BSD, target_BSD = rng.normal(size=(2, IMAGES, TOKENS, WIDTH)).astype(np.float32)
+    x_BSD, target_BSD = rng.normal(size=(2, IMAGES, tokens, WIDTH)).astype(np.float32)
 
     def loss(params, x_BSD):
-        tokens = ("batch", None, None)
+        axes = ("batch", None, None)
         layer = param.per_device(
-            nnx.merge(graphdef, params), lambda layer, x: layer(x, spec), (tokens,), (tokens, STATS_AXES), "tokens"
+            nnx.merge(graphdef, params), lambda layer, x: layer(x, spec), (axes,), (axes, STATS_AXES), "tokens"
         )
         out_BSD, stats = layer(x_BSD)
         return (out_BSD * target_BSD).sum() + stats.aux_loss, (out_BSD, stats)
@@ -56,6 +56,16 @@ def test_every_mesh_gives_what_one_device_gives(kind, combine, shape):
     spec = RoutingSpec(kind, 2.0, GROUP, combine)
     one, _ = value_and_gradients(spec, bias=True)
     many, _ = value_and_gradients(spec, shape, bias=True)
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2)])
+def test_images_of_any_number_of_tokens_too(kind, shape):
+    spec = RoutingSpec(kind, 2.0)  # C = 15 * 2 / 8 = 3.75, rounded up
+    one, _ = value_and_gradients(spec, tokens=15)
+    many, _ = value_and_gradients(spec, shape, tokens=15)
     for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
 

@@ -22,6 +22,8 @@ SIZES = [
     (2, 16, 0, 8, 2.0, 4),  # 'image'
     (1, 8, 4, 4, 1.0, 8),  # two groups in an image
     (1, 4, 4, 2, 2.0, 4),  # every expert takes every token
+    (2, 15, 0, 4, 2.0, 8),  # C = 7.5, rounded up
+    (2, 3, 0, 8, 2.0, 4),  # C = 0.75
 ]
 
 
@@ -142,7 +144,7 @@ def assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots
 def test_values_and_gradients_equal_plain_loops(images, tokens, group, experts, factor, width, kind):
     graphdef, params = make(width, experts, bias=width == 8)
     x_BSD, target_BSD = np.random.default_rng(1).normal(size=(2, images, tokens, width))
-    slots = round((group or tokens) * factor / experts)
+    slots = math.ceil((group or tokens) * factor / experts)
     assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, RoutingSpec(kind, factor, group), slots)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.nn import routing
-from ec_dit.nn.routing import RoutingSpec, capacity, group_tokens, route
+from ec_dit.nn.routing import RoutingSpec, capacity, check_capacity, group_tokens, route
 
 expert_choice = jax.jit(routing.expert_choice, static_argnums=(1, 2))
 token_choice = jax.jit(routing.token_choice, static_argnums=1)
@@ -272,11 +272,50 @@ def test_route_follows_the_spec():
         jax.tree.map(np.testing.assert_array_equal, by_spec, rule(scores_GSE, 6))
 
 
-def test_capacity():
-    assert capacity(1024, 64, 2.0) == 32
-    assert capacity(512, 32, 1.0) == 16
-    assert capacity(10, 3, 0.3) == 1  # 10 * 0.3 is not exactly 3 in floating point
-    assert capacity(8, 4, 4.0) == 8
+@pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
+def test_a_group_of_any_size_takes_a_capacity_rounded_up(kind):
+    scores_GSE = softmax_scores(2, 15, 4)
+    taken = jax.jit(route, static_argnums=1)(scores_GSE, RoutingSpec(kind))
+    assert taken.index_GEC.shape == (2, 4, 8)  # 15 * 2 / 4 = 7.5
+    refused = 0
+    for g, scores_SE in enumerate(np.asarray(scores_GSE, np.float64)):
+        if kind == "expert_choice":
+            expected_EC = plain_expert_choice(scores_SE, 8)
+            experts_S, filled_EC = np.bincount(expected_EC.ravel(), minlength=15), np.ones((4, 8), bool)
+        else:
+            expected_EC, _, experts_S, refused_here, _ = plain_top2(scores_SE, 8)
+            refused, filled_EC = refused + refused_here, expected_EC >= 0
+        np.testing.assert_array_equal(np.asarray(taken.index_GEC[g])[filled_EC], expected_EC[filled_EC])
+        np.testing.assert_array_equal(taken.experts_GS[g], experts_S)
+        np.testing.assert_array_equal(np.asarray(taken.gate_GEC[g]) > 0, filled_EC)
+    np.testing.assert_allclose(taken.dropped, refused / 60, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "experts", "factor", "slots"),
+    [
+        (1024, 64, 2.0, 32),
+        (512, 32, 1.0, 16),
+        (10, 3, 0.3, 1),  # 10 * 0.3 is not exactly 3 in floating point
+        (70, 70, 1.1, 2),
+        (8, 4, 4.0, 8),
+        (252, 64, 2.0, 8),
+        (257, 64, 2.0, 9),
+    ],
+)
+def test_capacity_is_rounded_up(size, experts, factor, slots):
+    assert capacity(size, experts, factor) == slots
+
+
+def test_capacity_is_at_least_one_token_and_at_most_the_group():
+    assert capacity(16, 64, 2.0) == 1
+    assert capacity(8, 2, 3.0) == 8
+
+
+def test_a_whole_capacity_passes():
+    check_capacity(1024, 64, 2.0)
+    check_capacity(10, 3, 0.3)
+    check_capacity(8, 4, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +329,7 @@ def test_capacity():
 )
 def test_an_impossible_capacity_names_its_numbers(size, experts, factor, words):
     with pytest.raises(UserError) as error:
-        capacity(size, experts, factor)
+        check_capacity(size, experts, factor)
     assert all(word in str(error.value) for word in words), error.value
 
 

@@ -4,7 +4,7 @@ Validation holds out combinations whose parts are all trained (emoji_names.held_
 whether a model composes. What the font does not draw as one glyph is skipped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
-from ec_dit.data.records import Record, Skipped
+from ec_dit.data.records import TRAIN, VALIDATION, Record, Shard, Skipped, ranges
 from ec_dit.data.sources.emoji_names import Glyph, all_glyphs, held_out
 
 FONT_FOLDERS = (
@@ -22,7 +22,7 @@ FONT_FOLDERS = (
 FONT_FILES = ("NotoColorEmoji.ttf", "Apple Color Emoji.ttc", "TwemojiMozilla.ttf")
 _STRIKES = (109, 160, 136, 128, 96, 72, 64)  # The pixel sizes that bitmap fonts come in.
 _SMILE, _UNASSIGNED = "\U0001f600", "\U0010ffff"
-_SPLITS = ("train", "validation")
+_SPLITS = (TRAIN, VALIDATION)
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,29 @@ class EmojiSource:
         self._pen = _Pen(find_font(options.font), options.image_size)
         self.options = replace(options, font=self._pen.path)
         self._held = held_out(glyphs)
-        self._glyphs: dict[str, list[Glyph]] = {split: [] for split in _SPLITS}
-        for glyph in glyphs:
-            self._glyphs["validation" if glyph.id in self._held else "train"].append(glyph)
+        placed = [(VALIDATION if glyph.id in self._held else TRAIN, glyph) for glyph in glyphs]
+        self._glyphs: list[tuple[str, Glyph]] = sorted(placed, key=lambda item: item[0])  # as _SPLITS has them
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
         return _SPLITS
 
-    def size(self, split: str) -> int:
-        """Number of sequences in a split, drawn or skipped."""
-        return len(self._glyphs[split])
+    def shards(self) -> Sequence[Shard]:
+        """Stretches of the sequences, ordered by split and code points."""
+        return ranges(len(self._glyphs))
 
-    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
-        """Yields the sequences of `split`, ordered by code points."""
-        for glyph in self._glyphs[split][part::parts]:
+    def records(self, shard: int) -> Iterator[Record | Skipped]:
+        """Draws the sequences of one stretch."""
+        start, _, end = self.shards()[shard].name.partition("-")
+        for split, glyph in self._glyphs[int(start) : int(end)]:
             try:
                 image = self._pen.draw(glyph)
             except _NotDrawnError as error:
-                yield Skipped(glyph.id, str(error))
+                yield Skipped(glyph.id, str(error), split)
                 continue
             meta = {"name": glyph.name, "base": glyph.base, "tones": list(glyph.tones)}
             meta |= {"holdout": self._held[glyph.id]} if glyph.id in self._held else {}
-            yield Record(glyph.id, images.encode_png(image), glyph.caption, glyph.flip, meta)
+            yield Record(glyph.id, images.encode_png(image), (glyph.caption,), (), split, glyph.flip, meta)
 
 
 def find_font(path: str | None = None) -> Path:

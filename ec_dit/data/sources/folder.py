@@ -1,124 +1,103 @@
 """A folder of images with captions beside them: `x.jpg` with `x.txt`, or one `captions.jsonl` at the top.
 
-Each line of captions.jsonl is {"file": "sub/x.jpg", "caption": "..."}; a file may have several lines. Images that it
-does not list fall back to the text file beside them. Hidden files are passed over, links to folders not followed.
+Each line of captions.jsonl is {"file": "sub/x.jpg", "caption": "..."}; a file may have several lines, and a line more
+fields: other captions, and facts about the image. Where it gives no `caption`, the text file beside the image does.
+Hidden files are passed over, links to folders not followed, nor links to files elsewhere.
 """
 
-import hashlib
 import io
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from PIL import Image
-
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
-from ec_dit.data import images
-from ec_dit.data.captions import may_mirror
-from ec_dit.data.records import Record, Skipped
+from ec_dit.data.records import Record, Shard, Skipped, ranges
+from ec_dit.data.sources import found
 
 CAPTIONS = "captions.jsonl"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _OTHER_IMAGES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2")
-_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class FolderOptions:
+class FolderOptions(found.FoundOptions):
     """How a folder becomes records.
 
     Attributes:
         path: the folder; it is searched recursively.
-        image_size: shrink images whose shorter side is longer than this many pixels; None keeps every file's bytes.
         validation_share: share of the images held out, chosen by a hash of the path within the folder.
-        min_size: shorter sides below this many pixels are skipped.
-        max_pixels: images of more pixels are skipped.
-        flip: allow mirroring, where the caption names no side and no writing.
+        captions: 'caption' is that of captions.jsonl or, failing that, the text file beside the image; others are
+            fields of captions.jsonl.
     """
 
     path: str
-    image_size: int | None = None
-    validation_share: float = 0.05
-    min_size: int = 16
-    max_pixels: int = images.MAX_PIXELS
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_share < 1:
-            raise UserError(f"folder: validation_share is {self.validation_share}; it must be in [0, 1)")
-        for name in ("image_size", "min_size", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"folder: {name} is {value}; it must be at least 1")
+    validation_share: float = field(default=0.05, kw_only=True)
 
 
 @dataclass(frozen=True)
 class _Entry:
     """One example to be: `file` is the path within the folder; `problem` says why it is skipped unread.
 
-    The caption is in the file `text`, beside the image, unless captions.jsonl gave one.
+    Attributes:
+        text: the file beside the image with its caption.
+        fields: what captions.jsonl says of it.
     """
 
     id: str
     file: str
     text: str | None = None
-    caption: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
 
-class FolderSource:
+class FolderSource(found.FoundSource):
     """Reads a folder of captioned images. Implements records.Source."""
 
     name = "folder"
 
     def __init__(self, options: FolderOptions):
+        super().__init__(options)
         self.options = options
-        self._root = Path(options.path)
+        self._root = paths.at(options.path)
         if not self._root.is_dir():
             state = "is not a folder" if self._root.exists() else "does not exist"
             raise UserError(f"folder: {self._root} {state}; pass --path=DIR with images and their captions")
-        self._entries: dict[str, list[_Entry]] = {split: [] for split in _SPLITS}
-        for entry in self._find():
-            self._entries[self._split(entry.file)].append(entry)
-        if not any(self._entries.values()):
-            raise UserError(f"folder: no images in {self._root} (looked for {', '.join(SUFFIXES)}, in subfolders too)")
+        self._entries = self._find()
+        if not self._entries:
+            raise UserError(
+                f"folder: no images in {self._root} (looked for {', '.join(found.IMAGES)}, in subfolders too)"
+            )
 
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits, 'train' first."""
-        return _SPLITS
+    def shards(self) -> Sequence[Shard]:
+        """Stretches of the images in the order of paths."""
+        return ranges(len(self._entries))
 
-    def size(self, split: str) -> int:
-        """Number of examples in a split, kept or skipped."""
-        return len(self._entries[split])
-
-    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record | Skipped]:
-        """Yields the examples of `split` in the order of paths."""
-        for entry in self._entries[split][part::parts]:
+    def records(self, shard: int) -> Iterator[Record | Skipped]:
+        """Yields the examples of one stretch in the order of paths."""
+        start, stop = map(int, self.shards()[shard].name.split("-"))
+        for entry in self._entries[start:stop]:
+            split = self._split(entry.file)
             try:
-                yield self._read(entry)
-            except images.ImageError as error:
-                yield Skipped(entry.id, str(error))
-
-    def _split(self, file: str) -> str:
-        share = int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8]) / 2**64
-        return "validation" if share < self.options.validation_share else "train"
+                yield self._record(entry.id, *self._read(entry), split)
+            except found.Unusable as problem:
+                yield self._skipped(entry.id, str(problem), split)
 
     def _find(self) -> list[_Entry]:
         """Every example of the folder, in the order of paths."""
         files = {}
-        for directory, subdirectories, names in os.walk(self._root):
-            subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
-            links = [name for name in subdirectories if Path(directory, name).is_symlink()]
+        for directory, subdirectories, names in found.walk(self._root):
+            links = [name for name in subdirectories if Path(self._root / directory / name).is_symlink()]
             texts = {name[:-4]: name for name in sorted(names) if name.lower().endswith(".txt")}  # x.txt before x.TXT
             for name in names + links:
-                file = Path(directory, name).relative_to(self._root).as_posix()
+                file = f"{directory}/{name}".lstrip("/")
                 if name in links:
-                    files[file] = _Entry(_printable(file), file, problem="link to a folder, which is not followed")
-                elif name.lower().endswith(SUFFIXES + _OTHER_IMAGES) and not name.startswith("."):
-                    files[file] = _Entry(_printable(file), file, texts.get(Path(name).stem))
+                    problem = "link to a folder, which is not followed"
+                    files[file] = _Entry(found.printable(file), file, problem=problem)
+                elif name.lower().endswith(found.IMAGES + _OTHER_IMAGES) and not name.startswith("."):
+                    files[file] = _Entry(found.printable(file), file, texts.get(PurePosixPath(name).stem))
         entries = list(self._listed(files))
         listed = {entry.file for entry in entries}
         entries += [entry for file, entry in files.items() if file not in listed]
@@ -126,74 +105,49 @@ class FolderSource:
 
     def _listed(self, files: dict[str, _Entry]) -> Iterator[_Entry]:
         """The examples that captions.jsonl names."""
-        try:
-            lines = (self._root / CAPTIONS).read_text(encoding="utf-8-sig").split("\n")
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"folder: cannot read {self._root / CAPTIONS}: {error}") from error
         times: Counter[str] = Counter()
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(self._lines(), start=1):
             if not line.strip():
                 continue
             where = f"{CAPTIONS}:{number}"
             try:
                 fields = json.loads(line)
-                file, caption = fields["file"], fields["caption"]
-                if not isinstance(file, str) or not isinstance(caption, str):
-                    raise TypeError("not text")
-            except (ValueError, KeyError, TypeError, RecursionError):
-                yield _Entry(where, where, problem='line is no object with the texts "file" and "caption"')
+                file = fields.pop("file")
+                path = PurePosixPath(file)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                yield _Entry(where, where, problem='line is no object with the text "file"')
                 continue
-            path = PurePosixPath(file)
+            file = path.as_posix()
             if path.is_absolute() or ".." in path.parts:
                 yield _Entry(where, where, problem=f"path leaves the folder: {file!r}")
-            elif path.as_posix() not in files:
+            elif file not in files:
                 yield _Entry(where, where, problem=f"listed file is missing or no image: {file!r}")
             else:
-                file = path.as_posix()
                 times[file] += 1
-                name = files[file].id
-                yield _Entry(name if times[file] == 1 else f"{name}#{times[file]}", file, caption=caption)
+                entry = files[file]
+                yield _Entry(found.numbered(entry.id, times[file]), file, entry.text, fields, entry.problem)
 
-    def _read(self, entry: _Entry) -> Record | Skipped:
-        if entry.problem:
-            return Skipped(entry.id, entry.problem)
-        path = self._root / entry.file
-        if not entry.file.lower().endswith(SUFFIXES):
-            return Skipped(entry.id, "not a PNG, JPEG or WebP image")
-        caption = entry.caption
+    def _lines(self) -> Iterator[str]:
+        """The lines of captions.jsonl; no longer one is read whole than a text may be."""
+        path = self._root / CAPTIONS
         try:
-            if caption is None:
-                if entry.text is None:
-                    return Skipped(entry.id, "no caption")
-                caption = path.with_name(entry.text).read_text(encoding="utf-8-sig")
-            data = path.read_bytes()
-        except UnicodeDecodeError:
-            return Skipped(entry.id, "caption is not UTF-8 text")
-        except OSError as error:
-            return Skipped(entry.id, f"unreadable: {error.strerror}")
-        caption = " ".join(caption.encode(errors="replace").decode().split())
-        if not caption:
-            return Skipped(entry.id, "empty caption")
-        image = images.decode(data, max_pixels=self.options.max_pixels)
-        if min(image.size) < self.options.min_size:
-            return Skipped(entry.id, f"tiny: {image.width}x{image.height}, shorter side under {self.options.min_size}")
-        data = self._shrunk(image, data)
-        return Record(entry.id, data, caption, flip=self.options.flip and may_mirror(caption))
+            with io.BufferedReader(path.open("rb")) as file:  # Files in buckets know no limit for a line.
+                for number, line in enumerate(iter(lambda: file.readline(found.MAX_TEXT), b"")):
+                    yield line.decode("utf-8" if number else "utf-8-sig")
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"folder: cannot read {path}: {error}") from error
 
-    def _shrunk(self, image: Image.Image, data: bytes) -> bytes:
-        size = self.options.image_size
-        if size is None or min(image.size) <= size:
-            return data
-        small = images.resize_shorter(image, size)
-        if data.startswith(b"\x89PNG"):
-            return images.encode_png(small)
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=95)
-        return buffer.getvalue()
-
-
-def _printable(file: str) -> str:
-    """A path as text; bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(file).decode(errors="backslashreplace")
+    def _read(self, entry: _Entry) -> tuple[bytes, Mapping[str, Any]]:
+        """The image and what is known of it."""
+        if entry.problem:
+            raise found.Unusable(entry.problem)
+        if not entry.file.lower().endswith(found.IMAGES):
+            raise found.Unusable("not a PNG, JPEG or WebP image")
+        fields = entry.fields
+        if "caption" in self._weights and fields.get("caption") is None and entry.text:
+            text = (PurePosixPath(entry.file).parent / entry.text).as_posix()
+            fields = {**fields, "caption": found.read_file(self._root, text, found.MAX_TEXT)}
+        found.choose_captions(self._weights, fields)  # Without one the image need not be read.
+        return found.read_file(self._root, entry.file, found.MAX_IMAGE), fields

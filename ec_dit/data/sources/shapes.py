@@ -5,14 +5,14 @@ says where it belongs); `novel` asks for colour-shape pairs that training never 
 Every record is a function of (options, split, index), so any one of them can be drawn on its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
-from ec_dit.data.records import Record
+from ec_dit.data.records import Record, Shard, ranges
 from ec_dit.data.sources.shapes_draw import draw_scene
 from ec_dit.data.sources.shapes_scene import (
     TASKS,
@@ -31,6 +31,7 @@ class ShapesSource:
     """Draws the `shapes` data set (see ShapesOptions for what can be set). Implements records.Source."""
 
     name = "shapes"
+    libraries: tuple[str, ...] = ()
 
     def __init__(self, options: ShapesOptions) -> None:
         self.options = options
@@ -71,12 +72,19 @@ class ShapesSource:
         return Record(
             id=f"{split}-{index:07d}",
             image=images.encode_png(Image.fromarray(image)),
-            caption=caption,
+            captions=(caption,),
+            split=split,
             flip=requirement["relation"] is None,
             meta={"task": requirement["task"], "objects": objects, "require": requirement},
         )
 
-    def records(self, split: str, part: int = 0, parts: int = 1) -> Iterator[Record]:
-        """Yields the examples of `split` in order."""
-        for index in range(part, self.size(split), parts):
+    def shards(self) -> Sequence[Shard]:
+        """Stretches of each split."""
+        return [shard for split in _SPLITS for shard in ranges(self.size(split), name=f"{split} ")]
+
+    def records(self, shard: int) -> Iterator[Record]:
+        """Yields the examples of one stretch."""
+        split, _, numbers = self.shards()[shard].name.partition(" ")
+        start, _, end = numbers.partition("-")
+        for index in range(int(start), int(end)):
             yield self.record(split, index)

@@ -7,7 +7,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
-from ec_dit.data.records import Skipped
+from ec_dit.data.records import Record, Skipped, everything
 from ec_dit.data.sources import emoji
 from ec_dit.data.sources.emoji_names import Glyph, all_glyphs, held_out
 
@@ -83,10 +83,8 @@ def source():
 def drawn(source, *names):
     """The named records by name, whichever split they are in."""
     chosen = copy.copy(source)
-    chosen._glyphs = {
-        "all": [glyph for split in source.splits() for glyph in source._glyphs[split] if glyph.name in names]
-    }
-    return {item.meta["name"]: item for item in chosen.records("all")}
+    chosen._glyphs = [(split, glyph) for split, glyph in source._glyphs if glyph.name in names]
+    return {item.meta["name"]: item for item in everything(chosen)}
 
 
 @needs_emoji
@@ -115,13 +113,28 @@ def test_what_the_font_cannot_draw_is_skipped(source):
         Glyph("\U0001f98a", "fox"),
     ]
     source = copy.copy(source)
-    source._glyphs = {"train": made_up}
-    items = list(source.records("train"))
+    source._glyphs = [("validation", glyph) for glyph in made_up]
+    items = list(everything(source))
+    assert {(item.split, isinstance(item, Record)) for item in items} == {("validation", False), ("validation", True)}
+    assert not any(item.asked for item in items[:2])
     assert [item.reason for item in items if isinstance(item, Skipped)] == [
         "the font draws several glyphs, not one",
         "the font has no glyph",
     ]
     assert items[2].caption == "fox"
+
+
+@needs_emoji
+def test_shards_hold_every_sequence_once(source):
+    shards = source.shards()
+    assert [shard.size for shard in shards[:-1]] == [1000] * (len(shards) - 1) and len(shards) > 3
+    assert sum(shard.size for shard in shards) == len(all_glyphs())
+    last = [item.id for item in source.records(len(shards) - 1)]
+    held = held_out(all_glyphs())
+    assert len(last) == shards[-1].size and set(last[-100:]) <= set(held)  # validation comes last
+    splits = {glyph.id: split for split, glyph in source._glyphs}
+    assert {id_ for id_, split in splits.items() if split == "validation"} == set(held)
+    assert len(splits) == len(all_glyphs())
 
 
 @needs_emoji

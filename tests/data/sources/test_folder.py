@@ -1,14 +1,19 @@
+import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ec_dit.core.errors import UserError
-from ec_dit.data import images
-from ec_dit.data.records import Record, Skipped
+from ec_dit.data.records import Record, Skipped, everything, ranges
+from ec_dit.data.sources import folder, found
 from ec_dit.data.sources.folder import FolderOptions, FolderSource
+from tests import gcs_server
 
 
 def picture(side=20, form="PNG", width=None):
@@ -27,14 +32,18 @@ def put(root, name, data=None, caption=None):
 
 
 def read(root, **options):
-    source = FolderSource(FolderOptions(str(root), **options))
-    return {split: list(source.records(split)) for split in source.splits()}
+    return list(everything(FolderSource(FolderOptions(str(root), **options))))
 
 
-def everything(root, **options):
-    found = [item for items in read(root, **options).values() for item in items]
-    kept = {item.id: item for item in found if isinstance(item, Record)}
-    return kept, {item.id: item.reason for item in found if isinstance(item, Skipped)}
+def sorted_out(root, **options):
+    """{id: record} of those kept, {id: reason} of those skipped."""
+    items = read(root, **options)
+    kept = {item.id: item for item in items if isinstance(item, Record)}
+    return kept, {item.id: item.reason for item in items if isinstance(item, Skipped)}
+
+
+def captions(kept):
+    return {name: record.caption for name, record in kept.items()}
 
 
 def test_text_files_beside_images(tmp_path):
@@ -44,16 +53,12 @@ def test_text_files_beside_images(tmp_path):
     put(tmp_path, ".hidden/x.png", caption="no")
     put(tmp_path, "._b.png", b"macOS leaves these")
     put(tmp_path, "notes.md", b"no image")
-    kept, skipped = everything(tmp_path)
-    assert {name: record.caption for name, record in kept.items()} == {
-        "b.png": "a red dog",
-        "sub/deep/a.JPG": "dog to the left",
-        "c.webp": "été",
-    }
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {"b.png": "a red dog", "sub/deep/a.JPG": "dog to the left", "c.webp": "été"}
     assert skipped == {}
     assert kept["b.png"].image == picture()  # As it was.
     assert kept["b.png"].flip and not kept["sub/deep/a.JPG"].flip
-    assert not everything(tmp_path, flip=False)[0]["b.png"].flip
+    assert not sorted_out(tmp_path, flip=False)[0]["b.png"].flip
 
 
 def test_captions_file(tmp_path):
@@ -64,7 +69,7 @@ def test_captions_file(tmp_path):
     lines = [
         json.dumps({"file": "a.png", "caption": "one"}),
         "",
-        json.dumps({"file": "a.png", "caption": "another", "extra": 1}),
+        json.dumps({"file": "a.png", "caption": "another", "score": 1}),
         json.dumps({"file": "./sub/c.png", "caption": "see"}),
         json.dumps({"file": "../outside.png", "caption": "climbs"}),
         json.dumps({"file": "sub/../../outside.png", "caption": "climbs"}),
@@ -72,41 +77,51 @@ def test_captions_file(tmp_path):
         json.dumps({"file": "none.png", "caption": "gone"}),
         "{broken",
         json.dumps(["a.png", "list"]),
+        json.dumps({"caption": "no file"}),
+        json.dumps({"file": 3, "caption": "x"}),
         json.dumps({"file": "a.png"}),
         json.dumps({"file": "a.png", "caption": 3}),
+        json.dumps({"file": "b.png", "score": 2}),
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    kept, skipped = everything(tmp_path)
-    assert {name: record.caption for name, record in kept.items()} == {
-        "a.png": "one",
-        "a.png#2": "another",
-        "b.png": "beside",
-        "sub/c.png": "see",
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {"a.png": "one", "a.png#2": "another", "b.png": "beside", "sub/c.png": "see"}
+    assert {name: dict(record.meta) for name, record in kept.items() if record.meta} == {
+        "a.png#2": {"score": 1},
+        "b.png": {"score": 2},
     }
     short = {name.removeprefix("captions.jsonl:"): reason.split(":")[0] for name, reason in skipped.items()}
-    broken = 'line is no object with the texts "file" and "caption"'
     assert short == {
         "d.png": "no caption",
+        "a.png#3": "no caption",
+        "a.png#4": "caption is not text",
         **dict.fromkeys(["5", "6", "7"], "path leaves the folder"),
         "8": "listed file is missing or no image",
-        **dict.fromkeys(["9", "10", "11", "12"], broken),
+        **dict.fromkeys(["9", "10", "11", "12"], 'line is no object with the text "file"'),
     }
+
+
+def test_several_captions_of_an_image(tmp_path):
+    for name in ("a.png", "b.png"):
+        put(tmp_path, name, caption="beside")
+    line = {"file": "a.png", "recaption": ["a dog", "two dogs"], "url": "u"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(line))
+    kept, skipped = sorted_out(tmp_path, captions=("recaption=0.8", "caption=0.2"))
+    assert skipped == {}
+    assert (kept["a.png"].captions, kept["a.png"].weights) == (("a dog", "two dogs", "beside"), (0.4, 0.4, 0.2))
+    assert (kept["b.png"].captions, kept["b.png"].weights) == (("beside",), ())
+    assert kept["a.png"].meta == {"url": "u"}
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_a_line_of_the_captions_file_ends_at_a_line_feed_alone(tmp_path, ending):
     put(tmp_path, "a.png")
     put(tmp_path, "b.png")
-    captions = {"a.png": "one\u2028two\u0085three\u2029four\x0bfive", "b.png": "six"}
-    lines = [
-        f'{{"file": "{name}", "caption": {json.dumps(text, ensure_ascii=False)}}}' for name, text in captions.items()
-    ]
+    texts = {"a.png": "one\u2028two\u0085three\u2029four\x0bfive", "b.png": "six"}
+    lines = [f'{{"file": "{name}", "caption": {json.dumps(text, ensure_ascii=False)}}}' for name, text in texts.items()]
     (tmp_path / "captions.jsonl").write_bytes("".join(line + ending for line in lines).encode())
-    kept, skipped = everything(tmp_path)
-    assert {name: record.caption for name, record in kept.items()} == {
-        "a.png": "one two three four five",
-        "b.png": "six",
-    }
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {"a.png": "one two three four five", "b.png": "six"}
     assert skipped == {}
 
 
@@ -119,72 +134,84 @@ def test_text_files_of_any_case(tmp_path):
     (tmp_path / "07.TXT").write_text("loud")
     if len(list(tmp_path.iterdir())) < 7:
         pytest.skip("this file system does not tell cases apart")
-    kept, skipped = everything(tmp_path)
-    assert {name: record.caption for name, record in kept.items()} == {
-        "05.PNG": "loud",
-        "06.png": "mixed",
-        "07.png": "plain",
-    }
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {"05.PNG": "loud", "06.png": "mixed", "07.png": "plain"}
     assert skipped == {}
 
 
-def test_links_to_folders_are_reported(tmp_path):
+def test_links_that_lead_elsewhere_are_reported(tmp_path):
     put(tmp_path, "root/a.png", caption="x")
     put(tmp_path, "elsewhere/b.png", caption="x")
-    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "root" / "loop").symlink_to(tmp_path / "root")
-    (tmp_path / "root" / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
-    (tmp_path / "root" / "c.txt").write_text("a linked file")
-    kept, skipped = everything(tmp_path / "root")
-    assert list(kept) == ["a.png", "c.png"]
-    assert skipped == dict.fromkeys(["linked", "loop"], "link to a folder, which is not followed")
+    root = tmp_path / "root"
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    (root / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (root / "c.txt").write_text("a linked file")
+    (root / "d.png").symlink_to(root / "a.png")
+    (root / "d.txt").write_text("a link within")
+    put(root, "e.png")
+    (root / "e.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")
+    (root / "f.png").symlink_to(root / "nothing.png")
+    (root / "f.txt").write_text("a link to nothing")
+    kept, skipped = sorted_out(root)
+    assert captions(kept) == {"a.png": "x", "d.png": "a link within"}
+    assert skipped == {
+        **dict.fromkeys(["linked", "loop"], "link to a folder, which is not followed"),
+        "c.png": "link leaves the folder: 'c.png'",
+        "e.png": "link leaves the folder: 'e.txt'",
+        "f.png": "missing file: 'f.png'",
+    }
 
 
-def test_unusable_files_are_skipped_with_the_reason(tmp_path):
-    put(tmp_path, "damaged.png", picture()[:300], "x")
-    put(tmp_path, "empty.jpg", b"", "x")
+def test_unusable_files_are_skipped_with_the_reason(tmp_path, monkeypatch):
     put(tmp_path, "anim.gif", picture(form="GIF"), "x")
-    put(tmp_path, "tiny.png", picture(7, width=40), "x")
-    put(tmp_path, "huge.png", picture(33), "x")
     put(tmp_path, "blank.png", caption=" \n")
     put(tmp_path, "alone.png")
     put(tmp_path, "latin.png")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    kept, skipped = everything(tmp_path, min_size=8, max_pixels=1024)
-    assert kept == {}
+    put(tmp_path, "vast.png", b"\0" * 2000, "x")
+    put(tmp_path, "novel.png", caption="word " * 30)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "pipe.txt").write_text("x")
+    put(tmp_path, "damaged.png", picture()[:300], "for a later step to refuse")
+    monkeypatch.setattr(found, "MAX_IMAGE", 1999)
+    monkeypatch.setattr(found, "MAX_TEXT", 149)
+    kept, skipped = sorted_out(tmp_path)
+    assert list(kept) == ["damaged.png"]
     assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {
-        "damaged.png": "damaged image",
-        "empty.jpg": "not a PNG, JPEG or WebP image",
         "anim.gif": "not a PNG, JPEG or WebP image",
-        "tiny.png": "tiny",
-        "huge.png": "huge",
         "blank.png": "empty caption",
         "alone.png": "no caption",
         "latin.png": "caption is not UTF-8 text",
+        "vast.png": "too large",
+        "novel.png": "too large",
+        "pipe.png": "not a regular file",
     }
-
-
-def test_large_images_are_shrunk(tmp_path):
-    put(tmp_path, "wide.png", picture(40, width=60), "x")
-    put(tmp_path, "photo.jpg", picture(64, "JPEG", width=64), "x")
-    put(tmp_path, "small.png", picture(16), "x")
-    kept, _ = everything(tmp_path, image_size=20)
-    sizes = {name: images.decode(record.image).size for name, record in kept.items()}
-    assert sizes == {"wide.png": (30, 20), "photo.jpg": (20, 20), "small.png": (16, 16)}
-    assert kept["small.png"].image == picture(16)
-    assert kept["photo.jpg"].image.startswith(b"\xff\xd8") and kept["wide.png"].image.startswith(b"\x89PNG")
 
 
 def test_splits_are_stable(tmp_path):
     for number in range(60):
         put(tmp_path, f"{number:02}.png", caption="x")
-    before = {split: [item.id for item in items] for split, items in read(tmp_path, validation_share=0.3).items()}
-    assert before == {split: sorted(ids) for split, ids in before.items()}
-    assert 8 <= len(before["validation"]) <= 28 and sum(map(len, before.values())) == 60
+    before = {item.id: item.split for item in read(tmp_path, validation_share=0.3)}
+    assert list(before) == sorted(before)
+    expected = {name for name in before if int(hashlib.sha256(name.encode()).hexdigest()[:4], 16) / 65536 < 0.3}
+    assert {name for name, split in before.items() if split == "validation"} == expected
+    assert 8 <= len(expected) <= 28
     put(tmp_path, "new.png", caption="x")
-    after = {split: [item.id for item in items] for split, items in read(tmp_path, validation_share=0.3).items()}
-    assert {split: [name for name in ids if name != "new.png"] for split, ids in after.items()} == before
-    assert read(tmp_path, validation_share=0.0)["validation"] == []
+    after = {item.id: item.split for item in read(tmp_path, validation_share=0.3)}
+    assert after == before | {"new.png": after["new.png"]}
+    assert {item.split for item in read(tmp_path, validation_share=0.0)} == {"train"}
+
+
+def test_shards_are_stretches_of_the_whole(tmp_path):
+    for number in range(7):
+        put(tmp_path, f"{number}.png", caption="x")
+    source = FolderSource(FolderOptions(str(tmp_path)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "ranges", lambda size: ranges(size, 3))
+        assert source.shards() == [("0-3", 3), ("3-6", 3), ("6-7", 1)]
+        assert [item.id for item in source.records(2)] == ["6.png"]
+        assert list(everything(source)) == read(tmp_path)
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -194,8 +221,26 @@ def test_names_that_are_not_text(tmp_path):
     except OSError:
         pytest.skip("this file system refuses names that are not UTF-8")
     name.with_suffix(".txt").write_text("coffee")
-    kept, _ = everything(tmp_path)
+    kept, _ = sorted_out(tmp_path)
     assert list(kept) == ["caf\\xe9.png"]
+
+
+READ = """
+from ec_dit.data.records import everything
+from ec_dit.data.sources.folder import FolderOptions, FolderSource
+print([(item.id, item.image, item.caption) for item in everything(FolderSource(FolderOptions("gs://bucket/set")))])
+"""
+
+
+def test_a_folder_in_a_bucket():
+    with gcs_server.Server() as server:
+        for name in ("a.jpg", "sub/b.jpg", ".hidden/c.jpg"):
+            server.put("bucket", f"set/{name}", name.encode(), {})
+            server.put("bucket", f"set/{name}".replace("jpg", "txt"), b"beside", {})
+        server.put("bucket", "set/captions.jsonl", b'{"file": "a.jpg", "caption": "listed"}\n', {})
+        command = [sys.executable, "-c", READ]
+        printed = subprocess.check_output(command, env=os.environ | server.environment(), text=True)
+    assert printed.strip() == str([("a.jpg", b"a.jpg", "listed"), ("sub/b.jpg", b"sub/b.jpg", "beside")])
 
 
 def test_mistakes(tmp_path):
@@ -206,9 +251,11 @@ def test_mistakes(tmp_path):
     put(tmp_path, "a.png", caption="x")
     with pytest.raises(UserError, match=r"a.png is not a folder"):
         read(tmp_path / "a.png")
-    for options in ({"validation_share": 1.0}, {"validation_share": float("nan")}, {"image_size": 0}, {"min_size": -1}):
-        with pytest.raises(UserError, match=rf"folder: {next(iter(options))} is"):
-            read(tmp_path, **options)
+    for share in (1.0, float("nan"), -0.1):
+        with pytest.raises(UserError, match=r"folder: validation_share is"):
+            read(tmp_path, validation_share=share)
+    with pytest.raises(UserError, match=r"folder: captions has 'caption=x'"):
+        read(tmp_path, captions=("caption=x",))
     (tmp_path / "captions.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"cannot read .*captions.jsonl"):
         read(tmp_path)

@@ -1,0 +1,69 @@
+"""What the records of an encoded data set were made with, and what training and sampling need of it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from ec_dit.core.errors import UserError
+from ec_dit.data.workplace import difference
+
+FILE = "encoding.safetensors"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How pictures and captions were encoded.
+
+    Attributes:
+        facts: JSON: 'autoencoder' (sha256, factor, channels, path), 'text' (sha256s, width, length, type, lower, paths),
+            'pictures' (resolution, shapes, ...), 'libraries'.
+        null_text_TM: float32, the embedding of the empty caption; null_mask_T: where its tokens are.
+        mean_Z, std_Z: float32, of the training latents, each channel by itself.
+    """
+
+    facts: Mapping[str, Any]
+    null_text_TM: np.ndarray
+    null_mask_T: np.ndarray
+    mean_Z: np.ndarray
+    std_Z: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file."""
+        arrays = {"null_text": self.null_text_TM, "null_mask": self.null_mask_T, "mean": self.mean_Z, "std": self.std_Z}
+        return safetensors.numpy.save(arrays, {"facts": json.dumps(dict(self.facts), sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "Encoding":
+        """The inverse of `to_bytes`.
+
+        Raises:
+            UserError: if the bytes are damaged; `where` they come from.
+        """
+        try:
+            length = int.from_bytes(data[:8], "little")
+            facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
+            arrays = safetensors.numpy.load(data)
+            return cls(facts, arrays["null_text"], arrays["null_mask"], arrays["mean"], arrays["std"])
+        except Exception as error:  # the parser of safetensors raises several kinds
+            raise UserError(f"{where} is damaged: {error}") from error
+
+    @property
+    def autoencoder_path(self) -> str:
+        """Where the autoencoder lay."""
+        return str(self.facts["autoencoder"]["path"])
+
+    def difference(self, other: "Encoding") -> list[str]:
+        """Lines 'autoencoder.sha256: old -> new' for all that makes latents or embeddings of another kind."""
+        return difference(_kind(self.facts), _kind(other.facts))
+
+
+def _kind(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that a model depends on: the encoders, and what they were given."""
+    return {
+        part: {key: value for key, value in facts[part].items() if key not in ("path", "paths")}
+        for part in ("autoencoder", "text")
+    }

@@ -1,0 +1,79 @@
+"""Files of a data set in the making: TFDS's layout of tf.train.Example in ArrayRecord, written without TensorFlow."""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+Fields = Mapping[str, bytes | bool]
+
+# One record a group, as random access wants it. What fills the files does not compress: pictures, and noise-like floats.
+_OPTIONS = "group_size:1,uncompressed"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+def example(fields: Fields) -> bytes:
+    """A tf.train.Example, the same bytes every time."""
+    message = tf_example_pb2.Example()
+    for name, value in fields.items():
+        if isinstance(value, bool):
+            message.features.feature[name].int64_list.value.append(int(value))
+        else:
+            message.features.feature[name].bytes_list.value.append(value)
+    return message.SerializeToString(deterministic=True)
+
+
+def file_name(name: str, split: str, unit: int, units: int) -> str:
+    """Of the file that holds a unit's records of a split, of the data set `name`."""
+    return f"{name}-{split}.array_record-{unit:05d}-of-{units:05d}"
+
+
+class Writer:
+    """One file of records; `close` before it is used."""
+
+    def __init__(self, path: Path):
+        self.path, self.records = path, 0
+        self._file = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+
+    def write(self, fields: Fields) -> None:
+        """Appends a record."""
+        self._file.write(example(fields))
+        self.records += 1
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file: its records, bytes and SHA-256."""
+        self._file.close()
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"records": self.records, "bytes": self.path.stat().st_size, "sha256": digest}
+
+
+def write_metadata(folder: epath.Path, features: Any, splits: Mapping[str, Sequence[int]], num_bytes: int) -> None:
+    """TFDS's description of the files in `folder`.
+
+    Args:
+        features: a TFDS FeaturesDict.
+        splits: of each split the records in every file; 0: there is no such file.
+        num_bytes: of all files.
+    """
+    tfds.disable_progress_bar()
+    infos = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=list(lengths),
+            num_bytes=num_bytes if i == 0 else 0,
+            filename_template=tfds.core.ShardedFileTemplate(data_dir=folder, template=_TEMPLATE, split=name),
+        )
+        for i, (name, lengths) in enumerate(splits.items())
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=features, split_infos=infos, filename_template=_TEMPLATE, check_data=False
+        )

@@ -1,0 +1,182 @@
+"""One record as one row of a batch: decoded, cropped, tokenised; or a latent drawn, and embeddings filled up."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from ec_dit.core.errors import UserError
+from ec_dit.data import images
+from ec_dit.data.dataset import Split
+from ec_dit.data.stored import EncodedRecord
+from ec_dit.data.tokenizer import Tokenizer
+
+Row = dict[str, np.ndarray]
+
+CROPS = ("center", "random")
+POSTERIORS = ("sample", "mean")
+CACHE_BYTES = 512 * 2**20
+
+
+class Rows(Protocol):
+    """The records of a split as rows."""
+
+    records: Split
+
+    def read(self, index: int) -> Any:
+        """What `row` needs of a record."""
+        ...
+
+    def row(self, example: Any, rng: np.random.Generator | None) -> Row:
+        """The arrays of one row: augmented by `rng`; without one, always the same."""
+        ...
+
+
+def choose(weights: Sequence[float], count: int, rng: np.random.Generator) -> int:
+    """One of `count` captions, as often as `weights` say; () = all alike. Takes one number of `rng`, whatever `count` is."""
+    share = np.cumsum(weights or [1.0] * count)
+    return min(int(np.searchsorted(share, rng.random() * share[-1], side="right")), count - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Picture:
+    """A decoded record: uint8 pixels_YXZ (the crop, or all of it where crops are random), tokens of N captions."""
+
+    pixels_YXZ: np.ndarray
+    ids_NT: np.ndarray
+    mask_NT: np.ndarray
+    weights: tuple[float, ...]
+    flip: bool
+    record: int
+
+
+class PictureRows:
+    """Pictures and tokens: image_YXZ float32 in [-1, 1], ids_T int32, mask_T, record.
+
+    Args:
+        tokenizer: usually the data set's own.
+        image_size: side of the square images, in pixels; the shorter side is resized to it.
+        text_length: tokens per caption, the end-of-text token included.
+        crop: `center`, or `random` along the longer side.
+        flip: mirrors half of the examples whose record allows it.
+        cache_bytes: memory for decoded images; smaller sets are decoded once.
+
+    Raises:
+        UserError: no such crop.
+    """
+
+    def __init__(
+        self,
+        records: Split,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        text_length: int,
+        crop: str = "center",
+        flip: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        if crop not in CROPS:
+            raise UserError(f"crop is {crop!r}; choose one of {', '.join(CROPS)}")
+        self.records = records
+        self._tokenizer, self._length = tokenizer, text_length
+        self._size, self._crop, self._flip = image_size, crop, flip
+        self._cache: dict[int, _Picture] = {}
+        self._budget = cache_bytes
+
+    def read(self, index: int) -> _Picture:
+        """Decodes a record, once if it fits the cache."""
+        example = self._cache.get(index)
+        if example is None:
+            example = self._read(index)
+            if example.pixels_YXZ.nbytes <= self._budget:
+                self._budget -= example.pixels_YXZ.nbytes
+                self._cache[index] = example
+        return example
+
+    def _read(self, index: int) -> _Picture:
+        record = self.records[index]
+        try:
+            image = images.decode(record.image)
+        except images.ImageError as error:
+            raise UserError(f"{self.records.path}: record {record.id!r}: {error}") from error
+        if self._crop == "center":
+            pixels_YXZ = images.center_crop(image, self._size)
+        else:
+            pixels_YXZ = np.asarray(images.resize_shorter(image, self._size))
+        tokens = self._tokenizer.encode(record.captions, self._length)
+        return _Picture(pixels_YXZ, *tokens, record.weights, record.flip, index)
+
+    def row(self, example: _Picture, rng: np.random.Generator | None) -> Row:
+        """Crops, mirrors and picks a caption."""
+        if rng is None:
+            height, width = ((side - self._size) // 2 for side in example.pixels_YXZ.shape[:2])
+            pixels_YXZ, caption = example.pixels_YXZ[height:, width:][: self._size, : self._size], 0
+        else:
+            pixels_YXZ = images.random_crop(example.pixels_YXZ, self._size, rng)
+            mirrored = rng.random() < 0.5  # Drawn for every example, so that `flip` changes no other draw.
+            if self._flip and example.flip and mirrored:
+                pixels_YXZ = pixels_YXZ[:, ::-1]
+            caption = choose(example.weights, len(example.ids_NT), rng)
+        return {
+            "image_BYXZ": images.to_float(pixels_YXZ),
+            "ids_BT": example.ids_NT[caption],
+            "mask_BT": example.mask_NT[caption],
+            "record_B": np.array(example.record, np.int32),
+        }
+
+
+class EncodedRows:
+    """Latents and embeddings: latent_YXZ float32, text_TM bfloat16 (zeros where there is no token), mask_T, record.
+
+    Args:
+        mean_Z, std_Z: latents become (z - mean) / std.
+        posterior: `sample` draws z from the autoencoder's distribution every time, `mean` takes its mean.
+        flip: takes the mirror image half of the time, where it is stored.
+
+    Raises:
+        UserError: no such posterior.
+    """
+
+    def __init__(
+        self,
+        records: Split,
+        *,
+        mean_Z: np.ndarray | float = 0.0,
+        std_Z: np.ndarray | float = 1.0,
+        posterior: str = "sample",
+        flip: bool = False,
+    ):
+        if posterior not in POSTERIORS:
+            raise UserError(f"posterior is {posterior!r}; choose one of {', '.join(POSTERIORS)}")
+        self.records = records
+        self._mean_Z, self._std_Z = np.float32(mean_Z), np.float32(std_Z)
+        self._sample, self._flip = posterior == "sample", flip
+
+    def read(self, index: int) -> tuple[EncodedRecord, int]:
+        """Reads a record."""
+        return self.records[index], index
+
+    def row(self, example: tuple[EncodedRecord, int], rng: np.random.Generator | None) -> Row:
+        """Draws a latent and a caption."""
+        record, index = example
+        mirrored, caption = False, 0
+        if rng is not None:
+            mirrored = rng.random() < 0.5  # Drawn for every example, so that `flip` changes no other draw.
+            caption = choose(record.weights, len(record.captions), rng)
+        mean_YXZ, std_YXZ = record.latents[1 if mirrored and self._flip and len(record.latents) > 1 else 0]
+        latent_YXZ = mean_YXZ.astype(np.float32)
+        if self._sample:
+            rng = rng or np.random.default_rng(index)
+            latent_YXZ += std_YXZ * rng.standard_normal(std_YXZ.shape, np.float32)
+        tokens, mask_T = record.texts[caption]
+        text_TM = np.zeros((len(mask_T), tokens.shape[1]), ml_dtypes.bfloat16)
+        text_TM[mask_T] = tokens
+        return {
+            "latent_BYXZ": (latent_YXZ - self._mean_Z) / self._std_Z,
+            "text_BTM": text_TM,
+            "mask_BT": mask_T,
+            "record_B": np.array(index, np.int32),
+        }

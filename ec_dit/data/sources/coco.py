@@ -1,0 +1,126 @@
+"""COCO captions: a folder of images and one JSON file that lists them and what people wrote of each."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ec_dit.core import paths
+from ec_dit.core.errors import UserError
+from ec_dit.data.records import Record, Shard, Skipped, ranges
+from ec_dit.data.sources import found
+
+
+@dataclass(frozen=True)
+class CocoOptions(found.FoundOptions):
+    """How COCO becomes records.
+
+    Attributes:
+        path: the folder of images, such as train2017.
+        annotations: the JSON file, such as annotations/captions_train2017.json.
+        validation_share: share of the images held out, chosen by a hash of the file name.
+        captions: fields of an annotation; an image has those of all its annotations.
+    """
+
+    path: str
+    annotations: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One example to be: `file` is its path within the folder; `problem` says why it is skipped unread."""
+
+    id: str
+    file: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class CocoSource(found.FoundSource):
+    """Reads COCO's images with all their captions. Implements records.Source."""
+
+    name = "coco"
+
+    def __init__(self, options: CocoOptions):
+        super().__init__(options)
+        self.options = options
+        self._root = paths.at(options.path)
+        if not self._root.is_dir():
+            raise UserError(f"coco: {self._root} is no folder; pass --path=DIR with the images")
+        self._entries = list(self._find(*_lists(options.annotations)))
+
+    def shards(self) -> Sequence[Shard]:
+        """Stretches of the images in the order of their ids."""
+        return ranges(len(self._entries))
+
+    def records(self, shard: int) -> Iterator[Record | Skipped]:
+        """Yields the images of one stretch; last of all come the annotations that are of none."""
+        start, stop = map(int, self.shards()[shard].name.split("-"))
+        for entry in self._entries[start:stop]:
+            split = self._split(found.printable(entry.file or entry.id))
+            try:
+                if entry.problem:
+                    raise found.Unusable(entry.problem)
+                found.choose_captions(self._weights, entry.fields)  # Without one the image need not be read.
+                image = found.read_file(self._root, entry.file, found.MAX_IMAGE)
+                yield self._record(entry.id, image, entry.fields, split)
+            except found.Unusable as problem:
+                yield self._skipped(entry.id, str(problem), split)
+
+    def _find(self, images: list[Any], annotations: list[Any]) -> Iterator[_Entry]:
+        sound = [each for each in annotations if isinstance(each, dict) and _is_id(each.get("image_id"))]
+        texts: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in sorted(sound, key=lambda each: _order(each.get("id"))):
+            texts[annotation["image_id"]].append(annotation)
+        times: Counter[str] = Counter()
+        seen = set()
+        for image in sorted(images, key=lambda each: _order(each.get("id") if isinstance(each, dict) else None)):
+            file = image.get("file_name") if isinstance(image, dict) else None
+            if not isinstance(file, str) or not _is_id(image.get("id")):
+                times["image"] += 1
+                yield _Entry(found.numbered("image", times["image"]), problem="image without id or file_name")
+                continue
+            id_, number = found.printable(file), image["id"]
+            times[id_] += 1
+            id_ = found.numbered(id_, times[id_])
+            if number in seen:
+                yield _Entry(id_, file, problem="repeated image id")
+                continue
+            seen.add(number)
+            captions = {key: [each.get(key) for each in texts[number]] for key in self._weights}
+            facts = {key: value for key, value in image.items() if key != "file_name"}
+            yield _Entry(id_, file, facts | captions)
+        for number, annotation in enumerate(annotations):
+            image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+            if not _is_id(image_id) or image_id not in seen:
+                reason = f"annotation of an unknown image: {str(image_id)[:100]!r}"
+                yield _Entry(f"annotation {number}", problem=reason)
+
+
+def _lists(annotations: str) -> tuple[list[Any], list[Any]]:
+    """The images and the annotations of the JSON file. UserError where it has none."""
+    path = paths.at(annotations)
+    try:
+        content = json.loads(path.read_bytes())
+        images, texts = content["images"], content["annotations"]
+        if isinstance(images, list) and isinstance(texts, list) and images:
+            return images, texts
+        problem = "it has no images"
+    except KeyError as error:
+        problem = f"it has no {error}"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problem = str(error)
+    raise UserError(
+        f"coco: cannot read {path}: {problem}; pass a file like captions_train2017.json, "
+        'which is {"images": [...], "annotations": [...]}'
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
+def _order(id_: Any) -> tuple[bool, int, str]:
+    """Numbers by size, then texts, then what is neither."""
+    return not isinstance(id_, int), id_ if isinstance(id_, int) else 0, str(id_)

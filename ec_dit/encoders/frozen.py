@@ -1,0 +1,101 @@
+"""The frozen encoders of a data set: an autoencoder and text encoders, and what identifies them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ec_dit.core import hub
+from ec_dit.encoders import text
+from ec_dit.encoders.autoencoder import Autoencoder
+from ec_dit.encoders.text import TextEncoders
+
+
+class FrozenEncoders:
+    """Encodes pictures and captions; implements data.units.Encoders.
+
+    Args:
+        autoencoder_path, text_paths: folders as hubs publish them.
+        length: T.
+        lower: captions in lower case (PixArt's).
+        dtype: of the text encoders; the autoencoder runs in float32.
+
+    Attributes:
+        factor, channels: of latents.
+        width, length: M and T.
+
+    Raises:
+        UserError: if folders are missing, damaged or of something else, or do not go together.
+    """
+
+    def __init__(
+        self,
+        autoencoder_path: str,
+        text_paths: Sequence[str],
+        length: int,
+        mesh: Mesh,
+        *,
+        lower: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        self._autoencoder = Autoencoder.load(autoencoder_path, mesh)
+        self._texts = TextEncoders.load(text_paths, length, mesh, dtype)
+        self._lower, self._paths, self._dtype = lower, (autoencoder_path, *text_paths), jnp.dtype(dtype)
+        self.factor, self.channels = self._autoencoder.factor, self._autoencoder.channels
+        self.width, self.length = self._texts.width, self._texts.length
+        self._devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+
+    def images(self, image_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the latents of pictures in -1..1, float32."""
+        return self._autoencoder.encode(image_BYXZ)
+
+    def texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """text_BTM float32 and mask_BT of captions."""
+        encoded = self._texts.encode([caption.lower().strip() if self._lower else caption for caption in captions])
+        return encoded.text_BTM, encoded.mask_BT
+
+    def facts(self) -> dict[str, Any]:
+        """JSON: what a model depends on ('autoencoder', 'text'), and what else may change a bit ('computed')."""
+        autoencoder, *texts = self._paths
+        return {
+            "autoencoder": autoencoder_facts(autoencoder) | {"factor": self.factor, "channels": self.channels},
+            "text": text_facts(texts) | {"width": self.width, "length": self.length, "lower": self._lower},
+            "computed": {"text": self._dtype.name, "devices": self._devices, "jax": jax.__version__},
+        }
+
+
+def autoencoder_facts(path: str) -> dict[str, Any]:
+    """Where an autoencoder lies, and the hash of its weights and config.json."""
+    return {"path": str(Path(path).absolute()), "sha256": hub.sha256(hub.files(path))}
+
+
+def text_facts(paths: Sequence[str]) -> dict[str, Any]:
+    """Where text encoders lie, and the hashes of their weights, config.json and tokenizer."""
+    hashes = [hub.sha256([*hub.files(path), *text.tokenizer_files(path)]) for path in paths]
+    return {"paths": [str(Path(path).absolute()) for path in paths], "sha256": hashes}
+
+
+def autoencoder_difference(facts: Mapping[str, Any], path: str) -> str:
+    """How the autoencoder in a folder differs from the one that latents were made with; '' if it is the same."""
+    made = facts["autoencoder"]
+    found = autoencoder_facts(path)
+    if made["sha256"] == found["sha256"]:
+        return ""
+    return f"made with the autoencoder {made['path']} ({made['sha256'][:12]}), not {path} ({found['sha256'][:12]})"
+
+
+def text_difference(facts: Mapping[str, Any], paths: Sequence[str]) -> str:
+    """How text encoders in folders differ from those that embeddings were made with; '' if they are the same."""
+    made = facts["text"]
+    found = text_facts(paths)
+    if made["sha256"] == found["sha256"]:
+        return ""
+    before, now = (
+        ", ".join(f"{path} ({digest[:12]})" for path, digest in zip(each["paths"], each["sha256"], strict=True))
+        for each in (made, found)
+    )
+    return f"made with the text encoder {before}, not {now}"

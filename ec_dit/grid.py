@@ -1,0 +1,78 @@
+"""Pictures drawn while a model trains, beside real ones with the same captions."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ec_dit import build
+from ec_dit.data import images
+from ec_dit.data.dataset import Dataset
+from ec_dit.models.text_to_image import Text
+from ec_dit.train.metrics import MetricWriter
+from ec_dit.train.state import TrainState
+
+_PICTURES = 16  # in a grid
+
+
+class SampleGrid:
+    """Draws fixed prompts with the moving average; for validation captions the real picture stands beside each.
+
+    Of encoded data the captions' embeddings are those that are stored, so that no text encoder is loaded for them.
+    """
+
+    def __init__(self, system: build.System, data: Dataset, writer: MetricWriter):
+        self._writer = writer
+        config = system.config
+        self._seed, self._prompts = config.seed, list(config.log.prompts)
+        self._real: list[np.ndarray] = []
+        if self._prompts:
+            self._generator = system.generator()
+            return
+        split = data["validation" if "validation" in data.splits else "train"]
+        part = max(split.parts, key=lambda part: part.size)
+        records = [split[part.start + i] for i in range(min(_PICTURES, part.size))]
+        self._prompts = [record.caption for record in records]
+        if data.encoding is None:
+            self._real = [images.center_crop(images.decode(record.image), config.data.size) for record in records]
+            self._generator = system.generator()
+            return
+        means_BYXZ = np.stack([record.latents[0][0] for record in records]).astype(np.float32)
+        self._real = list(images.to_uint8(system.autoencoder.decode(means_BYXZ)))
+        null_text = system.null_text()
+        known = {record.caption: Text(_filled(*record.texts[0]), record.texts[0][1]) for record in records}
+
+        def encode(captions: Sequence[str]) -> Text:
+            found = [known.get(caption, null_text) for caption in captions]  # '' fills batches up
+            return Text(np.stack([text.tokens for text in found]), np.stack([text.mask_BT for text in found]))
+
+        self._generator = system.generator(shape=part.shape, encode=encode)
+
+    @classmethod
+    def make(
+        cls, system: build.System, data: Dataset, writer: MetricWriter, say: Callable[[str], None]
+    ) -> "SampleGrid | None":
+        """None, and why, where the autoencoder of the latents is not at hand: training goes on without pictures."""
+        if data.encoding is not None:
+            path = system.config.data.autoencoder or data.encoding.facts["autoencoder"]["path"]
+            if not Path(path).is_dir():
+                say(
+                    f"no sample grids: there is no autoencoder at {path}; name its folder with --config.data.autoencoder"
+                )
+                return None
+        return cls(system, data, writer)
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        """Draws, and writes the grid."""
+        made = self._generator(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
+        pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
+        shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
+        captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
+        self._writer.image(done, "samples", images.contact_sheet(shown, captions, columns=8, smooth=True))
+
+
+def _filled(tokens: np.ndarray, mask_T: np.ndarray) -> np.ndarray:
+    """Embeddings with zeros where there is no token, float32."""
+    text_TM = np.zeros((len(mask_T), tokens.shape[1]), np.float32)
+    text_TM[mask_T] = tokens
+    return text_TM

@@ -1,0 +1,247 @@
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ec_dit.core.errors import UserError
+from ec_dit.data.records import Record, Shard, Skipped, everything
+from ec_dit.data.sources import found, parquet
+from ec_dit.data.sources.parquet import ParquetOptions, ParquetSource
+from tests import gcs_server
+
+JPEG = b"\xff\xd8 not decoded here"
+
+
+def write(path, columns, row_group_size=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size, **options)
+
+
+def read(path, **options):
+    return list(everything(ParquetSource(ParquetOptions(str(path), **options))))
+
+
+def sorted_out(path, **options):
+    items = read(path, **options)
+    assert len({item.id for item in items}) == len(items)
+    kept = {item.id: item for item in items if isinstance(item, Record)}
+    return kept, {item.id: item.reason for item in items if isinstance(item, Skipped)}
+
+
+def test_bytes_texts_and_facts(tmp_path):
+    columns = {
+        "image": [JPEG + b"0", JPEG + b"1", None, JPEG + b"3", b"", JPEG],
+        "caption": [" A\nred dog", "a sign", "x", None, "x", "\t"],
+        "score": [0.5, float("nan"), 1.0, 1.0, 1.0, 1.0],
+        "width": pa.array([640, None, 1, 1, 1, 1], pa.int32()),
+        "good": [True, False, True, True, True, True],
+        "url": ["u", "x" * 1001, "", "", "", ""],
+        "when": pa.array([0] * 6, pa.timestamp("s")),
+        "embedding": [[0.5] * 4] * 6,
+    }
+    write(tmp_path / "a.parquet", columns, row_group_size=4)
+    kept, skipped = sorted_out(tmp_path)
+    assert list(kept) == ["a.parquet#0", "a.parquet#1"]
+    one, two = kept.values()
+    assert (one.image, one.captions, one.weights, one.flip) == (JPEG + b"0", ("A red dog",), (), True)
+    assert one.meta == {"score": 0.5, "width": 640, "good": True, "url": "u"}
+    assert two.meta == {"good": False} and not two.flip
+    assert skipped == {
+        "a.parquet#2": "no image",
+        "a.parquet#3": "no caption",
+        "a.parquet#4": "no image",
+        "a.parquet#5": "empty caption",
+    }
+
+
+def test_row_groups_are_shards(tmp_path):
+    for name, count in (("b", 3), ("a", 45), ("sub/c", 1), (".hidden/d", 1)):
+        columns = {"image": [JPEG] * count, "caption": [f"{name} {row}" for row in range(count)]}
+        write(tmp_path / f"{name}.parquet", columns, row_group_size=20)
+    write(tmp_path / "empty.parquet", {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+    source = ParquetSource(ParquetOptions(str(tmp_path)))
+    shards = [shard for shard in source.shards() if shard.size]
+    assert shards == [
+        *(Shard(f"a.parquet:{number}", size) for number, size in enumerate((20, 20, 5))),
+        Shard("b.parquet:0", 3),
+        Shard("sub/c.parquet:0", 1),
+    ]
+    assert [(item.id, item.caption) for item in source.records(2)] == [
+        (f"a.parquet#{row}", f"a {row}") for row in range(40, 45)
+    ]
+    assert len(list(everything(source))) == 49
+    assert [item.id for item in read(tmp_path / "{b,sub/c}.parquet")][2:] == ["b.parquet#2", "sub/c.parquet#0"]
+    assert [item.id for item in read(tmp_path / "sub/c.parquet")] == ["c.parquet#0"]
+
+
+def test_hugging_face_images_and_several_captions(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "p.jpg").write_bytes(JPEG + b"p")
+    (tmp_path / "beside.jpg").write_bytes(JPEG + b"beside")
+    columns = {
+        "picture": [
+            {"bytes": JPEG, "path": "none.jpg"},
+            {"bytes": None, "path": "p.jpg"},
+            {"bytes": None, "path": None},
+        ],
+        "texts": [["one", "two", "one"], [], ["x"]],
+        "alt": [None, "alt", "x"],
+    }
+    write(tmp_path / "t.parquet", columns)
+    options = {"image": "picture", "captions": ("texts=3", "alt=1")}
+    kept, skipped = sorted_out(tmp_path / "t.parquet", images=str(tmp_path / "pictures"), **options)
+    assert {name: (record.image, record.captions, record.weights) for name, record in kept.items()} == {
+        "t.parquet#0": (JPEG, ("one", "two"), (2.0, 1.0)),
+        "t.parquet#1": (JPEG + b"p", ("alt",), ()),
+    }
+    assert skipped == {"t.parquet#2": "no image"}
+    write(tmp_path / "t.parquet", {"image": ["beside.jpg", "pictures/p.jpg"], "caption": ["x", "x"]})
+    kept, _ = sorted_out(tmp_path / "t.parquet")
+    assert [record.image for record in kept.values()] == [JPEG + b"beside", JPEG + b"p"]
+
+
+def test_names_from_a_column(tmp_path):
+    columns = {"image": [JPEG] * 5, "caption": ["x"] * 5, "key": ["a", "b", "a", None, "line\nfeed"]}
+    write(tmp_path / "t.parquet", columns)
+    kept, _ = sorted_out(tmp_path, id_column="key")
+    assert list(kept) == [f"t.parquet#{key}" for key in ("a", "b", "a#2", "3", "line\\nfeed")]
+    write(tmp_path / "t.parquet", columns | {"key": range(10, 15)})
+    assert next(iter(sorted_out(tmp_path, id_column="key")[0])) == "t.parquet#10"
+
+
+def test_paths_that_lead_elsewhere(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+    inside = tmp_path / "set"
+    inside.mkdir()
+    (inside / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (inside / "folder.jpg").mkdir()
+    os.mkfifo(inside / "pipe.jpg")
+    names = [
+        "../secret.jpg",
+        str(tmp_path / "secret.jpg"),
+        "link.jpg",
+        "folder.jpg",
+        "pipe.jpg",
+        "none.jpg",
+        "a\0b",
+        "gs://b/x",
+    ]
+    write(inside / "t.parquet", {"image": names, "caption": ["x"] * len(names)})
+    kept, skipped = sorted_out(inside)
+    assert kept == {}
+    assert [reason.split(":")[0] for reason in skipped.values()] == [
+        "path leaves the folder",
+        "path leaves the folder",
+        "link leaves the folder",
+        "not a regular file",
+        "not a regular file",
+        "missing file",
+        "missing file",
+        "path leaves the folder",
+    ]
+
+
+def test_texts_that_are_not_utf8(tmp_path):
+    bad = pa.array([b"caf\xe9", b"fine"], pa.binary()).view(pa.string())
+    columns = {"image": [JPEG] * 2, "caption": bad, "source": bad}
+    write(tmp_path / "t.parquet", columns)
+    kept, skipped = sorted_out(tmp_path)
+    assert skipped == {"t.parquet#0": "caption is not UTF-8 text"}
+    assert kept["t.parquet#1"].meta == {"source": "fine"}
+    lists = pa.array([["fine", "x"], ["y"]])
+    lists = pa.ListArray.from_arrays(lists.offsets, pa.array([b"\xff", b"ok", b"y"], pa.binary()).view(pa.string()))
+    write(tmp_path / "t.parquet", {"image": [JPEG] * 2, "caption": lists})
+    assert [record.captions for record in sorted_out(tmp_path)[0].values()] == [("ok",), ("y",)]
+
+
+def test_images_too_large(tmp_path, monkeypatch):
+    (tmp_path / "big.jpg").write_bytes(b"x" * 101)
+    monkeypatch.setattr(found, "MAX_IMAGE", 100)
+    images = [
+        {"bytes": b"x" * 100, "path": None},
+        {"bytes": b"x" * 101, "path": None},
+        {"bytes": None, "path": "big.jpg"},
+    ]
+    write(tmp_path / "t.parquet", {"image": images, "caption": ["x"] * 3})
+    kept, skipped = sorted_out(tmp_path)
+    assert list(kept) == ["t.parquet#0"]
+    assert [reason.split(":")[0] for reason in skipped.values()] == ["too large"] * 2
+
+
+def test_damaged_pages_cost_their_rows_alone(tmp_path):
+    noise = [os.urandom(1000) for _ in range(90)]
+    path = tmp_path / "t.parquet"
+    write(path, {"image": noise, "caption": ["x"] * 90}, row_group_size=30, compression="zstd", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = data.index(noise[30]) - 60  # into the header of the second group's page
+    data[start : start + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    kept, skipped = sorted_out(path)
+    assert [record.image for record in kept.values()] == noise[:30] + noise[60:]
+    assert list(skipped) == [f"t.parquet#{row}" for row in range(30, 60)]
+    assert {reason.split(":")[0] for reason in skipped.values()} == {"damaged file"}
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(UserError, match=r"parquet: .*none is not there"):
+        read(tmp_path / "none")
+    with pytest.raises(UserError, match=r"has no .parquet files"):
+        read(tmp_path)
+    write(tmp_path / "t.parquet", {"image": [JPEG], "text": ["x"]})
+    with pytest.raises(UserError, match=r"t.parquet has no column 'txt' (?s:.*); it has image, text"):
+        read(tmp_path, captions=("txt",))
+    with pytest.raises(UserError, match=r"no column 'img'"):
+        read(tmp_path, captions=("text",), image="img")
+    with pytest.raises(UserError, match=r"no column 'key'"):
+        read(tmp_path, captions=("text",), id_column="key")
+    with pytest.raises(UserError, match=r"1.parquet is missing"):
+        read(tmp_path / "{1,2}.parquet")
+    data = (tmp_path / "t.parquet").read_bytes()
+    for damaged in (data[:-10], b"", b"no table" * 10):
+        (tmp_path / "t.parquet").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot read .*t.parquet"):
+            read(tmp_path, captions=("text",))
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    write(tmp_path / "t.parquet", {"image": [JPEG], "caption": ["x"]})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        read(tmp_path)
+
+
+READ = """
+import sys
+from ec_dit.data.records import everything
+from ec_dit.data.sources.parquet import ParquetOptions, ParquetSource
+items = everything(ParquetSource(ParquetOptions(sys.argv[1])))
+print([(item.id, getattr(item, "image", None), getattr(item, "reason", None)) for item in items])
+"""
+
+
+def test_tables_in_a_bucket(tmp_path):
+    columns = {
+        "image": [{"bytes": JPEG, "path": None}, {"bytes": None, "path": "p/x.jpg"}, {"bytes": None, "path": "y.jpg"}]
+    }
+    write(tmp_path / "t.parquet", columns | {"caption": ["x"] * 3}, row_group_size=2)
+    with gcs_server.Server() as server:
+        server.put("bucket", "set/deep/t.parquet", (tmp_path / "t.parquet").read_bytes(), {})
+        server.put("bucket", "set/deep/p/x.jpg", b"of its own", {})
+        command = [sys.executable, "-c", READ, "gs://bucket/set"]
+        printed = subprocess.check_output(command, env=os.environ | server.environment(), text=True)
+    name = "deep/t.parquet"
+    assert printed.strip() == str(
+        [(f"{name}#0", JPEG, None), (f"{name}#1", b"of its own", None), (f"{name}#2", None, "missing file: 'y.jpg'")]
+    )
+
+
+def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    columns = {"image": [os.urandom(1 << 20) for _ in range(64)], "caption": ["x"] * 64}
+    write(tmp_path / "t.parquet", columns, use_dictionary=False, write_batch_size=2, data_page_size=1 << 20)
+    del columns
+    source = ParquetSource(ParquetOptions(str(tmp_path)))
+    held = [pa.total_allocated_bytes() for _ in source.records(0)]
+    assert len(held) == 64 and max(held) < 3 * parquet._ROWS << 20

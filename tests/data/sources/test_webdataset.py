@@ -1,0 +1,342 @@
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+
+import pytest
+
+from ec_dit.core.errors import UserError
+from ec_dit.data.records import Record, Shard, Skipped, everything
+from ec_dit.data.sources import found
+from ec_dit.data.sources.webdataset import WebdatasetOptions, WebdatasetSource
+from tests import gcs_server
+
+JPEG = b"\xff\xd8 not decoded here"
+
+
+def tar(*members, **options):
+    """A tar of (name, bytes or TarInfo)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **options) as archive:
+        for name, content in members:
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = info.size or (len(content) if isinstance(content, bytes) else 0)
+            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return buffer.getvalue()
+
+
+def example(key, caption="a dog", **fields):
+    """What img2dataset writes of one image."""
+    fields = {"caption": caption, "status": "success", "error_message": None, "key": key, **fields}
+    return (
+        (f"{key}.jpg", JPEG + key.encode()),
+        (f"{key}.json", json.dumps(fields).encode()),
+        (f"{key}.txt", caption.encode()),
+    )
+
+
+def read(path, **options):
+    return list(everything(WebdatasetSource(WebdatasetOptions(str(path), **options))))
+
+
+def of(folder, *data, **options):
+    """What the tars 00000.tar, 00001.tar, ... with these bytes give: ({id: record}, {id: reason})."""
+    for number, each in enumerate(data):
+        (folder / f"{number:05}.tar").write_bytes(each)
+    items = read(folder, **options)
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    assert len({item.id for item in items}) == len(items)
+    return {item.id: item for item in items if isinstance(item, Record)}, {item.id: item.reason for item in skipped}
+
+
+def link(name, kind=tarfile.SYMTYPE, target="/etc/passwd"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return name, info
+
+
+def test_examples_of_img2dataset(tmp_path):
+    first = example(
+        "000000001", " A red\ndog ", url="http://a/b", width=640, similarity=0.31, punsafe=float("nan"), ok=True
+    )
+    second = example("000000002", "dog to the left", exif='{"Make": "x"}', long="x" * 1001, none=None, several=[1])
+    kept, skipped = of(tmp_path, tar(*first, *second), tar(*example("000010000")))
+    assert skipped == {}
+    assert list(kept) == ["00000/000000001", "00000/000000002", "00001/000010000"]
+    one, two = kept["00000/000000001"], kept["00000/000000002"]
+    assert one.image == JPEG + b"000000001"
+    assert (one.captions, one.weights, one.flip) == (("A red dog",), (), True)
+    assert not two.flip
+    shared = {"status": "success"}
+    assert one.meta == shared | {"key": "000000001", "url": "http://a/b", "width": 640, "similarity": 0.31, "ok": True}
+    assert two.meta == shared | {"key": "000000002"}
+
+
+def test_captions_from_several_keys(tmp_path):
+    data = tar(
+        *example("a", "raw", recaption=["long one", "long two"]),
+        *example("b", "raw"),
+        *example("c", "same", recaption="same"),
+        *example("d", "", recaption=7),
+        ("e.jpg", JPEG),
+    )
+    kept, skipped = of(tmp_path, data, captions=("recaption=0.8", "txt=0.2"))
+    assert {key: (record.captions, record.weights) for key, record in kept.items()} == {
+        "00000/a": (("long one", "long two", "raw"), (0.4, 0.4, 0.2)),
+        "00000/b": (("raw",), ()),
+        "00000/c": (("same",), ()),
+    }
+    assert "recaption" not in kept["00000/a"].meta
+    assert skipped == {"00000/d": "caption is not text", "00000/e": "no caption"}
+
+
+def test_what_is_skipped(tmp_path, monkeypatch):
+    failed = json.dumps({"status": "failed_to_download", "error_message": "HTTP Error 404"}).encode()
+    data = tar(
+        ("folder", link("folder", tarfile.DIRTYPE)[1]),
+        ("./folder/kept.v1.jpg", b"another suffix"),
+        ("./folder/kept.PNG", JPEG),
+        ("./folder/kept.txt", b"fine"),
+        ("failed.json", failed),
+        ("failed.txt", b"gone"),
+        ("bare.txt", b"x"),
+        ("latin.jpg", JPEG),
+        ("latin.txt", b"caf\xe9"),
+        ("broken.jpg", JPEG),
+        ("broken.json", b"[" * 5000),
+        ("list.jpg", JPEG),
+        ("list.json", b"[]"),
+        ("vast.jpg", JPEG * 100),
+        ("vast.txt", b"x"),
+        *example("twice"),
+        *example("other"),
+        *example("twice", "another"),
+        *example("twice", "a third"),
+        ("README", b"no example"),
+        ("sound.mp3", b"no example"),
+        ("._mac.jpg", b"no example"),
+        ("line\nfeed.jpg", JPEG),
+    )
+    monkeypatch.setattr(found, "MAX_IMAGE", 1000)
+    kept, skipped = of(tmp_path, data)
+    assert list(kept) == ["00000/folder/kept", "00000/twice", "00000/other"]
+    assert kept["00000/twice"].caption == "a dog"
+    assert skipped == {
+        "00000/failed": "download failed: HTTP Error 404",
+        "00000/bare": "no image",
+        "00000/latin": "caption is not UTF-8 text",
+        "00000/broken": "damaged json",
+        "00000/list": "damaged json: no object",
+        "00000/vast": "too large: jpg of 1,900 bytes, at most 1,000 are read",
+        "00000/twice#2": "repeated key",
+        "00000/twice#3": "repeated key",
+        "00000/line\\nfeed": "no caption",
+    }
+
+
+def test_names_and_kinds_that_lead_elsewhere(tmp_path):
+    data = tar(
+        ("../up.jpg", JPEG),
+        ("../up.txt", b"x"),
+        ("/abs.jpg", JPEG),
+        ("/abs.txt", b"x"),
+        link("soft.jpg"),
+        ("soft.txt", b"x"),
+        link("hard.txt", tarfile.LNKTYPE, "last.txt"),
+        link("pipe.jpg", tarfile.FIFOTYPE),
+        link("null", tarfile.CHRTYPE),
+        *example("last"),
+    )
+    kept, skipped = of(tmp_path, data)
+    assert list(kept) == ["00000/last"]
+    assert {name.removeprefix("00000/"): reason for name, reason in skipped.items()} == {
+        "../up": "path leaves the archive: '../up.txt'",
+        "/abs": "path leaves the archive: '/abs.txt'",
+        **{
+            name.split(".")[0]: f"not a regular file: {name!r}" for name in ("soft.jpg", "hard.txt", "pipe.jpg", "null")
+        },
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_and_foreign_names(tmp_path, form):
+    key = "/".join(["été" * 9] * 5)
+    kept, skipped = of(tmp_path, tar(*example(key), *example("b"), format=form))
+    assert list(kept) == [f"00000/{key}", "00000/b"] and skipped == {}
+    assert kept["00000/b"].image == JPEG + b"b"
+
+
+def test_a_name_too_long_to_keep(tmp_path):
+    kept, skipped = of(tmp_path, tar(*example("x" * 2000), *example("b")))
+    assert list(kept) == ["00000/b"]
+    assert list(skipped.values()) == ["name of more than 1000 characters"]
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_damage_ends_a_tar_but_not_the_preparation(tmp_path, form):
+    good = tar(*example("a"), *example("b"), *example("c"), format=form)
+    with tarfile.open(fileobj=io.BytesIO(good)) as archive:
+        starts = {member.name: (member.offset, member.offset_data) for member in archive}
+    other = tar(*example("z"))
+    header, data = starts["c.jpg"]
+    overwritten = good[: header + 20] + b"\xff\xfe" + good[header + 22 :]
+    for cut, kept_of_it in (
+        (overwritten, ["a", "b"]),
+        (good[: header + 100], ["a", "b"]),
+        (good[: data + 5], ["a", "b"]),
+        (good[: starts["b.txt"][1] + 2], ["a"]),  # b has lost a part: nothing of it stays
+        (good[: starts["c.txt"][1] + 512], ["a", "b", "c"]),  # only the end mark is missing
+        (b"", []),
+        (b"no tar at all" * 100, []),
+    ):
+        kept, skipped = of(tmp_path, cut, other)
+        assert list(kept) == [*(f"00000/{key}" for key in kept_of_it), "00001/z"]
+        assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {"00000.tar": "damaged archive"}
+
+
+def hostile(name, size, kind=tarfile.REGTYPE):
+    """A header alone, for a member of that many bytes."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def sparse(name):
+    """An old GNU sparse file that claims a terabyte, with two blocks of places behind its header."""
+    header = bytearray(hostile(name, 512, tarfile.GNUTYPE_SPARSE))
+    header[482], header[483:495] = 1, b"%011o\0" % 2**32
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"\0" * 504 + b"\1" + b"\0" * 7 + b"\0" * 512 + b"data".ljust(512, b"\0")
+
+
+def pax(fields, size=None):
+    line = b"".join(fields)
+    return hostile("pax", len(line) if size is None else size, tarfile.XHDTYPE) + line.ljust(
+        -(-len(line) // 512) * 512, b"\0"
+    )
+
+
+def test_headers_that_lie_exhaust_nothing(tmp_path):
+    before, after = tar(*example("a"))[: 6 * 512], tar(*example("b"))
+    cases = {
+        "sizes that lie": hostile("x.jpg", 1 << 27),
+        "a huge member": hostile("x.jpg", 1 << 60),
+        "a negative size": hostile("x.jpg", 0)[:124] + b"\xff" * 12 + hostile("x.jpg", 0)[136:],
+        "a long name without end": hostile("x", 1 << 40, tarfile.GNUTYPE_LONGNAME),
+        "an extended header without end": pax([], 1 << 40) + b"9" * (2 << 20),
+        "an extended header of one endless number": pax([b"9" * 100_000]),
+        "lengths that point back": pax([b"0 path=x\n"] * 10),
+        "no size": pax([b"12 size=-1\n\n"]) + hostile("x.jpg", 0),
+    }
+    for case, data in cases.items():
+        tracemalloc.start()
+        kept, skipped = of(tmp_path, before + data + after)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert list(kept) == ["00000/a"], case
+        assert [reason.split(":")[0] for name, reason in skipped.items() if name == "00000.tar"] == [
+            "damaged archive"
+        ], case
+        assert peak < 300 << 20, case
+    small = tmp_path / "small"
+    small.mkdir()
+    data = before + sparse("s.jpg") + pax([b"23 GNU.sparse.size=999\n"]) + hostile("t.jpg", 0) + after
+    kept, skipped = of(small, data)
+    assert list(kept) == ["00000/a", "00000/b"]
+    assert skipped == {f"00000/{key}": f"not a regular file: '{key}.jpg'" for key in "st"}
+
+
+def test_memory_stays_that_of_one_example(tmp_path):
+    data = tar(*((f"{number}.jpg", bytes(1 << 20)) for number in range(64)))
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(data, 1))
+    source = WebdatasetSource(WebdatasetOptions(str(tmp_path / "x.tar.gz")))
+    tracemalloc.start()
+    assert sum(1 for _ in source.records(0)) == 64
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_compressed_tars(tmp_path):
+    data = gzip.compress(tar(*example("a"), *example("b")))
+    (tmp_path / "x.tar.gz").write_bytes(data)
+    (tmp_path / "y.tar.gz").write_bytes(data[:-30])
+    items = read(tmp_path / "*.tar.gz")
+    assert [item.id for item in items if isinstance(item, Record)][:2] == ["x.tar.gz/a", "x.tar.gz/b"]
+    assert isinstance(items[-1], Skipped) and items[-1].id == "y.tar.gz"
+
+
+def test_which_tars(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("b/..b", "sub/00001", "00000", "sub/00000", ".hidden/x", "10"):
+        (tmp_path / f"{name}.tar").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tar").write_bytes(tar(*example("k")))
+    (tmp_path / "empty.tar").write_bytes(tar())
+
+    def ids(path, **options):
+        return [item.id for item in read(f"{tmp_path}/{path}", **options)]
+
+    assert ids("") == ["00000/k", "10/k", "sub/00000/k", "sub/00001/k"]
+    assert ids("sub/00001.tar") == ["00001/k"]
+    assert ids("sub/*.tar") == ["00000/k", "00001/k"]
+    assert ids("s*/*1.tar") == ["sub/00001/k"]
+    assert ids("{00000..00001}.tar") == ["00000/k", "00001.tar"]  # The second is missing.
+    assert ids("{sub/,}00000.tar") == ["00000/k", "sub/00000/k"]
+    assert ids("{8..10}.tar")[-1] == "9.tar"
+    source = WebdatasetSource(WebdatasetOptions(f"{tmp_path}/sub"))
+    assert source.shards() == [Shard("00000.tar"), Shard("00001.tar")]
+    assert [item.id for item in source.records(1)] == ["00001/k"]
+    for path, message in (
+        ("none", "is not there"),
+        ("none/*.tar", "is not there"),
+        (".hidden/none", "is not there"),
+        ("b", "has no .tar files"),
+        ("{0..99999999}.tar", "more than 1,000,000 files"),
+        ("**/*.tar", "pass the folder itself"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / path)
+
+
+def test_held_out_by_the_id(tmp_path):
+    data = tar(*(member for number in range(200) for member in example(f"{number}")), *example("0"))
+    items = {
+        item.id: item.split
+        for item in (of(tmp_path, data, validation_share=0.2), read(tmp_path, validation_share=0.2))[1]
+    }
+    held = [name for name, split in items.items() if split == "validation"]
+    assert 20 <= len(held) <= 60
+    assert {item.split for item in read(tmp_path, validation_share=0)} == {"train"}
+
+
+READ = """
+import sys
+from ec_dit.data.records import everything
+from ec_dit.data.sources.webdataset import WebdatasetOptions, WebdatasetSource
+for path in sys.argv[1:]:
+    source = WebdatasetSource(WebdatasetOptions(path))
+    print([(item.id, getattr(item, "image", None), getattr(item, "reason", None)) for item in everything(source)])
+"""
+
+
+def test_tars_in_a_bucket():
+    whole = tar(*example("a"), *example("b"))
+    with gcs_server.Server() as server:
+        server.put("bucket", "set/0.tar", whole, {})
+        server.put("bucket", "set/deep/1.tar", whole[: 7 * 512 + 5], {})
+        environment = os.environ | server.environment()
+        paths = ["gs://bucket/set", "gs://bucket/set/{0..1}.tar", "gs://bucket/*/0.tar"]
+        printed = subprocess.check_output([sys.executable, "-c", READ, *paths], env=environment, text=True)
+    both = [("0/a", JPEG + b"a", None), ("0/b", JPEG + b"b", None)]
+    end = "damaged archive: it ends early"
+    lines = printed.splitlines()
+    assert lines[0] == str([*both, ("deep/1/a", JPEG + b"a", None), ("deep/1.tar", None, end)])
+    assert lines[1] == str([*both, ("1.tar", None, "missing file")])
+    assert lines[2] == str([("set/0/a", JPEG + b"a", None), ("set/0/b", JPEG + b"b", None)])

@@ -1,0 +1,261 @@
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from ec_dit.core.errors import UserError
+from ec_dit.data import dataset, workplace
+from tests.data import sets
+from tests.data.sets import Breaking, CountingSource, MixedSource, hashes, write
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pictures", "encoded"])
+def test_the_bytes_are_the_same_wherever_it_was_interrupted(tmp_path, kind):
+    source = CountingSource if kind == "pictures" else MixedSource
+    options = {} if kind == "pictures" else {"encoding": sets.plan()}
+    sizes = [shard.size for shard in source().shards()]
+    count = len(sizes)
+    write(source(), tmp_path / "unbroken", **options)
+    for shard, after in [(shard, after) for shard, size in enumerate(sizes) for after in (0, size - 1)]:
+        out = tmp_path / f"{shard}-{after}"
+        broken = Breaking(source(), shard, after)
+        with pytest.raises(OSError, match=r"connection lost"):
+            write(broken, out, **options)
+        assert broken.read == list(range(shard + 1))
+        assert not out.exists() and not dataset.is_there(out)
+        write(broken, out, **options)
+        assert broken.read[shard + 1 :] == list(range(shard, count))  # what was finished is not read again
+        assert hashes(out) == hashes(tmp_path / "unbroken")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_interrupted_many_times(tmp_path, numbers):
+    source = CountingSource()
+    for shard in range(3):
+        with pytest.raises(OSError, match=r"connection lost"):
+            write(Breaking(source, shard, 2), tmp_path / "set")
+    write(source, tmp_path / "set")
+    assert source.read == [0, 0, 1, 1, 2, 2]
+    assert hashes(tmp_path / "set") == hashes(numbers.path)
+
+
+def test_what_does_not_change_the_records_may_change_in_between(tmp_path, counting):
+    with pytest.raises(UserError, match=r"2 of 32 .* more than max_skipped_share=0.05"):
+        write(counting(skipped=2), tmp_path / "set", max_skipped_share=0.05)
+    source = counting(skipped=2)
+    report = write(source, tmp_path / "set", vocab_size=70, max_skipped_share=0.1)
+    assert source.read == [3]  # the only one with faults
+    assert report.vocab_size == 70 and report.kept == {"train": 23, "validation": 7}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"source": {"width": 13}}, {"image_size": 6}, {"chosen": sets.Filters(min_size=2)}, {"num_shards": 2}]
+)
+def test_pictures_of_another_plan_start_over(tmp_path, counting, changed):
+    options = changed.pop("source", {}) if "source" in changed else {}
+    write(counting(**options), tmp_path / "unbroken", **changed)
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(counting(), 2, 5), tmp_path / "set")
+    source = counting(**options)
+    write(source, tmp_path / "set", **changed)
+    assert source.read == [0, 1, 2]
+    assert hashes(tmp_path / "set") == hashes(tmp_path / "unbroken")
+
+
+def test_encoded_records_of_another_plan_are_not_thrown_away(tmp_path):
+    out, encoding = tmp_path / "set", sets.plan()
+    write(MixedSource(), tmp_path / "unbroken", encoding=encoding)
+    broken = Breaking(MixedSource(), 2, 5)
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(broken, out, encoding=encoding)
+    others = [
+        (MixedSource(sets.MixedOptions(seed=1)), encoding, {}, "options.seed: 0 -> 1"),
+        (MixedSource(), sets.plan(text_type="int8"), {}, 'encoding.text.type: "bfloat16" -> "int8"'),
+        (MixedSource(), encoding, {"chosen": sets.Filters(min_size=3)}, "filters.min_size: 1 -> 3"),
+    ]
+    for source, plan, options, line in others:
+        with pytest.raises(UserError) as caught:
+            write(source, out, encoding=plan, **options)
+        first, difference, last = str(caught.value).split("\n")
+        assert first == f"{tmp_path}/.set.incomplete holds what an interrupted preparation made with other settings:"
+        assert difference.strip() == line
+        assert last.startswith("Give the same ones to go on with it, or remove that folder")
+        assert source.read == []
+    write(broken, out, encoding=encoding)
+    assert broken.read == [0, 1, 2, 2, 3]
+    assert hashes(out) == hashes(tmp_path / "unbroken")
+
+
+def test_encoding_that_finished_nothing_may_be_started_otherwise(tmp_path):
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(MixedSource(), 0, 5), tmp_path / "set", encoding=sets.plan())
+    assert names(tmp_path) == []  # nothing worth keeping
+    write(MixedSource(), tmp_path / "set", encoding=sets.plan(text_type="int8"))
+    assert dataset.open(tmp_path / "set").encoding.facts["text"]["type"] == "int8"
+
+
+def test_a_workplace_keeps_what_units_are_told(tmp_path):
+    plan = {"a": 1}
+    lines = ["one", "", "two \u2028 \x85 \x0c \u00e9"]
+    with contextlib.suppress(KeyError), workplace.opened(tmp_path / "set", plan, overwrite=False) as place:
+        assert place.finished() == set()
+        scratch = place.scratch("data")
+        scratch.write_text("half")
+        place.put(scratch)
+        place.put_bytes("small", b"bytes")
+        place.finish(3, {"files": {"\u00e9": [1]}}, lines)
+        place.finish(12, {}, [])
+        raise KeyError
+    assert not (tmp_path / "set").exists()
+    with workplace.opened(tmp_path / "set", plan, overwrite=False) as place:
+        assert place.finished() == {3, 12}
+        assert place.facts(3) == {"files": {"\u00e9": [1]}} and place.facts(12) == {}
+        assert place.lines(3) == lines and place.lines(12) == []
+        place.forget(3)
+        assert place.finished() == {12}
+        assert not place.scratch("data").exists()
+    assert {path.name: path.read_text() for path in (tmp_path / "set").iterdir()} == {"data": "half", "small": "bytes"}
+    assert names(tmp_path) == ["set"]
+
+
+def test_differences_are_named_by_their_keys():
+    old = {"same": 1, "part": {"a": [1, 2], "b": {"c": None}}, "gone": "x"}
+    new = {"same": 1, "part": {"a": [1, 3], "b": {"c": 0.5}}, "new": {"d": 1}}
+    assert workplace.difference(old, new) == [
+        'gone: "x" -> null',
+        'new: null -> {"d": 1}',
+        "part.a: [1, 2] -> [1, 3]",
+        "part.b.c: null -> 0.5",
+    ]
+    assert workplace.difference(old, old) == []
+
+
+def test_taken_folders(tmp_path, counting):
+    out = tmp_path / "set"
+    out.mkdir()
+    write(counting(), out)  # An empty folder is as good as none.
+    before = hashes(out)
+    source = counting(train=3)
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        write(source, out)
+    assert hashes(out) == before and source.read == []
+    write(counting(train=3), out, overwrite=True)
+    assert len(dataset.open(out)["train"]) == 3
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"holds other files"):
+        write(counting(), tmp_path / "photos", overwrite=True)
+    with pytest.raises(UserError, match=r"is a file"):
+        write(counting(), tmp_path / "photos" / "mine.txt", overwrite=True)
+    assert (tmp_path / "photos" / "mine.txt").read_text() == "precious"
+    assert names(tmp_path) == ["photos", "set"]
+
+
+def test_the_old_set_stays_until_the_new_one_is_whole(tmp_path, counting):
+    out = tmp_path / "set"
+    write(counting(), out)
+    before = hashes(out)
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(counting(train=13), 1, 3), out, overwrite=True)
+    assert hashes(out) == before
+    source = counting(train=13)
+    write(source, out, overwrite=True)
+    assert source.read == [1] and len(dataset.open(out)["train"]) == 13
+
+
+def test_a_failed_replacement_keeps_the_old_set(tmp_path, counting, monkeypatch):
+    out = tmp_path / "set"
+    write(counting(), out)
+    before, rename = hashes(out), Path.rename
+
+    def failing(path, target):
+        if path.name == "set" and Path(target) == out:
+            raise OSError("disk gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match=r"disk gone"):
+        write(counting(train=3), out, overwrite=True)
+    assert hashes(out) == before
+    monkeypatch.undo()
+    source = counting(train=3)
+    write(source, out, overwrite=True)
+    assert source.read == [] and len(dataset.open(out)["train"]) == 3 and names(tmp_path) == ["set"]
+
+
+@pytest.mark.parametrize("empty_folder", [False, True])
+def test_killed_between_the_renames_the_old_set_comes_back(tmp_path, counting, empty_folder):
+    out, left = tmp_path / "set", tmp_path / ".set.incomplete"
+    write(counting(), out)
+    before = hashes(out)
+
+    def interrupt():
+        left.mkdir()
+        out.rename(left / "replaced")
+        (left / "set").mkdir()
+        (left / "set" / "report.json").write_text("{}")
+        if empty_folder:
+            out.mkdir()
+
+    interrupt()
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        write(counting(train=3), out)
+    assert hashes(out) == before and names(tmp_path) == ["set"]
+    interrupt()
+    write(counting(train=3), out, overwrite=True)
+    assert len(dataset.open(out)["train"]) == 3 and names(tmp_path) == ["set"]
+
+
+@pytest.mark.parametrize("kind", ["pictures", "encoded"])
+def test_killed_after_the_renames_the_new_set_stays(tmp_path, monkeypatch, kind):
+    source, options = CountingSource, {}
+    if kind == "encoded":
+        source, options = MixedSource, {"encoding": sets.plan()}
+    out = tmp_path / "set"
+    write(CountingSource(), out)
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(source(), out, overwrite=True, **options)
+    monkeypatch.undo()
+    assert names(tmp_path) == [".set.incomplete", "set"]
+    after = hashes(out)
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        write(source(), out, **options)
+    assert hashes(out) == after
+
+    again = source()
+    write(again, out, overwrite=True, **options)  # The files of the units that it finished are gone.
+    assert again.read == list(range(len(again.shards())))
+    assert hashes(out) == after and names(tmp_path) == ["set"]
+
+
+def test_leftovers_are_cleared_and_a_running_preparation_is_left_alone(tmp_path, counting):
+    stale = tmp_path / ".set.incomplete" / "build"
+    stale.mkdir(parents=True)
+    (stale / "half").write_text("written")
+    out = tmp_path / "other"
+    with workplace.opened(out, {}, overwrite=False) as place:
+        with pytest.raises(UserError, match=r"another process is preparing .*other now; wait for it to finish"):
+            write(counting(), out)
+        place.put_bytes("mine", b"untouched")
+    assert (out / "mine").read_bytes() == b"untouched"
+    shutil.rmtree(out)
+    write(counting(), tmp_path / "set")
+    assert names(tmp_path) == ["set"]
+
+
+def test_a_folder_that_cannot_be_written_beside(tmp_path, counting):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write beside .*file/set: "):
+        write(counting(), tmp_path / "file" / "set")
