@@ -260,9 +260,11 @@ class System:
         Raises:
             UserError: if the model needs published encoders that the config does not name, or cannot draw that shape.
         """
+        if encode is None and self.tokenizer is None:
+            _ = self.text_encoders  # missing, it should say so now
         encode = encode or self.encode
         null_text = self.null_text() if self.encoding else jax.tree.map(lambda a: a[0], encode([""]))
-        _ = self.autoencoder  # missing, it should say so now
+        _ = self.autoencoder  # likewise
         settings = settings or specs.sample_settings(self.config, shape)
         shape_YXZ = (*(shape or specs.square(self.config)), self.config.data.channels)
         return Generator(

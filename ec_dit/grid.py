@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ec_dit import build
+from ec_dit.core import processes
 from ec_dit.data import images
 from ec_dit.data.dataset import Dataset
 from ec_dit.models.text_to_image import Text
@@ -55,10 +56,8 @@ class SampleGrid:
         """None, and why, where the autoencoder of the latents is not at hand: training goes on without pictures."""
         if data.encoding is not None:
             path = system.config.data.autoencoder or data.encoding.facts["autoencoder"]["path"]
-            if not Path(path).is_dir():
-                say(
-                    f"no sample grids: there is no autoencoder at {path}; name its folder with --config.data.autoencoder"
-                )
+            if not processes.everywhere(Path(path).exists()):
+                say(f"no sample grids: not every process finds the autoencoder {path}; see --config.data.autoencoder")
                 return None
         return cls(system, data, writer)
 

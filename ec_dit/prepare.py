@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 # Flags that are options of a source, with the names they have there.
 _OPTIONS = {name: name for name in ("path", "captions", "font", "placement", "ground", "seed", "validation_share")}
-_OPTIONS |= {"num_train": "train", "num_validation": "validation"}
+_OF_SHAPES = {"num_train": "train", "num_validation": "validation"}
 _DRAWN = ("shapes", "emoji")  # sources with an image_size of their own
 _FILTERS = ("min_size", "max_pixels", "max_aspect", "min_caption", "max_caption", "duplicate_bits")
-_ENCODING = ("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip", "lower")
+_OF_ENCODED = (
+    *("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip", "lower"),
+    *("encoder_dtype", "batch_size", "mesh"),
+)
 
 
 def _flags() -> flags.FlagValues:
@@ -131,15 +134,20 @@ def prepare(values: flags.FlagValues) -> None:
     for name in ("source", "out"):
         if not values[name].value:
             raise UserError(f"--{name}=... is needed; see --help")
+    for name in ("vae", "text_encoder"):
+        if values[name].value == "":  # a variable of the shell that is not set, perhaps
+            raise UserError(f"--{name} is empty; give a folder, or leave it out to store pictures as they are")
     if bool(values.vae) != bool(values.text_encoder):
         raise UserError("--vae and --text_encoder go together: give both, or none to store pictures as they are")
     _refuse_unused(values)
 
-    from ec_dit.data import filters, registry, writing
+    from ec_dit.data import filters, finishing, registry, workplace, writing
 
     chosen: dict[str, Any] = {
         option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None
     }
+    if values.source == "shapes":
+        chosen |= {option: values[flag].value for flag, option in _OF_SHAPES.items() if values[flag].value is not None}
     if "captions" in chosen:
         chosen["captions"] = tuple(chosen["captions"])
     drawn = values.source in _DRAWN
@@ -150,6 +158,7 @@ def prepare(values: flags.FlagValues) -> None:
         raise UserError(f"option {name!r} is given twice, by its own flag and by --option")
     given: dict[str, Any] = {name: values[name].value for name in _FILTERS if values[name].value is not None}
     wanted = filters.Filters(**given, keep=tuple(values.keep))
+    workplace.refuse_taken(values.out, values.overwrite)  # before encoders are loaded for nothing
     source = registry.make_source(values.source, chosen | others)
     try:
         report = writing.write(
@@ -166,19 +175,22 @@ def prepare(values: flags.FlagValues) -> None:
         )
     except OSError as error:  # a full disk, a folder one may not write to
         raise UserError(str(error)) from error
-    cli.say(f"{report.table()}\n\n{paths.at(values.out) / writing.SKIPPED} lists every example that was skipped.")
+    cli.say(f"{report.table()}\n\n{paths.at(values.out) / finishing.SKIPPED} lists every example that was skipped.")
 
 
 def _refuse_unused(values: flags.FlagValues) -> None:
     """Flags that would change nothing are mistakes."""
-    of_pictures, of_encoded = ("image_size", "vocab_size", "tokenizer"), (*_ENCODING, "encoder_dtype", "batch_size")
-    for name in (() if values.source in _DRAWN and values.vae else of_pictures) if values.vae else of_encoded:
+    of_pictures = ("vocab_size", "tokenizer") if values.source in _DRAWN else ("image_size", "vocab_size", "tokenizer")
+    for name in of_pictures if values.vae else _OF_ENCODED:
         if values[name].present:
             raise UserError(
                 f"--{name} is of pictures stored as they are; with encoders give --resolution"
                 if values.vae
                 else f"--{name} is of encoded data sets: give --vae and --text_encoder too"
             )
+    for name in _OF_SHAPES:
+        if values[name].present and values.source != "shapes":
+            raise UserError(f"--{name} is of the source shapes, not of {values.source}")
     if not values.buckets and (values["bucket_step"].present or values["bucket_aspect"].present):
         raise UserError("--bucket_step and --bucket_aspect need --buckets")
 
@@ -194,7 +206,9 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     from ec_dit.data.writing import EncodingPlan
     from ec_dit.encoders.frozen import FrozenEncoders
 
-    side, step = values.resolution, values.bucket_step or (64 if values.resolution >= 512 else 32)
+    side, step = values.resolution, values.bucket_step
+    if step is None:
+        step = 64 if side >= 512 else 32
     shapes = resolution.buckets(side, step, values.bucket_aspect) if values.buckets else resolution.square(side)
     if values.batch_size < 1 or values.text_length < 1:
         raise UserError("--batch_size and --text_length must be at least 1")

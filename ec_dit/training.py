@@ -40,6 +40,7 @@ _MEANING = (
     "moe.first",
     "moe.every",
     "flow.p",
+    "data.normalize",
     "text.",
 )
 
@@ -135,6 +136,15 @@ def _first_state(
     for line in config_lib.difference(source.config(), system.config):
         if line.startswith(_MEANING):
             say(f"note: they were made with another {line}")
+    if (
+        (made := source.encoding()) is not None
+        and system.encoding is not None
+        and system.config.data.normalize == "channel"
+    ):
+        say(
+            f"note: its latents were normalised by {made.mean_Z} and {made.std_Z}, those here are by "
+            f"{system.encoding.mean_Z} and {system.encoding.std_Z}"
+        )
     with jax.set_mesh(system.mesh):  # the average in memory of its own, since the step overwrites both
         ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
     return state._replace(params=params, ema=ema)

@@ -80,10 +80,14 @@ class Workdir:
             for name, found in ((_DATA, data), (_ORIGIN, origin)):
                 if found:
                     self._write(name, json.dumps(dict(found), indent=2))
-            if tokenizer is not None:
-                (self.path / _TOKENIZER).write_bytes(tokenizer.model)
-            if encoding is not None:
-                (self.path / _ENCODING).write_bytes(encoding.to_bytes())
+            for name, content in (
+                (_TOKENIZER, tokenizer and tokenizer.model),
+                (_ENCODING, encoding and encoding.to_bytes()),
+            ):
+                if content:
+                    (self.path / name).write_bytes(content)
+                else:  # of an earlier run that did not get far
+                    (self.path / name).unlink(missing_ok=True)
             self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
         processes.wait("the workdir is written")
 

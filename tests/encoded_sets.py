@@ -41,11 +41,14 @@ SHAPES = (
     (80, 48),
 )  # in pixels: rows and columns of the buckets of a resolution of 64 in steps of 16
 BUCKETS = ("--resolution=64", "--buckets", "--bucket_step=16")
-HALF = {  # of the sides: an autoencoder of two levels
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-}
+
+
+def _levels(count):
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+    return {"block_out_channels": [8, 16, 16][:count], **blocks}
+
+
+HALF, QUARTER = _levels(2), _levels(3)  # autoencoders, by the sides of their latents
 _COLORS = "red green blue yellow black purple".split()
 
 
@@ -95,11 +98,11 @@ def tar(members):
 def write_tars(folder, shapes, tars, each):
     """Tars of `each` sound examples, whose shapes take turns."""
     folder.mkdir(parents=True)
-    shown = pictures(tars * each)
+    shown = pictures(min(100, tars * each))
     for number in range(tars):
         members = []
         for i in range(number * each, (number + 1) * each):
-            caption, picture = shown[i]
+            caption, picture = shown[i % len(shown)]
             data = encoded(picture, shapes[i % len(shapes)])
             members += example(f"{i:09d}", data, caption, recaption=f"a drawing of {caption}")
         (folder / f"{number:05d}.tar").write_bytes(tar(members))

@@ -28,6 +28,8 @@ KINDS = (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"))
 FILTERS = ("--keep=aesthetic>=5", "--max_pixels=10000", "--duplicate_bits=0", "--max_skipped_share=0.9")
 CAPTIONS = "--captions=recaption=0.75,txt=0.25"
 ASKED = {
+    "00000/bomb": "huge: more than 10,000 pixels",
+    "00000/vast": "huge: 120x90 is more than 10,000 pixels",
     "00000/plain": "not aesthetic>=5: 3.5",
     "00000/unrated": "no column aesthetic",
     "00000/tiny": "tiny: 12x40, shorter side under 16",
@@ -38,8 +40,6 @@ UNUSABLE = {
     "00000/noise": "not a PNG, JPEG or WebP image",
     "00000/bare": "no caption",
     "00000/blank": "empty caption",
-    "00000/vast": "huge: 120x90 is more than 10,000 pixels",
-    "00000/bomb": "huge: more than 10,000 pixels",
     "00000/000000005#2": "repeated key",
     "00000/../../evil": "path leaves the archive: '../../evil.txt'",
     "00000/link": "not a regular file: 'link.png'",
@@ -241,7 +241,7 @@ def test_latents_and_embeddings_are_those_of_diffusers_and_transformers(made, pu
         expected = np.concatenate([state[mask] for state, mask in states])
         np.testing.assert_allclose(tokens, expected, rtol=2**-8, atol=5e-4)
     for part in (0, 1):  # pictures have a say in it
-        assert np.std([latents[0, part].mean((0, 1)) for latents, *_ in found.values()], axis=0).min() > 0.01
+        assert np.std([latents[0, part].mean((0, 1)) for latents, *_ in found.values()], axis=0).min() > 1e-3
     sided = {key for key in found if int(key[-2:]) % 4 == 3}
     assert not mirrored & sided and len(mirrored) > 10
 
@@ -270,7 +270,7 @@ def test_it_trains_resumes_validates_draws_and_samples(made, published, tmp_path
     run = tmp_path / "run"
     often = ("--config.log.validate_every=3", "--config.log.sample_every=3", "--config.log.validate_images=31")
     for steps in (2, 4):
-        more = (f"--config.data.path={out}", f"--config.train.steps={steps}", "--config.log.sample_every=3", *often)
+        more = (f"--config.data.path={out}", f"--config.train.steps={steps}", *often)
         assert sets.train(tmp_path, run, *more) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert "resuming at step 2" in told and told.count("no sample grids") == 0
@@ -314,7 +314,8 @@ def test_embeddings_in_eight_bits(made, published, tars, tmp_path, capsys):
     np.testing.assert_array_equal(
         np.concatenate([part for part, _ in read.texts]), found[read.id][1] * found[read.id][3][:, None]
     )
-    assert sets.train(tmp_path, tmp_path / "run", f"--config.data.path={out}", "--config.train.steps=2") == 0
+    dense = ("--config.moe.routing=dense", "--config.moe.num_experts=0")  # compiles sooner
+    assert sets.train(tmp_path, tmp_path / "run", f"--config.data.path={out}", "--config.train.steps=2", *dense) == 0
     assert "step 2/2  loss" in capsys.readouterr().out
 
 

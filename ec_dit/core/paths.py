@@ -1,9 +1,14 @@
 """Paths, on a disk or in a bucket (gs://BUCKET/...), as one kind of object."""
 
 import importlib.util
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
 from etils import epath
+from etils.epath import backend
 
 from ec_dit.core.errors import UserError
 
@@ -22,7 +27,28 @@ def copy_files(folder: Path, target: epath.Path) -> None:
 def copy_file(path: Path, target: epath.Path) -> None:
     """Copies a local file, making the folder it goes to."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(path.read_bytes())
+    with path.open("rb") as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 2**24)
+
+
+def sizes(folder: epath.Path) -> dict[str, int]:
+    """Bytes of every file in a folder, subfolders left out; of a bucket, by one listing."""
+    if not is_remote(folder):
+        return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+    listed = backend.fsspec_backend.fs(folder).ls(str(folder), detail=True, refresh=True)
+    return {PurePath(entry["name"]).name: int(entry["size"]) for entry in listed if entry["type"] == "file"}
+
+
+def look_again(path: str | PurePath) -> None:
+    """Forgets what is remembered of buckets: others may have written there since."""
+    if is_remote(path):
+        backend.fsspec_backend.fs(path).invalidate_cache()
+
+
+def remove(paths: Iterable[epath.Path]) -> None:
+    """Removes files, and folders with what is in them; many at a time."""
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(lambda path: path.rmtree() if path.is_dir() else path.unlink(missing_ok=True), paths))
 
 
 def at(path: str | PurePath) -> epath.Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 
 HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
@@ -228,6 +229,16 @@ def check_same(text: str, what: str) -> None:
         raise UserError(f"{what} is not the same on all processes: {differing} differ from 0. Here: {text}")
 
 
+def everywhere(holds: bool) -> bool:
+    """Whether something holds in every process; all of them ask."""
+    if count() == 1:
+        return holds
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(np.asarray(multihost_utils.process_allgather(np.array(holds, np.uint8))).all())
+
+
 def check_shared(folder: epath.Path, flag: str) -> None:
     """Makes `folder`, and finds out whether all processes see the same one.
 
@@ -243,6 +254,7 @@ def check_shared(folder: epath.Path, flag: str) -> None:
     drawn = np.frombuffer(os.urandom(8), np.uint8)
     token = bytes(np.asarray(multihost_utils.broadcast_one_to_all(drawn)).astype(np.uint8)).hex()
     mark = folder / f".shared-{token}"
+    paths.look_again(folder)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(token)
@@ -251,6 +263,7 @@ def check_shared(folder: epath.Path, flag: str) -> None:
         if time.monotonic() > deadline:
             raise UserError(f"process 0 wrote to {folder}, which this process does not see: give {flag}, seen by all.")
         time.sleep(1)
+        paths.look_again(folder)
     wait(f"all see {folder}")
     if is_first():
         mark.unlink()

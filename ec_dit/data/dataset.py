@@ -8,24 +8,23 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-import tensorflow_datasets as tfds
 from etils import epath
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
-from ec_dit.data import stored, units
+from ec_dit.data import files, stored, units
 from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.data.encoding import Encoding
+from ec_dit.data.finishing import SKIPPED, TOKENIZER
+from ec_dit.data.reading import Examples
 from ec_dit.data.records import Record
 from ec_dit.data.report import FORMAT, Report
 from ec_dit.data.stored import EncodedRecord
 from ec_dit.data.workplace import INCOMPLETE, REPORT
-from ec_dit.data.writing import SKIPPED, TOKENIZER
 
 _VERIFIED_BYTES = 2**30  # of files whose content `open` compares with the report: a second or two
 
@@ -39,14 +38,14 @@ class Part:
     Attributes:
         shape: rows and columns of the latents; None of pictures.
         start, size: which records of the split: start, start + 1, ..., `size` of them.
-        examples: TFDS's source of them.
+        examples: their fields, by index.
         parse: of an example, the record.
     """
 
     shape: tuple[int, int] | None
     start: int
     size: int
-    examples: Any
+    examples: Examples
     parse: Callable[[Mapping[str, Any]], AnyRecord]
 
 
@@ -72,8 +71,8 @@ class Split:
         try:
             return part.parse(part.examples[index - part.start])
         except Exception as error:  # ArrayRecord and the example parser raise many types on damaged bytes.
-            if paths.is_remote(self.path):  # perhaps only the connection broke: no mistake of the user's
-                raise
+            if paths.is_remote(self.path) or isinstance(error, OSError) or "open() failed" in str(error):
+                raise  # perhaps only a connection broke, or too many files are open
             raise UserError(
                 f"{self.path}: record {index} of split {self.name} is damaged; prepare the data set again ({error})"
             ) from error
@@ -87,12 +86,14 @@ class Dataset:
         path: its folder.
         report: what its preparation kept and left out.
         fingerprint: hash of all its files; equal for equal content, wherever it lies.
+        lengths: records in every file, of each kind of file.
         encoding: what encoded it; None of pictures.
     """
 
     path: epath.Path
     report: Report
     fingerprint: str
+    lengths: Mapping[str, Sequence[int]]
     encoding: Encoding | None = None
 
     @property
@@ -113,10 +114,8 @@ class Dataset:
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
             raise UserError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}")
-        builder = tfds.builder_from_directory(str(self.path))
         if self.encoding is None:
-            raw = {"image": tfds.decode.SkipDecoding()}
-            examples = builder.as_data_source(split=split, decoders=raw)
+            examples = self._examples(split)
             return Split(
                 self.path,
                 split,
@@ -125,16 +124,22 @@ class Dataset:
         text, parts, start = self.encoding.facts["text"], [], 0
         for name, size in self.report.shapes[split].items():
             _, shape = units.split_of(f"{split}_{name}")
-            examples = builder.as_data_source(split=f"{split}_{name}")
+            examples = self._examples(f"{split}_{name}")
             channels = len(self.encoding.mean_Z)
             codec = stored.Codec((*shape, channels), text["width"], text["length"], text["type"])
             parts.append(Part(shape, start, size, examples, codec.record))
             start += size
         return Split(self.path, split, parts)
 
-    def shapes(self, split: str = "train") -> list[tuple[int, int]]:
-        """Rows and columns of the latents of a split; none of pictures."""
-        return [units.split_of(f"{split}_{name}")[1] for name in self.report.shapes.get(split, ())]
+    def _examples(self, name: str) -> Examples:
+        lengths = self.lengths[name]
+        names = [files.file_name(self.report.source, name, unit, len(lengths)) for unit in range(len(lengths))]
+        return Examples([str(self.path / file) for file in names], lengths)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and columns of the latents of all splits; none of pictures."""
+        names = [f"{split}_{name}" for split, of in self.report.shapes.items() for name in of]
+        return sorted({units.split_of(name)[1] for name in names})
 
 
 def is_there(path: str | PurePath) -> bool:
@@ -174,32 +179,29 @@ def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open
     encoding = None
     if ENCODING in report.files:
         encoding = Encoding.from_bytes((folder / ENCODING).read_bytes(), str(folder / ENCODING))
-    return Dataset(folder, report, fingerprint, encoding)
+    return Dataset(folder, report, fingerprint, files.lengths(folder), encoding)
 
 
 def _check_sizes(folder: epath.Path, report: Report, how: str) -> None:
-    def size(name: str) -> int | None:
-        path = folder / name
-        return path.stat().length if path.exists() else None
-
-    with ThreadPoolExecutor(32) as pool:  # a bucket takes its time for each
-        for (name, (wanted, _)), found in zip(report.files.items(), pool.map(size, report.files), strict=True):
-            if found != wanted:
-                state = "missing" if found is None else f"{found:,} bytes long instead of {wanted:,}"
-                raise UserError(f"{folder} is damaged: {name} is {state}; {how} --overwrite")
+    sizes = paths.sizes(folder)
+    for name, (wanted, _) in report.files.items():
+        found = sizes.get(name)
+        if found != wanted:
+            state = "missing" if found is None else f"{found:,} bytes long instead of {wanted:,}"
+            raise UserError(f"{folder} is damaged: {name} is {state}; {how} --overwrite")
 
 
 def _check_content(folder: epath.Path, report: Report, how: str) -> None:
-    """Of a set that is larger than what is looked at, every call draws other files."""
-    names, left = sorted(report.files), _VERIFIED_BYTES
-    random.shuffle(names)
-    for name in sorted(names, key=lambda name: name.count("array_record")):  # what describes the records first
-        wanted, digest = report.files[name]
-        if wanted > left:
-            continue
-        left -= wanted
+    """Compares up to a gigabyte: what describes the records, and blocks of their files; of a larger set, others each time."""
+    blocks = [(name, i, digest) for name, (_, digests) in report.files.items() for i, digest in enumerate(digests)]
+    random.shuffle(blocks)
+    left = _VERIFIED_BYTES
+    for name, i, digest in sorted(blocks, key=lambda block: "array_record" in block[0]):
+        if left <= 0:
+            return
         with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise UserError(
-                    f"{folder} is damaged: the content of {name} is not what was prepared; {how} --overwrite"
-                )
+            file.seek(i * files.BLOCK)
+            data = file.read(files.BLOCK)
+        left -= len(data)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise UserError(f"{folder} is damaged: the content of {name} is not what was prepared; {how} --overwrite")

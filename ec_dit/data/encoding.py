@@ -20,7 +20,7 @@ class Encoding:
 
     Attributes:
         facts: JSON: 'autoencoder' (sha256, factor, channels, path), 'text' (sha256s, width, length, type, lower, paths),
-            'pictures' (resolution, shapes, ...), 'libraries'.
+            'pictures' (resolution, shapes, ...), 'computed' (dtype, devices, jax).
         null_text_TM: float32, the embedding of the empty caption; null_mask_T: where its tokens are.
         mean_Z, std_Z: float32, of the training latents, each channel by itself.
     """
@@ -62,8 +62,8 @@ class Encoding:
 
 
 def _kind(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that a model depends on: the encoders, and what they were given."""
+    """The facts that a model depends on: the encoders, and what they were given; not where they lay, or how text is stored."""
     return {
-        part: {key: value for key, value in facts[part].items() if key not in ("path", "paths")}
+        part: {key: value for key, value in facts[part].items() if key not in ("path", "paths", "type")}
         for part in ("autoencoder", "text")
     }

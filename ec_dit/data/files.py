@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ Fields = Mapping[str, bytes | bool]
 
 # One record a group, as random access wants it. What fills the files does not compress: pictures, and noise-like floats.
 _OPTIONS = "group_size:1,uncompressed"
+BLOCK = 2**26  # bytes that are hashed together: of a large file, some are compared
+_DESCRIBED = ("dataset_info.json", "features.json")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -32,7 +35,8 @@ def example(fields: Fields) -> bytes:
 
 def file_name(name: str, split: str, unit: int, units: int) -> str:
     """Of the file that holds a unit's records of a split, of the data set `name`."""
-    return f"{name}-{split}.array_record-{unit:05d}-of-{units:05d}"
+    width = max(5, len(str(units)))  # as TFDS does it
+    return f"{name}-{split}.array_record-{unit:0{width}d}-of-{units:0{width}d}"
 
 
 class Writer:
@@ -48,15 +52,24 @@ class Writer:
         self.records += 1
 
     def close(self) -> dict[str, Any]:
-        """Ends the file: its records, bytes and SHA-256."""
+        """Ends the file: its records, bytes, and SHA-256 of each block."""
         self._file.close()
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"records": self.records, "bytes": self.path.stat().st_size, "sha256": digest}
+        size, digests = identity(self.path)
+        return {"records": self.records, "bytes": size, "sha256": digests}
 
 
-def write_metadata(folder: epath.Path, features: Any, splits: Mapping[str, Sequence[int]], num_bytes: int) -> None:
-    """TFDS's description of the files in `folder`.
+def identity(path: Path | epath.Path) -> tuple[int, tuple[str, ...]]:
+    """Size of a file, and SHA-256 of each `BLOCK` of it."""
+    size, digests = 0, []
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            digests.append(hashlib.sha256(block).hexdigest())
+    return size, tuple(digests)
+
+
+def write_metadata(folder: epath.Path, features: Any, splits: Mapping[str, Sequence[int]], num_bytes: int) -> list[str]:
+    """TFDS's description of the files in `folder`; the names of what it wrote.
 
     Args:
         features: a TFDS FeaturesDict.
@@ -77,3 +90,10 @@ def write_metadata(folder: epath.Path, features: Any, splits: Mapping[str, Seque
         tfds.folder_dataset.write_metadata(
             data_dir=folder, features=features, split_infos=infos, filename_template=_TEMPLATE, check_data=False
         )
+    return [name for name in _DESCRIBED if (folder / name).exists()]
+
+
+def lengths(folder: epath.Path) -> dict[str, list[int]]:
+    """Of each split the records in every file, as `write_metadata` was told."""
+    found = json.loads((folder / _DESCRIBED[0]).read_text())
+    return {split["name"]: [int(length) for length in split["shardLengths"]] for split in found["splits"]}

@@ -22,7 +22,8 @@ class Filters:
 
     Attributes:
         min_size: shorter side in pixels, at least.
-        max_pixels: pixels, at most.
+        max_pixels: pixels, at most. A picture of more is a fault of its own at the default, and left out as asked for
+            where this is lower.
         max_aspect: longer side over shorter side, at most; None sets no limit.
         min_caption: characters of a caption, at least; shorter captions are left out, and examples without any other.
         max_caption: characters of a caption, at most; None sets no limit.
@@ -48,6 +49,10 @@ class Filters:
             if value is not None and not value >= least:  # So that nan fails too.
                 why = " (min_caption)" if name == "max_caption" else ""
                 raise UserError(f"{name} is {value}; it must be at least {least}{why}")
+        if Image.MAX_IMAGE_PIXELS is not None and self.max_pixels > Image.MAX_IMAGE_PIXELS:
+            raise UserError(
+                f"max_pixels is {self.max_pixels}; it must be at most {Image.MAX_IMAGE_PIXELS}, Pillow's limit"
+            )
         for text in self.keep:
             _condition(text)
 
@@ -91,6 +96,8 @@ def look(record: Record, filters: Filters) -> Picture | Skipped:
         record = _with_captions(record, passed)
     try:
         image = images.decode(record.image, max_pixels=filters.max_pixels)
+    except images.HugeImageError as error:
+        return skipped(str(error), asked=filters.max_pixels < images.MAX_PIXELS)
     except images.ImageError as error:
         return skipped(str(error), asked=False)
     size, shorter, longer = f"{image.width}x{image.height}", min(image.size), max(image.size)
@@ -120,7 +127,7 @@ class _Condition(NamedTuple):
         left: float | str | None = _number(found)
         right: float | str | None = _number(self.value)
         if left is None or right is None:
-            left, right = _words(found), self.value
+            left, right = _words(found), self.value.lower() if isinstance(found, bool) else self.value
             if left is None or self.sign not in ("==", "!="):
                 return f"no column {self.column}"
         return None if _SIGNS[self.sign](left, right) else f"not {self.text}: {str(found)[:40]}"

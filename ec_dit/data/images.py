@@ -23,6 +23,10 @@ class ImageError(UserError):
     """Bytes that are not a usable picture. The message is the reason, ready for a report."""
 
 
+class HugeImageError(ImageError):
+    """A picture of more pixels than allowed."""
+
+
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes PNG, JPEG or WebP bytes to an upright RGB image.
 
@@ -30,17 +34,18 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     animation the first frame is taken. The size is checked before any pixel is decompressed.
 
     Raises:
-        ImageError: not one of these formats, damaged or cut short, or more than `max_pixels` pixels.
+        HugeImageError: more than `max_pixels` pixels.
+        ImageError: not one of these formats, damaged or cut short.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
-            raise ImageError(f"huge: {image.width}x{image.height} is more than {max_pixels:,} pixels")
+            raise HugeImageError(f"huge: {image.width}x{image.height} is more than {max_pixels:,} pixels")
         image.load()
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"huge: more than {max_pixels:,} pixels") from error
+        raise HugeImageError(f"huge: more than {max_pixels:,} pixels") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError("not a PNG, JPEG or WebP image") from error
     except Exception as error:  # Decoders raise anything (OSError, SyntaxError, struct.error, ...) on damaged bytes.

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -21,9 +22,9 @@ from absl import flags
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.data.rows import Rows
-from ec_dit.data.stored import spread
 
 Batch = dict[str, np.ndarray]
+_THREADS = 16  # that read batches from a bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,11 @@ class _Blocks:
     def __getitem__(self, step: int) -> Batch:
         parts = [self._order[step * self._share.ways + block] for block in self._share.blocks]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def spread(total: int, count: int) -> Sequence[int]:
+    """`count` indices of `total` records, evenly spread, all different; all of them if there are no more."""
+    return range(total) if count >= total else [i * total // count for i in range(count)]
 
 
 def _plain_errors(batches: grain.IterDataset) -> Iterator[Batch]:
@@ -148,14 +154,15 @@ class Loader:
         """Yields this process's share of the global batches start_step, start_step + 1, ... without end."""
         stream = self._stream[start_step:]
         if not self._workers:
-            threads = 16 if paths.is_remote(self._records.path) else 2  # a bucket takes its time for each record
-            read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+            threads = _THREADS if paths.is_remote(self._records.path) else 2  # a bucket takes its time for each record
+            read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
             return _plain_errors(stream.to_iter_dataset(read))
         if not flags.FLAGS.is_parsed():  # Grain hands absl flags to its workers; libraries and notebooks parse none.
             flags.FLAGS.mark_as_parsed()
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-        one_by_one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return _plain_errors(stream.to_iter_dataset(one_by_one).mp_prefetch(options, _outlive_sigterm))
+        threads = -(-_THREADS // self._workers) if paths.is_remote(self._records.path) else 1
+        each = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        return _plain_errors(stream.to_iter_dataset(each).mp_prefetch(options, _outlive_sigterm))
 
     def record_ids(self, record_B: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of a batch's records, for messages."""
@@ -175,11 +182,17 @@ def fixed_batches(
     """
     local = share.rows(batch_size)
     most = len(rows.records) if max_batches is None else max_batches * batch_size
+
+    def read(number: int) -> Any:
+        return rows.read(part.start + chosen[number % len(chosen)])
+
     for part in rows.records.parts:
         chosen = spread(part.size, -(-most * part.size // len(rows.records)))
         for start in range(0, len(chosen), batch_size):
-            made = []
-            for number in (start + row for row in local):
-                row = rows.row(rows.read(part.start + chosen[number % len(chosen)]), None)
+            made, numbers = [], [start + row for row in local]
+            with ThreadPoolExecutor(_THREADS) as pool:
+                examples = pool.map(read, numbers)
+            for number, example in zip(numbers, examples, strict=True):
+                row = rows.row(example, None)
                 made.append(row if number < len(chosen) else row | {"record_B": np.array(-1, np.int32)})
             yield {key: np.stack([row[key] for row in made]) for key in made[0]}

@@ -19,7 +19,7 @@ class Report:
         skipped: how many examples were left out for each reason, most frequent first.
         vocab_size: pieces of the tokenizer; 0: the captions are encoded.
         libraries: versions that the bytes depend on.
-        files: (size in bytes, SHA-256) of every other file of the folder.
+        files: (size in bytes, SHA-256 of each 64 MiB) of every other file of the folder.
         format: version of this layout.
     """
 
@@ -31,7 +31,7 @@ class Report:
     skipped: Mapping[str, int]
     vocab_size: int
     libraries: Mapping[str, str]
-    files: Mapping[str, tuple[int, str]]
+    files: Mapping[str, tuple[int, tuple[str, ...]]]
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -42,7 +42,7 @@ class Report:
     def from_json(cls, text: str) -> "Report":
         """The inverse of to_json. Raises ValueError, KeyError, TypeError or AttributeError on anything else."""
         fields = json.loads(text)
-        fields["files"] = {name: (int(size), str(digest)) for name, (size, digest) in fields["files"].items()}
+        fields["files"] = {name: (int(size), tuple(digests)) for name, (size, digests) in fields["files"].items()}
         return cls(**fields)
 
     @property

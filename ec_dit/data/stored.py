@@ -1,7 +1,7 @@
 """What a data set's files hold of one example: a picture as it is, or what frozen encoders made of it and its captions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,8 +143,3 @@ def _to_int8(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of int8, and float32 scales that make them the tokens again: |error| <= scale / 2."""
     scale = np.maximum(np.abs(tokens).max(axis=1), 1e-12).astype(np.float32) / 127
     return np.clip(np.rint(tokens / scale[:, None]), -127, 127).astype(np.int8), scale
-
-
-def spread(total: int, count: int) -> Sequence[int]:
-    """`count` indices of `total` records, evenly spread, all different; all of them if there are no more."""
-    return range(total) if count >= total else [i * total // count for i in range(count)]

@@ -1,6 +1,7 @@
 """How the examples of one unit of a source become files: as pictures, or as what frozen encoders make of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from ec_dit.data.filters import Picture
 from ec_dit.data.records import TRAIN, Record
 from ec_dit.data.resolution import Shape, nearest
 from ec_dit.data.workplace import Workplace
+
+_CAPTIONS_AT_ONCE = 256
 
 
 class Encoders(Protocol):
@@ -152,22 +155,26 @@ class EncodedUnit:
         latents = [self._latents(pixels_BYXZ)]
         if self._flip and any(record.flip for record in records):
             latents.append(self._latents(pixels_BYXZ[:, :, ::-1]))
-        text_BTM, mask_BT = self._encoders.texts([caption for record in records for caption in record.captions])
+        texts = self._texts([caption for record in records for caption in record.captions])
         codec = stored.Codec(latents[0][0].shape[1:], self._encoders.width, self._encoders.length, self._text_type)
-        row = 0
         for i, record in enumerate(records):
-            rows = range(row, row := row + len(record.captions))
             encoded = stored.EncodedRecord(
                 id=record.id,
                 captions=record.captions,
                 weights=record.weights,
                 meta=record.meta,
                 latents=tuple((mean[i], std[i]) for mean, std in latents[: 1 + record.flip]),
-                texts=tuple((text_BTM[r][mask_BT[r]], mask_BT[r]) for r in rows),
+                texts=tuple(itertools.islice(texts, len(record.captions))),
             )
             self._files.write(split_name(record.split, latents[0][0].shape[1:3]), codec.fields(encoded))
             if record.split == TRAIN:
                 self._measure(*encoded.latents[0])
+
+    def _texts(self, captions: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and mask of each caption; a picture may have many, so that not all are held with their padding."""
+        for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
+            text_BTM, mask_BT = self._encoders.texts(captions[start : start + _CAPTIONS_AT_ONCE])
+            yield from ((text_TM[mask_T], mask_T) for text_TM, mask_T in zip(text_BTM, mask_BT, strict=True))
 
     def _latents(self, pixels_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float16 mean and deviation."""

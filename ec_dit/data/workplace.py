@@ -21,7 +21,10 @@ from ec_dit.core.errors import UserError
 
 REPORT = "report.json"  # the last file of a data set to be written
 INCOMPLETE = ".incomplete"
-_PLAN, _UNITS, _SET = "plan.json", "units", "set"
+_PLAN, _UNITS, _SET, _REFUSED = "plan.json", "units", "set", "refused.json"
+_CLEARING = "clearing"  # in a bucket, while an old data set is removed
+_WHOLE = "whole"  # in a bucket: says that the set is, and that what is left beside it only waits to be removed
+_SCRATCH = "scratch-"
 _REPLACED = "replaced"  # where an old data set waits until the new one has its place
 
 
@@ -34,7 +37,7 @@ class Workplace:
 
     def __init__(self, base: epath.Path, files: epath.Path, scratch: Path):
         self.files = files
-        self._units, self._scratch = base / _UNITS, scratch
+        self._units, self._scratch, self._refused = base / _UNITS, scratch, base / _REFUSED
 
     def finished(self) -> set[int]:
         """The units that are done."""
@@ -57,6 +60,19 @@ class Workplace:
         """Has a unit that is done made again."""
         (self._units / f"{unit:06d}.json").unlink()
 
+    def refuse(self, share: float, numbers: Sequence[int]) -> None:
+        """Notes units with faults, which were too many for a share."""
+        self._refused.write_text(json.dumps({"share": share, "units": list(numbers)}))
+
+    def take_back(self, share: float) -> None:
+        """Forgets units that were refused: they may be mended by now. A larger share takes them as they are."""
+        if not self._refused.exists():
+            return
+        found = json.loads(self._refused.read_text())
+        self._refused.unlink()
+        if share <= found["share"]:
+            paths.remove(self._units / f"{unit:06d}.json" for unit in found["units"])
+
     def scratch(self, name: str) -> Path:
         """A path on this machine to write the file `name` to, before `put` brings it to its place."""
         return self._scratch / name
@@ -77,6 +93,8 @@ class Workplace:
         self._move(path, self._units / name)
 
     def _move(self, path: Path, target: epath.Path) -> None:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
         if paths.is_remote(target):
             paths.copy_file(path, target)
             path.unlink()
@@ -95,8 +113,8 @@ def opened(out: str | PurePath, plan: Mapping[str, Any], *, overwrite: bool) -> 
         overwrite: replaces a finished data set at `out`; never anything else.
 
     Raises:
-        UserError: `out` is taken, or being made by somebody else; another plan left what encoders made, which takes too long
-            to be thrown away; the processes do not see the same folder.
+        UserError: `out` is taken, or being made by somebody else; another plan left finished units, which are not thrown
+            away unasked; the processes do not see the same folder.
     """
     place = paths.at(out)
     if paths.is_remote(place):
@@ -104,24 +122,29 @@ def opened(out: str | PurePath, plan: Mapping[str, Any], *, overwrite: bool) -> 
     else:
         base = place.parent / f".{place.name}{INCOMPLETE}"
         files = base / _SET
+    if processes.count() > 1:
+        refuse_taken(out, overwrite)
+        processes.wait(f"all have looked at {place}")
     with contextlib.ExitStack() as stack:
         if processes.is_first():
             if not paths.is_remote(place):
                 stack.enter_context(_locked(Path(base), Path(place)))
+            elif (base / _WHOLE).exists():
+                _remove(base)
             refuse_taken(out, overwrite)
             _begin(place, base, files, plan)
-        else:
-            refuse_taken(out, overwrite)
         processes.check_shared(base, "an --out")
-        scratch = Path(stack.enter_context(_scratch(base)))
-        yield Workplace(base, files, scratch)
+        with _scratch(base) as scratch:
+            yield Workplace(base, files, Path(scratch))
         processes.wait(f"{place} is made")
         if processes.is_first():
             if not paths.is_remote(place):
                 if not _is_free(place):
                     Path(place).rename(Path(base) / _REPLACED)
                 Path(files).rename(place)
-            base.rmtree()
+            else:
+                (base / _WHOLE).write_text("")
+            _remove(base)
     processes.wait(f"{place} is finished")
 
 
@@ -131,23 +154,30 @@ def _begin(place: epath.Path, base: epath.Path, files: epath.Path, plan: Mapping
     if (base / _PLAN).exists() and files.exists():  # without the files, the set took its place just before a kill
         old = (base / _PLAN).read_text()
         if old == text:
+            paths.remove(base.glob(f"{_SCRATCH}*"))  # of a killed process
             return
-        encoded = plan.get("encoding") or json.loads(old).get("encoding")
-        if encoded and any((base / _UNITS).glob("*.json")):
+        if any((base / _UNITS).glob("*.json")):
             changed = "\n  ".join(difference(json.loads(old), json.loads(text)))
             raise UserError(
                 f"{base} holds what an interrupted preparation made with other settings:\n  {changed}\n"
                 "Give the same ones to go on with it, or remove that folder to start from the beginning."
             )
+    (base / _PLAN).unlink(missing_ok=True)
     if paths.is_remote(place):
-        for old_file in place.iterdir() if place.exists() else ():
-            old_file.rmtree() if old_file.is_dir() else old_file.unlink()
-    else:
-        for leftover in base.iterdir():
-            leftover.rmtree() if leftover.is_dir() else leftover.unlink()
+        base.mkdir(parents=True, exist_ok=True)
+        (base / _CLEARING).write_text("")  # first: whoever comes after a kill goes on with clearing
+        paths.remove(path for path in place.iterdir() if path.name != INCOMPLETE)
+    paths.remove(path for path in base.iterdir() if path.name != _CLEARING)
     for folder in (base, files, base / _UNITS):
         folder.mkdir(parents=True, exist_ok=True)
     (base / _PLAN).write_text(text)
+    (base / _CLEARING).unlink(missing_ok=True)
+
+
+def _remove(base: epath.Path) -> None:
+    """Removes what was of use while the set was made; last what says that the set is whole."""
+    paths.remove(path for path in base.iterdir() if path.name != _WHOLE)
+    base.rmtree()
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -222,8 +252,7 @@ def _scratch(base: epath.Path) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
         return
-    own = Path(base) / f"scratch-{processes.index()}"
-    shutil.rmtree(own, ignore_errors=True)  # of a killed process
+    own = Path(base) / f"{_SCRATCH}{processes.index()}-{os.urandom(4).hex()}"
     own.mkdir()
     try:
         yield str(own)

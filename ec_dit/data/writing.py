@@ -11,29 +11,28 @@ import importlib.metadata
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
-from ec_dit.core import processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
-from ec_dit.data import files, filters, stored, tokenizer, units, workplace
-from ec_dit.data.encoding import FILE as ENCODING
-from ec_dit.data.encoding import Encoding
+from ec_dit.data import files, filters, tokenizer, units, workplace
 from ec_dit.data.filters import Filters
-from ec_dit.data.records import TRAIN, Record, Shard, Skipped, Source
+from ec_dit.data.finishing import Finish
+from ec_dit.data.pipeline import Bar, ahead
+from ec_dit.data.records import Record, Shard, Skipped, Source
 from ec_dit.data.report import FORMAT, Report
 from ec_dit.data.resolution import Shape
 from ec_dit.data.workplace import REPORT, Workplace
 
-TOKENIZER, SKIPPED = "tokenizer.model", "skipped.jsonl"
 _LIBRARIES = ("tensorflow-datasets", "array-record", "sentencepiece", "pillow", "numpy")
+_LEAST = 1000  # examples of a unit, unless the source says that it has no more
+_PATIENCE = 30 * 24 * 3600  # seconds that a process waits for the others' units
 _NOTHING = Image.new("RGB", (1, 1))
-_BYTES_AHEAD = 2**28  # of encoded pictures, read before they are needed
 _EARLY = 1000  # examples after which a hopeless preparation ends, instead of at the end
 
 
@@ -108,13 +107,17 @@ def write(
         "encoding": None if encoding is None else dict(encoding.facts),
         "libraries": _versions((*_LIBRARIES, *source.libraries)),
     }
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    processes.check_same(digest, "what is to be prepared (source, options, encoders, libraries)")
     with workplace.opened(out, plan, overwrite=overwrite) as place:
         work = _Work(source, place, parts, chosen, encoding, image_size, max_skipped_share)
         work.run(progress)
-        processes.wait("all units are made")
+        processes.wait("all units are made", seconds=_PATIENCE)
+        paths.look_again(out)
         report = work.finish(plan, given, vocab_size) if processes.is_first() else None
         processes.wait("the report is written")
         if report is None:
+            paths.look_again(out)
             report = Report.from_json((place.files / REPORT).read_text(encoding="utf-8"))
     return report
 
@@ -141,16 +144,20 @@ class _Work:
 
     def run(self, progress: bool) -> None:
         """Makes this process's share of the units that are not done yet."""
-        mine = range(processes.index(), len(self._shards), processes.count())
+        if processes.is_first():
+            self._place.take_back(self._most)
+        processes.wait("units are taken back")
         done = self._place.finished()
-        waiting = [unit for unit in mine if unit not in done]
-        bar = _Bar(self._source.name, [self._sizes[unit] for unit in waiting], len(mine), progress)
+        processes.wait("all know what is done")
+        left = [unit for unit in range(len(self._shards)) if unit not in done]
+        mine = left[processes.index() :: processes.count()]
+        bar = Bar(self._source.name, [self._sizes[unit] for unit in mine], len(self._shards) - len(left), progress)
         with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            for unit in waiting:
+            for unit in mine:
                 self._make(unit, pool, bar)
                 bar.unit_done()
 
-    def _make(self, number: int, pool: ThreadPoolExecutor, bar: "_Bar") -> None:
+    def _make(self, number: int, pool: ThreadPoolExecutor, bar: Bar) -> None:
         unit, seen = self._unit(number), filters.Seen(self._filters)
         skipped: list[Skipped] = []
         ids: set[tuple[str, str]] = set()
@@ -164,18 +171,16 @@ class _Work:
 
         records = itertools.chain.from_iterable(self._source.records(shard) for shard in self._shards[number])
         window = 3 * (self._encoding.batch_size if self._encoding else 8)
-        for item in _ahead(pool, prepare, records, window):
+        for item in ahead(pool, prepare, records, window):
             bar.update()
             found, ready = (item, None) if isinstance(item, Skipped) else (seen.first(item[0]), item[1])
+            if not isinstance(found, Skipped) and (found.record.split, found.record.id) in ids:
+                found = Skipped(found.record.id, "repeated id", found.record.split)
             if isinstance(found, Skipped):
                 skipped.append(found)
                 self._count_fault(found)
                 continue
             record = found.record
-            if (record.split, record.id) in ids:
-                raise UserError(
-                    f"source {self._source.name}: two records of split {record.split} are called {record.id!r}"
-                )
             ids.add((record.split, record.id))
             self._kept += 1
             unit.add(record, ready)
@@ -197,169 +202,56 @@ class _Work:
         )
 
     def _count_fault(self, item: Skipped) -> None:
-        if item.asked:
-            return
-        self._faults += 1
-        self._fault = self._fault or f"{item.id}: {item.reason}"
-        seen = self._kept + self._faults
-        if seen >= _EARLY:
-            self._refuse_faults(self._faults, seen, self._fault)
+        """Ends what is hopeless at once: where, of the first thousand, more than half cannot be used."""
+        self._faults += not item.asked
+        self._fault = self._fault or ("" if item.asked else f"{item.id}: {item.reason}")
+        total = self._kept + self._faults
+        if total >= _EARLY and self._faults > max(self._most, 0.5) * total:
+            self._refuse(self._faults, total, self._fault)
 
-    def _refuse_faults(self, faults: int, total: int, first: str) -> None:
-        if faults > self._most * total:
-            raise UserError(
-                f"source {self._source.name}: {faults} of {total} examples cannot be used, more than "
-                f"max_skipped_share={self._most:g} (such as {first}); mend them, or raise max_skipped_share"
-            )
+    def _refuse(self, faults: int, total: int, first: str) -> None:
+        raise UserError(
+            f"source {self._source.name}: {faults} of {total} examples cannot be used, more than "
+            f"max_skipped_share={self._most:g} (such as {first}); mend them, or raise max_skipped_share"
+        )
 
     def finish(self, plan: Mapping[str, Any], given: tokenizer.Tokenizer | None, vocab_size: int) -> Report:
-        """Writes what stands beside the records, the report last."""
-        facts = [self._place.facts(unit) for unit in range(len(self._shards))]
-        skipped = sum((collections.Counter(fact["skipped"]) for fact in facts), collections.Counter())
-        found = {unit: fact["files"] for unit, fact in enumerate(facts)}
-        names = sorted({name for of in found.values() for name in of}, key=self._order)
-        lengths = {name: [of.get(name, {"records": 0})["records"] for of in found.values()] for name in names}
-        kept: dict[str, int] = {}
-        for name in names:
-            split = name if self._encoding is None else units.split_of(name)[0]
-            kept[split] = kept.get(split, 0) + sum(lengths[name])
-        self._refuse(kept, skipped, [fact["faults"] for fact in facts])
+        """Writes what stands beside the records, the report last.
 
-        written = {file["file"]: (file["bytes"], file["sha256"]) for of in found.values() for file in of.values()}
-        shapes: dict[str, dict[str, int]] = {}
+        Raises:
+            UserError: too much cannot be used. When it is tried again, units with faults are read again, unless more of them
+                are allowed then.
+        """
+        finish = Finish(self._source, self._place, len(self._shards), self._encoding is not None)
+        finish.check()
+        faults = sum(finish.faults)
+        total = faults + sum(finish.kept.values())
+        if faults > self._most * total:
+            self._place.refuse(self._most, [unit for unit, count in enumerate(finish.faults) if count])
+            first = next(line for line in map(json.loads, finish.lines()) if not line["asked"])
+            self._refuse(faults, total, f"{first['id']}: {first['reason']}")
         if self._encoding is None:
-            features, extra = stored.picture_features(), TOKENIZER
-            captions = (caption for fact in facts for caption in fact["captions"])
-            data = given.model if given else tokenizer.train(list(captions), vocab_size)
-        else:
-            features, extra = stored.encoded_features(), ENCODING
-            shapes |= {split: {} for split in kept}
-            for name in names:
-                split, (rows, columns) = units.split_of(name)
-                shapes[split][f"{rows}x{columns}"] = sum(lengths[name])
-            data = self._describe(self._encoding, facts).to_bytes()
-        files.write_metadata(self._place.files, features, lengths, sum(size for size, _ in written.values()))
-        self._place.put_bytes(extra, data)
-        self._place.put_bytes(SKIPPED, self._skipped_lines())
-        report = Report(
-            source=plan["source"],
-            options=plan["options"],
-            filters=plan["filters"] | {"image_size": self._image_size},
-            kept=kept,
-            shapes=shapes,
-            skipped=dict(skipped.most_common()),
-            vocab_size=tokenizer.Tokenizer(data).vocab_size if self._encoding is None else 0,
-            libraries=plan["libraries"],
-            files=written | self._small_files(set(written)),
-        )
-        self._place.put_bytes(REPORT, report.to_json().encode())
-        return report
-
-    def _order(self, name: str) -> tuple[int, str]:
-        """Splits as the source has them."""
-        split = name if self._encoding is None else units.split_of(name)[0]
-        return self._source.splits().index(split), name
-
-    def _refuse(self, kept: Mapping[str, int], skipped: Mapping[str, int], faults: Sequence[int]) -> None:
-        if not kept.get(TRAIN):
-            self._forget(range(len(faults)))
-            why = "; ".join(f"{count} x {reason}" for reason, count in list(skipped.items())[:3])
-            raise UserError(
-                f"source {self._source.name}: no example is left to train on ({why or 'the source has none'})"
-            )
-        if total := sum(faults):
-            lines = (json.loads(line) for unit in range(len(self._shards)) for line in self._place.lines(unit))
-            first = next(line for line in lines if not line["asked"])
-            try:
-                self._refuse_faults(total, total + sum(kept.values()), f"{first['id']}: {first['reason']}")
-            except UserError:
-                self._forget(unit for unit, count in enumerate(faults) if count)
-                raise
-
-    def _forget(self, numbers: Iterable[int]) -> None:
-        """Has units read again, when what is wrong with them is mended."""
-        for unit in numbers:
-            self._place.forget(unit)
-
-    def _describe(self, plan: EncodingPlan, facts: Sequence[Mapping[str, Any]]) -> Encoding:
-        text_BTM, mask_BT = plan.encoders.texts([""])
-        mean_Z, std_Z = units.latent_moments([fact for fact in facts if fact["pixels"]])
-        return Encoding(plan.facts, text_BTM[0], mask_BT[0], mean_Z, std_Z)
-
-    def _skipped_lines(self) -> bytes:
-        lines = (line for unit in range(len(self._shards)) for line in self._place.lines(unit))
-        return "".join(f"{line}\n" for line in lines).encode()
-
-    def _small_files(self, others: set[str]) -> dict[str, tuple[int, str]]:
-        found = {}
-        for path in sorted(self._place.files.iterdir()):
-            if path.name not in others | {REPORT} and path.is_file():  # a run cut short at its very end left a report
-                data = path.read_bytes()
-                found[path.name] = (len(data), hashlib.sha256(data).hexdigest())
-        return found
-
-
-class _Bar(contextlib.AbstractContextManager):
-    """Progress in pictures; where the source does not know its size, guessed from the units that are done."""
-
-    def __init__(self, name: str, sizes: Sequence[Sequence[int | None]], units_of_mine: int, shown: bool):
-        known = [sum(filter(None, of)) if None not in of else None for of in sizes]
-        self._guess = None in known
-        self._units, self._done = len(sizes), 0
-        total = None if self._guess else sum(size or 0 for size in known)
-        share = f", 1 of {processes.count()} parts" if processes.count() > 1 else ""
-        gone_on = (
-            f", going on after {units_of_mine - len(sizes)} of {units_of_mine}" if units_of_mine > len(sizes) else ""
-        )
-        shown = shown and processes.is_first()
-        self._bar = tqdm(desc=f"{name}{share}{gone_on}", total=total, unit=" images", disable=not shown)
-
-    def update(self) -> None:
-        """One more example."""
-        self._bar.update()
-
-    def unit_done(self) -> None:
-        """One more unit."""
-        self._done += 1
-        if self._guess:
-            self._bar.total = self._bar.n * self._units // self._done
-            self._bar.refresh()
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], window: int
-) -> Iterator[Any]:
-    """function(item) in the items' order, computed in `pool` up to `window` items, or `_BYTES_AHEAD`, ahead."""
-    waiting: collections.deque[tuple[Any, int]] = collections.deque()
-    ahead = 0
-    try:
-        for item in items:
-            size = len(item.image) if isinstance(item, Record) else 0
-            waiting.append((pool.submit(function, item), size))
-            ahead += size
-            while len(waiting) >= window or (ahead > _BYTES_AHEAD and waiting):
-                future, size = waiting.popleft()
-                ahead -= size
-                yield future.result()
-        while waiting:
-            yield waiting.popleft()[0].result()
-    finally:
-        for future, _ in waiting:
-            future.cancel()
+            return finish.write(plan, given, vocab_size)
+        text_BTM, mask_BT = self._encoding.encoders.texts([""])
+        return finish.write_encoded(plan, self._encoding.facts, (text_BTM[0], mask_BT[0]))
 
 
 def _parts(source: Source, num_shards: int | None) -> list[Sequence[Shard]]:
-    """The source's shards in `num_shards` runs of nearly equal length."""
+    """The source's shards in `num_shards` runs of nearly equal length; None: small ones together, `_LEAST` examples or more."""
     shards = source.shards()
-    count = len(shards) if num_shards is None else num_shards
-    if num_shards is not None and not 1 <= count <= len(shards):
+    if num_shards is None:
+        ends, size = [0], 0
+        for end, shard in enumerate(shards, 1):
+            size += _LEAST if shard.size is None else shard.size
+            if size >= _LEAST or end == len(shards):
+                ends.append(end)
+                size = 0
+    elif 1 <= num_shards <= len(shards):
+        ends = [len(shards) * i // num_shards for i in range(num_shards + 1)]
+    else:
         raise UserError(
             f"num_shards is {num_shards}; source {source.name} comes in {len(shards)} pieces: give 1 to {len(shards)}"
         )
-    ends = [len(shards) * i // count for i in range(count + 1)] if count else [0]
     return [shards[start:end] for start, end in itertools.pairwise(ends)]
 
 

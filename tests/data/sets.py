@@ -16,7 +16,8 @@ SMALL = Filters(min_size=1)
 
 
 def write(source, out, **options):
-    """A data set with a small tokenizer, without a bar."""
+    """A data set with a small tokenizer, without a bar; each of the source's shards is a unit."""
+    options.setdefault("num_shards", len(source.shards()) or None)
     return writing.write(source, out, **{"chosen": SMALL, "vocab_size": 64, "progress": False} | options)
 
 

@@ -43,11 +43,11 @@ def test_several_captions_and_their_weights_come_back(tmp_path):
 
 def test_encoded_records_come_back_by_shape(mixed):
     assert mixed.splits == ("train", "validation") and mixed.tokenizer_path is None
-    assert mixed.shapes() == [(2, 2), (2, 3), (3, 2)] and mixed.shapes("validation") == [(2, 2), (2, 3)]
+    assert mixed.shapes() == [(2, 2), (2, 3), (3, 2)]
     for split in mixed.splits:
         expected = [
             record
-            for shape in mixed.shapes(split)
+            for shape in [part.shape for part in mixed[split].parts]
             for record in sets.MixedSource().items
             if record.split == split and record.meta["shape"] == list(shape)
         ]

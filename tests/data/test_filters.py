@@ -81,6 +81,10 @@ def test_what_passes_is_handed_on_decoded():
         ("x==true", True, True),
         ("x!=true", True, False),
         ("x==false", False, True),
+        ("x==True", True, True),  # As Python and its users write them.
+        ("x==FALSE", True, False),
+        ("x!=True", False, True),
+        ("x==True", "true", False),  # Texts are compared as they are.
     ],
 )
 def test_conditions(condition, value, holds):
@@ -162,11 +166,17 @@ def test_sizes(size, limits, expected):
         assert reason(found) == expected
 
 
-def test_huge_and_damaged_images_are_no_choice_of_the_user():
-    assert reason(look(record(blank(40, 30)), Filters(max_pixels=1199)), asked=False) == (
-        "huge: 40x30 is more than 1,199 pixels"
-    )
+def test_a_lower_limit_of_pixels_is_a_filter():
+    assert reason(look(record(blank(40, 30)), Filters(max_pixels=1199))) == "huge: 40x30 is more than 1,199 pixels"
     assert isinstance(look(record(blank(40, 30)), Filters(max_pixels=1200)), Picture)
+
+
+def test_huge_and_damaged_images_are_no_choice_of_the_user():
+    huge = record(encoded(Image.new("1", (8001, 8000))))
+    default = "huge: 8001x8000 is more than 64,000,000 pixels"
+    assert reason(look(huge, Filters()), asked=False) == default
+    assert reason(look(huge, Filters(max_pixels=63_999_999)), asked=True).startswith("huge: ")
+    assert reason(look(huge, Filters(max_pixels=64_000_001)), asked=False).startswith("huge: ")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
     cut = encoded(noise)[:2000]
     assert reason(look(record(cut), Filters()), asked=False).startswith("damaged image: ")
@@ -219,6 +229,7 @@ def test_threads_see_what_one_sees():
     [
         ({"min_size": 0}, "min_size is 0; it must be at least 1"),
         ({"max_pixels": 0}, "max_pixels is 0; it must be at least 1"),
+        ({"max_pixels": 89_478_486}, "max_pixels is 89478486; it must be at most 89478485, Pillow's limit"),
         ({"max_aspect": 0.99}, "max_aspect is 0.99; it must be at least 1"),
         ({"max_aspect": float("nan")}, "max_aspect is nan; it must be at least 1"),
         ({"min_size": float("nan")}, "min_size is nan; it must be at least 1"),
@@ -238,6 +249,10 @@ def test_threads_see_what_one_sees():
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError, match=f"^{message}"):
         Filters(**options)
+
+
+def test_the_limit_of_pillow_is_allowed():
+    assert Filters(max_pixels=89_478_485).max_pixels == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -74,7 +74,7 @@ def test_bombs_are_refused_before_they_are_unpacked(side):
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    with pytest.raises(images.ImageError, match=r"^huge: "):
+    with pytest.raises(images.HugeImageError, match=r"^huge: "):
         images.decode(bomb)
 
 

@@ -53,6 +53,7 @@ def test_records_are_the_same_in_any_order(options: ShapesOptions) -> None:
 def test_shards_cover_every_split_once() -> None:
     source = ShapesSource(ShapesOptions(train=2100, validation=1000, novel=3))
     shards = source.shards()
+    assert source.shards() is shards
     assert [shard.size for shard in shards] == [1000, 1000, 100, 1000, 3]
     assert [shard.name for shard in shards][2:] == ["train 2000-2100", "validation 0-1000", "novel 0-3"]
     assert list(source.records(4)) == [source.record("novel", index) for index in range(3)]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ec_dit.data import stored
+from ec_dit.data.loader import spread
 from ec_dit.data.records import Record
-from ec_dit.data.stored import Codec, EncodedRecord, spread
+from ec_dit.data.stored import Codec, EncodedRecord
 
 SHAPE, WIDTH, LENGTH = (2, 3, 4), 6, 11  # a mask of eleven tokens does not fill its bytes
 MASKS = ("11100000000", "01001000001", "00000000000", "11111111111")  # a prefix, gaps, an empty text, a full one

@@ -49,24 +49,27 @@ class CocoSource(found.FoundSource):
         if not self._root.is_dir():
             raise UserError(f"coco: {self._root} is no folder; pass --path=DIR with the images")
         self._entries = list(self._find(*_lists(options.annotations)))
+        self._shards = ranges(len(self._entries))
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of the images in the order of their ids."""
-        return ranges(len(self._entries))
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the images of one stretch; last of all come the annotations that are of none."""
-        start, stop = map(int, self.shards()[shard].name.split("-"))
-        for entry in self._entries[start:stop]:
+        start, stop = map(int, self._shards[shard].name.split("-"))
+        for entry, image in found.ahead(self._image, self._entries[start:stop], paths.is_remote(self._root)):
             split = self._split(found.printable(entry.file or entry.id))
             try:
-                if entry.problem:
-                    raise found.Unusable(entry.problem)
-                found.choose_captions(self._weights, entry.fields)  # Without one the image need not be read.
-                image = found.read_file(self._root, entry.file, found.MAX_IMAGE)
-                yield self._record(entry.id, image, entry.fields, split)
+                yield self._record(entry.id, image(), entry.fields, split)
             except found.Unusable as problem:
                 yield self._skipped(entry.id, str(problem), split)
+
+    def _image(self, entry: _Entry, limit: int) -> bytes:
+        if entry.problem:
+            raise found.Unusable(entry.problem)
+        found.choose_captions(self._weights, entry.fields)  # Without one the image need not be read.
+        return found.read_file(self._root, entry.file, limit)
 
     def _find(self, images: list[Any], annotations: list[Any]) -> Iterator[_Entry]:
         sound = [each for each in annotations if isinstance(each, dict) and _is_id(each.get("image_id"))]

@@ -55,6 +55,7 @@ class EmojiSource:
         self._held = held_out(glyphs)
         placed = [(VALIDATION if glyph.id in self._held else TRAIN, glyph) for glyph in glyphs]
         self._glyphs: list[tuple[str, Glyph]] = sorted(placed, key=lambda item: item[0])  # as _SPLITS has them
+        self._shards = ranges(len(self._glyphs))
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
@@ -62,11 +63,11 @@ class EmojiSource:
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of the sequences, ordered by split and code points."""
-        return ranges(len(self._glyphs))
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Draws the sequences of one stretch."""
-        start, _, end = self.shards()[shard].name.partition("-")
+        start, _, end = self._shards[shard].name.partition("-")
         for split, glyph in self._glyphs[int(start) : int(end)]:
             try:
                 image = self._pen.draw(glyph)

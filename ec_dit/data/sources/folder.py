@@ -66,6 +66,7 @@ class FolderSource(found.FoundSource):
             state = "is not a folder" if self._root.exists() else "does not exist"
             raise UserError(f"folder: {self._root} {state}; pass --path=DIR with images and their captions")
         self._entries = self._find()
+        self._shards = ranges(len(self._entries))
         if not self._entries:
             raise UserError(
                 f"folder: no images in {self._root} (looked for {', '.join(found.IMAGES)}, in subfolders too)"
@@ -73,22 +74,30 @@ class FolderSource(found.FoundSource):
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of the images in the order of paths."""
-        return ranges(len(self._entries))
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the examples of one stretch in the order of paths."""
-        start, stop = map(int, self.shards()[shard].name.split("-"))
-        for entry in self._entries[start:stop]:
+        start, stop = map(int, self._shards[shard].name.split("-"))
+        for entry, content in found.ahead(self._read, self._entries[start:stop], paths.is_remote(self._root)):
             split = self._split(entry.file)
             try:
-                yield self._record(entry.id, *self._read(entry), split)
+                yield self._record(entry.id, *content(), split)
             except found.Unusable as problem:
                 yield self._skipped(entry.id, str(problem), split)
 
     def _find(self) -> list[_Entry]:
         """Every example of the folder, in the order of paths."""
         files = {}
-        for directory, subdirectories, names in found.walk(self._root):
+
+        def unreadable(error: OSError) -> None:
+            inner = Path(error.filename).relative_to(self._root).as_posix()
+            if inner == ".":
+                raise UserError(f"folder: cannot read {self._root}: {error.strerror}") from error
+            reason = f"unreadable folder: {error.strerror}"
+            files[f"{inner}/"] = _Entry(found.printable(inner), inner, problem=reason)
+
+        for directory, subdirectories, names in found.walk(self._root, unreadable):
             links = [name for name in subdirectories if Path(self._root / directory / name).is_symlink()]
             texts = {name[:-4]: name for name in sorted(names) if name.lower().endswith(".txt")}  # x.txt before x.TXT
             for name in names + links:
@@ -111,9 +120,12 @@ class FolderSource(found.FoundSource):
                 continue
             where = f"{CAPTIONS}:{number}"
             try:
-                fields = json.loads(line)
+                fields = json.loads(line.decode("utf-8" if number > 1 else "utf-8-sig"))
                 file = fields.pop("file")
                 path = PurePosixPath(file)
+            except UnicodeDecodeError:
+                yield _Entry(where, where, problem="line is not UTF-8 text")
+                continue
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 yield _Entry(where, where, problem='line is no object with the text "file"')
                 continue
@@ -127,19 +139,18 @@ class FolderSource(found.FoundSource):
                 entry = files[file]
                 yield _Entry(found.numbered(entry.id, times[file]), file, entry.text, fields, entry.problem)
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self) -> Iterator[bytes]:
         """The lines of captions.jsonl; no longer one is read whole than a text may be."""
         path = self._root / CAPTIONS
         try:
             with io.BufferedReader(path.open("rb")) as file:  # Files in buckets know no limit for a line.
-                for number, line in enumerate(iter(lambda: file.readline(found.MAX_TEXT), b"")):
-                    yield line.decode("utf-8" if number else "utf-8-sig")
+                yield from iter(lambda: file.readline(found.MAX_TEXT), b"")
         except FileNotFoundError:
             return
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UserError(f"folder: cannot read {path}: {error}") from error
 
-    def _read(self, entry: _Entry) -> tuple[bytes, Mapping[str, Any]]:
+    def _read(self, entry: _Entry, limit: int) -> tuple[bytes, Mapping[str, Any]]:
         """The image and what is known of it."""
         if entry.problem:
             raise found.Unusable(entry.problem)
@@ -150,4 +161,4 @@ class FolderSource(found.FoundSource):
             text = (PurePosixPath(entry.file).parent / entry.text).as_posix()
             fields = {**fields, "caption": found.read_file(self._root, text, found.MAX_TEXT)}
         found.choose_captions(self._weights, fields)  # Without one the image need not be read.
-        return found.read_file(self._root, entry.file, found.MAX_IMAGE), fields
+        return found.read_file(self._root, entry.file, limit), fields

@@ -4,16 +4,19 @@ They only find: nothing is decoded, checked or resized here. What they find may 
 a limit, and no name or link that the data gives leads out of its folder.
 """
 
+import functools
 import hashlib
 import itertools
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -23,10 +26,14 @@ from ec_dit.data.captions import may_mirror
 from ec_dit.data.records import TRAIN, VALIDATION, Record, Skipped
 
 MAX_IMAGE, MAX_TEXT = 256 << 20, 16 << 20  # bytes
+MAX_CAPTIONS, MAX_CAPTION = 64, 10_000  # captions of an example, characters of one
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_NAME, _MAX_FACT = 1000, 1000  # characters
 _MAX_FILES = 1_000_000
 _NO_FACTS = ("caption", "exif")  # A second copy of the text; a long list that no filter asks for.
+_AHEAD, _BYTES_AHEAD = 16, 256 << 20  # pictures, and their bytes, read ahead of their turn
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,10 @@ class FoundOptions:
 
 class Unusable(Exception):
     """Why an example is left out, ready for a report."""
+
+
+class TooLarge(Unusable):
+    """More bytes than may be read."""
 
 
 class FoundSource:
@@ -105,19 +116,26 @@ def caption_weights(kind: str, specs: tuple[str, ...]) -> dict[str, float]:
 
 
 def choose_captions(keys: Mapping[str, float], fields: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The different captions of an example and how often to take each, () for all alike. Unusable if it has none."""
+    """The different captions of an example and how often to take each, () for all alike.
+
+    Raises:
+        Unusable: it has none, too many, or one without end.
+    """
+    given = {key: _texts(fields.get(key)) for key in keys}
+    if (count := sum(map(len, given.values()))) > MAX_CAPTIONS:
+        raise Unusable(f"too many captions: {count}")
     found: dict[str, float] = {}
     problems = []
     for key, weight in keys.items():
-        value = fields.get(key)
         texts = []
-        for text in value if isinstance(value, list | tuple) else [value]:
+        for text in given[key]:
             try:
-                if not _absent(text):
-                    texts.append(clean(text))
+                texts.append(clean(text))
             except Unusable as problem:
                 problems.append(problem)
         for text in texts:
+            if len(text) > MAX_CAPTION:
+                raise Unusable(f"endless caption: {len(text)} characters")
             found[text] = found.get(text, 0) + weight / len(texts)
     if not found:
         raise problems[0] if problems else Unusable("no caption")
@@ -125,8 +143,9 @@ def choose_captions(keys: Mapping[str, float], fields: Mapping[str, Any]) -> tup
     return tuple(found), () if alike else tuple(found.values())
 
 
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _texts(value: Any) -> list[Any]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [each for each in values if not (each is None or (isinstance(each, float) and math.isnan(each)))]
 
 
 def clean(text: Any) -> str:
@@ -182,7 +201,8 @@ def read_file(root: epath.Path, name: str, limit: int) -> bytes:
     """The bytes of a file whose name, relative to the folder `root`, the data gives.
 
     Raises:
-        Unusable: it is missing, no plain file, larger than `limit` or lies outside `root`, by its name or by a link.
+        TooLarge: it is larger than `limit`.
+        Unusable: it is missing, no plain file, or lies outside `root`, by its name or by a link.
     """
     shown = repr(name[:200])
     if name.startswith("/") or ".." in name.split("/") or "://" in name:
@@ -197,8 +217,7 @@ def read_file(root: epath.Path, name: str, limit: int) -> bytes:
                 raise Unusable(f"not a regular file: {shown}")
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            if size > limit:
-                raise Unusable(f"too large: {size:,} bytes, at most {limit:,} are read")
+            check_size(size, limit)
             file.seek(0)
             return file.read(size)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name with a NUL byte.
@@ -207,6 +226,49 @@ def read_file(root: epath.Path, name: str, limit: int) -> bytes:
         if paths.is_remote(path):
             raise  # The network's fault, not the example's.
         raise Unusable(f"unreadable: {error.strerror}") from error
+
+
+def check_size(size: int, limit: int) -> None:
+    """TooLarge where that is more than may be read."""
+    if size > limit:
+        raise TooLarge(f"too large: {size:,} bytes, at most {limit:,} are read")
+
+
+def ahead(
+    read: Callable[[_Item, int], _Found], items: Iterable[_Item], remote: bool
+) -> Iterator[tuple[_Item, Callable[[], _Found]]]:
+    """The items in their order, each with what gives, or raises, what read(item, MAX_IMAGE) does.
+
+    Where they are remote, several threads read the next few meanwhile; those larger than their share of _BYTES_AHEAD
+    wait for their turn.
+
+    Args:
+        read: raises TooLarge above so many bytes.
+    """
+    if not remote:
+        for item in items:
+            yield item, functools.partial(read, item, MAX_IMAGE)
+        return
+    waiting: deque[tuple[_Item, Future[_Found]]] = deque()
+
+    def first() -> tuple[_Item, Callable[[], _Found]]:
+        item, future = waiting.popleft()
+
+        def result() -> _Found:
+            try:
+                return future.result()
+            except TooLarge:
+                return read(item, MAX_IMAGE)
+
+        return item, result
+
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(read, item, min(MAX_IMAGE, _BYTES_AHEAD // _AHEAD))))
+            if len(waiting) == _AHEAD:
+                yield first()
+        while waiting:
+            yield first()
 
 
 def find_files(kind: str, path: str, suffix: str) -> tuple[epath.Path, list[str]]:
@@ -236,14 +298,31 @@ def find_files(kind: str, path: str, suffix: str) -> tuple[epath.Path, list[str]
     return root, sorted(set(names))
 
 
-def walk(top: epath.Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """os.walk, on a disk or in a bucket, with folders relative to `top`; passes over the hidden ones."""
+def walk(
+    top: epath.Path, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk, on a disk or in a bucket, with folders relative to `top`; passes over the hidden ones.
+
+    Args:
+        on_error: given what reading a folder of a disk raised; from a bucket that is raised.
+    """
     start = os.fspath(top).removeprefix("gs://")  # which epath's own walk leaves out
-    for folder, folders, names in top.walk():
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inner = os.fspath(folder).removeprefix("gs://").removeprefix(start).strip("/")
-        if not any(part.startswith(".") for part in inner.split("/")):
-            yield inner, folders, names
+    remote = paths.is_remote(top)
+    waiting = [top]
+    while waiting:
+        for folder, folders, names in waiting.pop().walk(on_error=_network_fault if remote else on_error):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inner = os.fspath(folder).removeprefix("gs://").removeprefix(start).strip("/")
+            if not any(part.startswith(".") for part in inner.split("/")):
+                yield inner, folders, names
+            if remote:  # where epath's own walk passes over folders within that cannot be read
+                waiting += [top / inner / name for name in folders]
+                break
+
+
+def _network_fault(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # which is a folder without files
+        raise error
 
 
 def _matching(kind: str, root: epath.Path, pattern: str) -> Iterator[str]:

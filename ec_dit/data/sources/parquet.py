@@ -1,5 +1,6 @@
 """Parquet tables of images and captions, such as Hugging Face data sets keep: bytes in a column, or paths of files."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from ec_dit.data.sources import found
 
 _ROWS, _BUFFER = 16, 1 << 20  # read at a time: rows, and bytes of each column
 _MAX_ROWS = 1 << 26  # of a row group; pyarrow writes no more
+_NO_COLUMN = "missing column"
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,27 @@ class ParquetOptions(found.FoundOptions):
 
 
 class _Group(NamedTuple):
-    """A row group of a file, and the number of its first row."""
+    """A row group of a file, the number of its first row and the columns to read; or why the file is left out."""
 
     file: str
-    number: int
-    start: int
-    rows: int
+    number: int = 0
+    start: int = 0
+    rows: int = 1
+    columns: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.file if self.problem else f"{self.file}:{self.number}"
+
+
+class _Row(NamedTuple):
+    """A row, and why it is left out. The image is not yet Python's."""
+
+    id: str
+    fields: dict[str, Any]
+    image: Any
+    problem: str | None = None
 
 
 class ParquetSource(found.FoundSource):
@@ -53,87 +70,115 @@ class ParquetSource(found.FoundSource):
         super().__init__(options)
         self.options = options
         self._root, files = found.find_files(self.name, options.path, ".parquet")
-        with ThreadPoolExecutor(16) as pool:  # In a bucket each takes a while.
+        with ThreadPoolExecutor(32) as pool:  # In a bucket each takes a while.
             self._groups = [group for groups in pool.map(self._look, files) for group in groups]
+        faults = [group for group in self._groups if group.problem]
+        if len(faults) == len(files):
+            fault = next((each for each in faults if str(each.problem).startswith(_NO_COLUMN)), faults[0])
+            raise UserError(f"parquet: cannot use {self._root / fault.file}: {fault.problem}")
+        self._shards = [Shard(group.name, group.rows) for group in self._groups]
 
     def shards(self) -> Sequence[Shard]:
-        """One for each row group."""
-        return [Shard(f"{group.file}:{group.number}", group.rows) for group in self._groups]
+        """One for each row group, and for each file that cannot be used."""
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the rows of one row group. Where it is damaged, the rows that cannot be read are skipped."""
         group = self._groups[shard]
-        file, row = found.printable(group.file), group.start
-        times: Counter[str] = Counter()
-        try:
-            for fields in self._rows(group):
-                id_ = f"{file}#{row}"
-                if self.options.id_column and (value := fields[self.options.id_column]) is not None:
-                    id_ = f"{file}#{found.printable(str(value))}"
-                    times[id_] += 1
-                    id_ = found.numbered(id_, times[id_])
-                row += 1
-                try:
-                    yield self._record(id_, self._image(group, fields.pop(self.options.image)), fields)
-                except found.Unusable as problem:
-                    yield self._skipped(id_, str(problem))
-        except _damage() as error:
-            if isinstance(error, OSError) and (error.errno or isinstance(error, ConnectionError | TimeoutError)):
-                raise  # The disk's or the network's fault.
-            for lost in range(row, group.start + group.rows):
-                yield self._skipped(f"{file}#{lost}", f"damaged file: {str(error)[:200]}")
+        if group.problem:
+            yield self._skipped(found.printable(group.file), group.problem)
+            return
+        folder = paths.at(self.options.images) if self.options.images else (self._root / group.file).parent
+
+        def read(row: _Row, limit: int) -> bytes:
+            if row.problem:
+                raise found.Unusable(row.problem)
+            return _image(folder, _value(row.image), limit)
+
+        for row, image in found.ahead(read, self._rows(group), paths.is_remote(folder)):
+            try:
+                yield self._record(row.id, image(), row.fields)
+            except found.Unusable as problem:
+                yield self._skipped(row.id, str(problem))
 
     def _look(self, file: str) -> list[_Group]:
-        """The row groups of a file. UserError where it cannot be read or lacks a column."""
+        """The row groups of a file; where it is damaged or lacks a column, one that says so."""
         path = self._root / file
         try:
             with path.open("rb") as opened:
-                table = _arrow().parquet.ParquetFile(opened)
-                self._columns(path, table.schema_arrow)
-                rows = [table.metadata.row_group(index).num_rows for index in range(table.num_row_groups)]
+                try:
+                    table = _arrow().parquet.ParquetFile(opened)
+                    columns = self._columns(table.schema_arrow)
+                    rows = [table.metadata.row_group(index).num_rows for index in range(table.num_row_groups)]
+                except _damage() as error:
+                    raise found.Unusable(_damaged(error)) from error
             if not all(0 <= count <= _MAX_ROWS for count in rows):
-                raise OSError("it claims more rows than there can be")
+                raise found.Unusable("damaged file: it claims more rows than there can be")
+        except found.Unusable as problem:
+            return [_Group(file, problem=str(problem))]
         except FileNotFoundError:
-            raise UserError(f"parquet: {path} is missing") from None
-        except _damage() as error:
+            return [_Group(file, problem="missing file")]
+        except OSError as error:
             raise UserError(f"parquet: cannot read {path}: {error}") from error
-        return [_Group(file, index, sum(rows[:index]), count) for index, count in enumerate(rows)]
+        starts = itertools.accumulate(rows, initial=0)
+        return [
+            _Group(file, index, start, count, columns)
+            for index, (start, count) in enumerate(zip(starts, rows, strict=False))
+        ]
 
-    def _columns(self, path: epath.Path, schema: Any) -> list[str]:
-        """The columns that are needed."""
+    def _columns(self, schema: Any) -> tuple[str, ...]:
+        """The columns that are needed. Unusable where one is missing."""
         types = _arrow().types
         needed = [self.options.image, *self._weights, *filter(None, [self.options.id_column])]
         for name in needed:
             if name not in schema.names:
-                columns = ", ".join(schema.names)
-                guess = did_you_mean(name, schema.names)
-                raise UserError(f"parquet: {path} has no column {name!r}{guess}; it has {columns}")
+                guess, columns = did_you_mean(name, schema.names), ", ".join(schema.names)
+                raise found.Unusable(f"{_NO_COLUMN}: {name!r}{guess}; it has {columns[:500]}")
+            if schema.names.count(name) > 1:
+                raise found.Unusable(f"repeated column: {name!r}")
         kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
         facts = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
-        return list(dict.fromkeys([*needed, *facts]))
+        facts = [name for name in facts if schema.names.count(name) == 1]
+        return tuple(dict.fromkeys([*needed, *facts]))
 
-    def _rows(self, group: _Group) -> Iterator[dict[str, Any]]:
+    def _rows(self, group: _Group) -> Iterator[_Row]:
         """The rows of a group, a few at a time. Text that is not UTF-8 is given as bytes."""
-        path = self._root / group.file
-        with path.open("rb") as opened:
-            table = _arrow().parquet.ParquetFile(opened, buffer_size=_BUFFER)
-            columns = self._columns(path, table.schema_arrow)
-            for batch in table.iter_batches(_ROWS, row_groups=[group.number], columns=columns):
-                for row in range(batch.num_rows):
-                    yield {name: _value(batch.column(name)[row]) for name in columns}
+        file, row = found.printable(group.file), group.start
+        times: Counter[str] = Counter()
+        try:
+            for scalars in self._scalars(group):
+                id_ = f"{file}#{row}"
+                if self.options.id_column and (value := _value(scalars[self.options.id_column])) is not None:
+                    id_ = f"{file}#{found.printable(str(value))}"
+                    times[id_] += 1
+                    id_ = found.numbered(id_, times[id_])
+                image = scalars.pop(self.options.image)
+                yield _Row(id_, {name: _value(scalar) for name, scalar in scalars.items()}, image)
+                row += 1
+        except _damage() as error:
+            reason = _damaged(error)
+            for lost in range(row, group.start + group.rows):
+                yield _Row(f"{file}#{lost}", {}, None, reason)
 
-    def _image(self, group: _Group, value: Any) -> bytes:
-        """The bytes of an image, from its column or the file that this names."""
-        if isinstance(value, dict):
-            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-        if isinstance(value, bytes) and value:
-            if len(value) > found.MAX_IMAGE:
-                raise found.Unusable(f"too large: {len(value):,} bytes, at most {found.MAX_IMAGE:,} are read")
-            return value
-        if not isinstance(value, str) or not value:
-            raise found.Unusable("no image")
-        folder = paths.at(self.options.images) if self.options.images else (self._root / group.file).parent
-        return found.read_file(folder, value, found.MAX_IMAGE)
+    def _scalars(self, group: _Group) -> Iterator[dict[str, Any]]:
+        """The rows of a group, a few at a time, as pyarrow has them."""
+        with (self._root / group.file).open("rb") as opened:
+            table = _arrow().parquet.ParquetFile(opened, buffer_size=_BUFFER)
+            for batch in table.iter_batches(_ROWS, row_groups=[group.number], columns=list(group.columns)):
+                for row in range(batch.num_rows):
+                    yield {name: batch.column(name)[row] for name in group.columns}
+
+
+def _image(folder: epath.Path, value: Any, limit: int) -> bytes:
+    """The bytes of an image, from its column or the file in `folder` that this names."""
+    if isinstance(value, dict):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes) and value:
+        found.check_size(len(value), limit)
+        return value
+    if not isinstance(value, str) or not value:
+        raise found.Unusable("no image")
+    return found.read_file(folder, value, limit)
 
 
 def _value(scalar: Any) -> Any:
@@ -154,6 +199,13 @@ def _arrow() -> Any:
     except ImportError:
         raise UserError("parquet: tables need pyarrow; run: pip install pyarrow") from None
     return pa
+
+
+def _damaged(error: Exception) -> str:
+    """Why a file is left out. Raises what is the disk's or the network's fault."""
+    if isinstance(error, OSError) and (error.errno or isinstance(error, ConnectionError | TimeoutError)):
+        raise error
+    return f"damaged file: {str(error)[:200]}"
 
 
 def _damage() -> tuple[type[Exception], ...]:

@@ -35,6 +35,7 @@ class ShapesSource:
 
     def __init__(self, options: ShapesOptions) -> None:
         self.options = options
+        self._shards = [shard for split in _SPLITS for shard in ranges(self.size(split), name=f"{split} ")]
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
@@ -80,11 +81,11 @@ class ShapesSource:
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of each split."""
-        return [shard for split in _SPLITS for shard in ranges(self.size(split), name=f"{split} ")]
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record]:
         """Yields the examples of one stretch."""
-        split, _, numbers = self.shards()[shard].name.partition(" ")
+        split, _, numbers = self._shards[shard].name.partition(" ")
         start, _, end = numbers.partition("-")
         for index in range(int(start), int(end)):
             yield self.record(split, index)

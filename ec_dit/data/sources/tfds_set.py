@@ -55,14 +55,15 @@ class TfdsSource(found.FoundSource):
             names[VALIDATION] = options.validation
         self._names, self._holds_out = names, VALIDATION not in names
         self._data = {split: _open(builder, name, self._decoders(features)) for split, name in names.items()}
+        self._shards = [shard for split, data in self._data.items() for shard in ranges(len(data), name=f"{split} ")]
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of each split."""
-        return [shard for split, data in self._data.items() for shard in ranges(len(data), name=f"{split} ")]
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the examples of one stretch in the order they are stored in."""
-        split, _, stretch = self.shards()[shard].name.partition(" ")
+        split, _, stretch = self._shards[shard].name.partition(" ")
         start, stop = map(int, stretch.split("-"))
         times: Counter[str] = Counter()
         for index in range(start, stop):
@@ -77,8 +78,7 @@ class TfdsSource(found.FoundSource):
                     id_ = found.numbered(id_, times[id_])
                 if not isinstance(image, bytes) or not image:
                     raise found.Unusable("no image")
-                if len(image) > found.MAX_IMAGE:
-                    raise found.Unusable(f"too large: {len(image):,} bytes, at most {found.MAX_IMAGE:,} are read")
+                found.check_size(len(image), found.MAX_IMAGE)
                 fields |= {key: _at(fields, key) for key in self._weights}
                 yield self._record(id_, image, fields, None if self._holds_out else split)
             except found.Unusable as problem:

@@ -55,10 +55,11 @@ class WebdatasetSource(found.FoundSource):
         super().__init__(options)
         self.options = options
         self._root, self._tars = found.find_files(self.name, options.path, ".tar")
+        self._shards = [Shard(tar) for tar in self._tars]
 
     def shards(self) -> Sequence[Shard]:
         """One for each tar."""
-        return [Shard(tar) for tar in self._tars]
+        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the examples of one tar, in its order."""

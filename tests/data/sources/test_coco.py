@@ -119,6 +119,7 @@ def test_shards_and_splits(tmp_path):
     images = [image(number) for number in range(2500, 0, -1)]
     made = source(tmp_path, images, [], validation_share=0.25)
     assert [shard.size for shard in made.shards()] == [1000, 1000, 500]
+    assert made.shards() is made.shards()
     items = list(made.records(1))
     assert [item.id for item in items] == [f"{number:012}.jpg" for number in range(1001, 2001)]
     for item in items:

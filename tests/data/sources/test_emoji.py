@@ -127,6 +127,7 @@ def test_what_the_font_cannot_draw_is_skipped(source):
 @needs_emoji
 def test_shards_hold_every_sequence_once(source):
     shards = source.shards()
+    assert source.shards() is shards
     assert [shard.size for shard in shards[:-1]] == [1000] * (len(shards) - 1) and len(shards) > 3
     assert sum(shard.size for shard in shards) == len(all_glyphs())
     last = [item.id for item in source.records(len(shards) - 1)]

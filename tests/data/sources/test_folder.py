@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -125,6 +126,45 @@ def test_a_line_of_the_captions_file_ends_at_a_line_feed_alone(tmp_path, ending)
     assert skipped == {}
 
 
+def test_a_line_that_is_not_utf8_costs_itself_alone(tmp_path, monkeypatch):
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    lines = [
+        b'\xef\xbb\xbf{"file": "a.png", "caption": "\xc3\xa9t\xc3\xa9"}',
+        b'{"file": "b.png", "caption": "caf\xe9"}',
+        b'{"file": "b.png", "caption": "two"}',
+        b"\xff\xfe\x00",
+    ]
+    (tmp_path / "captions.jsonl").write_bytes(b"\n".join(lines))
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {"a.png": "été", "b.png": "two"}
+    assert skipped == dict.fromkeys(["captions.jsonl:2", "captions.jsonl:4"], "line is not UTF-8 text")
+    (tmp_path / "captions.jsonl").write_bytes(b"\xff" + b"\n".join(lines[2:3]))
+    assert sorted_out(tmp_path)[1]["captions.jsonl:1"] == "line is not UTF-8 text"
+    monkeypatch.setattr(found, "MAX_TEXT", 51)  # The line is cut within a character.
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "caption": "%sé"}' % ("x" * 20), encoding="utf-8")
+    assert set(sorted_out(tmp_path)[1].values()) == {"line is not UTF-8 text", "no caption"}
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    for name in ("a.png", "sub/b.png", "sub/shut/c.png"):
+        put(tmp_path, name, caption="x")
+    scandir, shut = os.scandir, tmp_path / "sub" / "shut"
+
+    def refuse(path):  # As the system does, but to root.
+        if os.fspath(path) == str(shut):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    kept, skipped = sorted_out(tmp_path)
+    assert list(kept) == ["a.png", "sub/b.png"]
+    assert skipped == {"sub/shut": "unreadable folder: Permission denied"}
+    shut = tmp_path
+    with pytest.raises(UserError, match=r"folder: cannot read .*: Permission denied"):
+        read(tmp_path)
+
+
 def test_text_files_of_any_case(tmp_path):
     put(tmp_path, "05.PNG")
     (tmp_path / "05.TXT").write_text("loud")
@@ -206,12 +246,13 @@ def test_splits_are_stable(tmp_path):
 def test_shards_are_stretches_of_the_whole(tmp_path):
     for number in range(7):
         put(tmp_path, f"{number}.png", caption="x")
-    source = FolderSource(FolderOptions(str(tmp_path)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "ranges", lambda size: ranges(size, 3))
-        assert source.shards() == [("0-3", 3), ("3-6", 3), ("6-7", 1)]
-        assert [item.id for item in source.records(2)] == ["6.png"]
-        assert list(everything(source)) == read(tmp_path)
+        source = FolderSource(FolderOptions(str(tmp_path)))
+    assert source.shards() == [("0-3", 3), ("3-6", 3), ("6-7", 1)]
+    assert source.shards() is source.shards()
+    assert [item.id for item in source.records(2)] == ["6.png"]
+    assert list(everything(source)) == read(tmp_path)
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -256,6 +297,6 @@ def test_mistakes(tmp_path):
             read(tmp_path, validation_share=share)
     with pytest.raises(UserError, match=r"folder: captions has 'caption=x'"):
         read(tmp_path, captions=("caption=x",))
-    (tmp_path / "captions.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "captions.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*captions.jsonl"):
         read(tmp_path)

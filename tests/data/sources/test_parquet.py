@@ -63,6 +63,7 @@ def test_row_groups_are_shards(tmp_path):
         write(tmp_path / f"{name}.parquet", columns, row_group_size=20)
     write(tmp_path / "empty.parquet", {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
     source = ParquetSource(ParquetOptions(str(tmp_path)))
+    assert source.shards() is source.shards()
     shards = [shard for shard in source.shards() if shard.size]
     assert shards == [
         *(Shard(f"a.parquet:{number}", size) for number, size in enumerate((20, 20, 5))),
@@ -185,24 +186,90 @@ def test_damaged_pages_cost_their_rows_alone(tmp_path):
     assert {reason.split(":")[0] for reason in skipped.values()} == {"damaged file"}
 
 
+def spoiled(path, kind):
+    """A table of one row with something wrong, and the reason it is left out for."""
+    columns = {"image": [JPEG], "caption": ["x"]}
+    write(path, columns if kind != "column" else {"image": [JPEG], "captoin": ["x"]})
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    if kind == "missing":
+        path.unlink()
+    elif kind == "twice":
+        table = pa.Table.from_arrays(
+            [pa.array([JPEG]), pa.array(["x"]), pa.array(["y"])], ["image", "caption", "caption"]
+        )
+        pq.write_table(table, path)
+    elif kind != "column":
+        schema = b"\xff" * size + data[-8:]
+        cut = {"cut": data[:-10], "empty": b"", "other": b"no table" * 10, "schema": data[: -8 - size] + schema}
+        path.write_bytes(cut[kind])
+    return {
+        "missing": "missing file",
+        "column": "missing column: 'caption' (did you mean captoin?); it has image, captoin",
+        "twice": "repeated column: 'caption'",
+    }.get(kind, "damaged file: ")
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "other", "schema", "missing", "column", "twice"])
+def test_a_file_that_cannot_be_used_costs_itself_alone(tmp_path, kind):
+    write(tmp_path / "0.parquet", {"image": [JPEG] * 2, "caption": ["x"] * 2}, row_group_size=1)
+    write(tmp_path / "2.parquet", {"image": [JPEG], "caption": ["x"]})
+    reason = spoiled(tmp_path / "1.parquet", kind)
+    source = ParquetSource(ParquetOptions(str(tmp_path / "{0..2}.parquet")))
+    assert source.shards() == [
+        Shard("0.parquet:0", 1),
+        Shard("0.parquet:1", 1),
+        Shard("1.parquet", 1),
+        Shard("2.parquet:0", 1),
+    ]
+    (skipped,) = source.records(2)
+    assert isinstance(skipped, Skipped) and not skipped.asked
+    assert skipped.id == "1.parquet" and skipped.reason.startswith(reason)
+    kept, left_out = sorted_out(tmp_path / "{0..2}.parquet")
+    assert list(kept) == ["0.parquet#0", "0.parquet#1", "2.parquet#0"] and list(left_out) == ["1.parquet"]
+
+
+def test_no_file_that_can_be_used(tmp_path):
+    for name, kind in (("0", "cut"), ("1", "column"), ("2", "column")):
+        spoiled(tmp_path / f"{name}.parquet", kind)
+    with pytest.raises(UserError, match=r"cannot use .*1.parquet: missing column: 'caption' .*; it has image, captoin"):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"cannot use .*0.parquet: damaged file: "):
+        read(tmp_path / "0.parquet")
+
+
+def test_a_fault_of_the_disk_is_no_damage(tmp_path):
+    write(tmp_path / "0.parquet", {"image": [JPEG], "caption": ["x"]})
+    (tmp_path / "1.parquet").mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*1.parquet: .*Is a directory"):
+        read(tmp_path / "{0..1}.parquet")
+
+
+def test_facts_that_stand_twice_are_left_out(tmp_path):
+    columns = [pa.array([JPEG]), pa.array(["x"]), pa.array([1]), pa.array([2]), pa.array([3])]
+    pq.write_table(pa.Table.from_arrays(columns, ["image", "caption", "a", "a", "b"]), tmp_path / "t.parquet")
+    kept, _ = sorted_out(tmp_path)
+    assert [record.meta for record in kept.values()] == [{"b": 3}]
+
+
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"parquet: .*none is not there"):
         read(tmp_path / "none")
     with pytest.raises(UserError, match=r"has no .parquet files"):
         read(tmp_path)
     write(tmp_path / "t.parquet", {"image": [JPEG], "text": ["x"]})
-    with pytest.raises(UserError, match=r"t.parquet has no column 'txt' (?s:.*); it has image, text"):
+    with pytest.raises(UserError, match=r"t.parquet: missing column: 'txt' .*; it has image, text"):
         read(tmp_path, captions=("txt",))
-    with pytest.raises(UserError, match=r"no column 'img'"):
+    with pytest.raises(UserError, match=r"missing column: 'img'"):
         read(tmp_path, captions=("text",), image="img")
-    with pytest.raises(UserError, match=r"no column 'key'"):
+    with pytest.raises(UserError, match=r"missing column: 'key'"):
         read(tmp_path, captions=("text",), id_column="key")
-    with pytest.raises(UserError, match=r"1.parquet is missing"):
+    with pytest.raises(UserError, match=r"1.parquet: missing file"):
         read(tmp_path / "{1,2}.parquet")
     data = (tmp_path / "t.parquet").read_bytes()
     for damaged in (data[:-10], b"", b"no table" * 10):
         (tmp_path / "t.parquet").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"cannot read .*t.parquet"):
+        with pytest.raises(UserError, match=r"cannot use .*t.parquet: damaged file: "):
             read(tmp_path, captions=("text",))
 
 

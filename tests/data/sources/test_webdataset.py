@@ -110,6 +110,10 @@ def test_what_is_skipped(tmp_path, monkeypatch):
         ("broken.json", b"[" * 5000),
         ("list.jpg", JPEG),
         ("list.json", b"[]"),
+        ("flood.jpg", JPEG),
+        ("flood.json", json.dumps({"caption": ["x"] * 65}).encode()),
+        ("novel.jpg", JPEG),
+        ("novel.json", json.dumps({"caption": "x" * 10_001}).encode()),
         ("vast.jpg", JPEG * 100),
         ("vast.txt", b"x"),
         *example("twice"),
@@ -122,7 +126,7 @@ def test_what_is_skipped(tmp_path, monkeypatch):
         ("line\nfeed.jpg", JPEG),
     )
     monkeypatch.setattr(found, "MAX_IMAGE", 1000)
-    kept, skipped = of(tmp_path, data)
+    kept, skipped = of(tmp_path, data, captions=("txt", "caption"))
     assert list(kept) == ["00000/folder/kept", "00000/twice", "00000/other"]
     assert kept["00000/twice"].caption == "a dog"
     assert skipped == {
@@ -131,6 +135,8 @@ def test_what_is_skipped(tmp_path, monkeypatch):
         "00000/latin": "caption is not UTF-8 text",
         "00000/broken": "damaged json",
         "00000/list": "damaged json: no object",
+        "00000/flood": "too many captions: 65",
+        "00000/novel": "endless caption: 10001 characters",
         "00000/vast": "too large: jpg of 1,900 bytes, at most 1,000 are read",
         "00000/twice#2": "repeated key",
         "00000/twice#3": "repeated key",
@@ -292,6 +298,7 @@ def test_which_tars(tmp_path):
     assert ids("{8..10}.tar")[-1] == "9.tar"
     source = WebdatasetSource(WebdatasetOptions(f"{tmp_path}/sub"))
     assert source.shards() == [Shard("00000.tar"), Shard("00001.tar")]
+    assert source.shards() is source.shards()
     assert [item.id for item in source.records(1)] == ["00001/k"]
     for path, message in (
         ("none", "is not there"),

@@ -1,0 +1,146 @@
+"""What one process adds when all units of a data set are made: report, description, tokenizer or encoding, skipped examples."""
+
+import collections
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ec_dit.core import paths
+from ec_dit.core.errors import UserError
+from ec_dit.data import files, stored, tokenizer, units
+from ec_dit.data.encoding import FILE as ENCODING
+from ec_dit.data.encoding import Encoding
+from ec_dit.data.records import TRAIN, Source
+from ec_dit.data.report import Report
+from ec_dit.data.workplace import REPORT, Workplace
+
+TOKENIZER, SKIPPED = "tokenizer.model", "skipped.jsonl"
+_CAPTIONS = 1_000_000  # as many as the tokenizer looks at
+_AT_ONCE = 256  # facts of units asked for together: a bucket takes its time for each
+
+
+class Finish:
+    """Reads what the units left, and writes the rest.
+
+    Args:
+        number: of units.
+        encoded: whether they hold latents and embeddings.
+    """
+
+    def __init__(self, source: Source, place: Workplace, number: int, encoded: bool):
+        self._source, self._place, self._number, self._encoded = source, place, number, encoded
+        self._skipped: collections.Counter[str] = collections.Counter()
+        self._files: list[Mapping[str, Any]] = []  # of each unit, by split
+        self._moments: list[Mapping[str, Any]] = []
+        self.faults: list[int] = []
+        for fact in self._facts():
+            self._skipped.update(fact["skipped"])
+            self._files.append(fact["files"])
+            self.faults.append(fact["faults"])
+            if fact.get("pixels"):
+                self._moments.append({"moments": fact["moments"], "pixels": fact["pixels"]})
+        found = {name for of in self._files for name in of}
+        splits = source.splits()
+        self._names = sorted(found, key=lambda name: (splits.index(self._split(name)), name))
+        self._lengths = {name: [of[name]["records"] if name in of else 0 for of in self._files] for name in self._names}
+        self.kept: dict[str, int] = {}
+        for name in self._names:
+            self.kept[self._split(name)] = self.kept.get(self._split(name), 0) + sum(self._lengths[name])
+
+    def _facts(self) -> Iterator[dict[str, Any]]:
+        with ThreadPoolExecutor(32) as pool:
+            for start in range(0, self._number, _AT_ONCE):
+                yield from pool.map(self._place.facts, range(start, min(start + _AT_ONCE, self._number)))
+
+    def lines(self) -> Iterator[str]:
+        """Of every example left out, in the source's order."""
+        with ThreadPoolExecutor(32) as pool:
+            for start in range(0, self._number, _AT_ONCE):
+                for lines in pool.map(self._place.lines, range(start, min(start + _AT_ONCE, self._number))):
+                    yield from lines
+
+    def check(self) -> None:
+        """Refuses a set without training records, or files that are not as they were written; those are made again.
+
+        Raises:
+            UserError: likewise.
+        """
+        if not self.kept.get(TRAIN):
+            for unit in range(self._number):
+                self._place.forget(unit)
+            why = "; ".join(f"{count} x {reason}" for reason, count in self._skipped.most_common(3))
+            raise UserError(
+                f"source {self._source.name}: no example is left to train on ({why or 'the source has none'})"
+            )
+        sizes = paths.sizes(self._place.files)
+        torn = [u for u, of in enumerate(self._files) if any(sizes.get(f["file"]) != f["bytes"] for f in of.values())]
+        for unit in torn:
+            self._place.forget(unit)
+        if torn:
+            raise UserError(
+                f"{self._place.files}: files of {len(torn)} units are not as they were written; the same command makes "
+                "them again"
+            )
+        claimed = {file["file"] for of in self._files for file in of.values()}
+        for stray in sizes.keys() - claimed:  # of units that were made again, or of a run cut short at its very end
+            (self._place.files / stray).unlink()
+
+    def write(self, plan: Mapping[str, Any], given: tokenizer.Tokenizer | None, vocab_size: int) -> Report:
+        """Of pictures.
+
+        Args:
+            given: a tokenizer to keep instead of training one.
+        """
+        model = given.model if given else tokenizer.train(list(self._captions()), vocab_size)
+        vocab_size = tokenizer.Tokenizer(model).vocab_size
+        return self._write(plan, stored.picture_features(), (TOKENIZER, model), vocab_size)
+
+    def write_encoded(self, plan: Mapping[str, Any], facts: Mapping[str, Any], null_text: tuple[Any, Any]) -> Report:
+        """Of latents and embeddings.
+
+        Args:
+            facts: of Encoding.
+            null_text: embedding and mask of the empty caption.
+        """
+        encoding = Encoding(facts, *null_text, *units.latent_moments(self._moments))
+        return self._write(plan, stored.encoded_features(), (ENCODING, encoding.to_bytes()), 0)
+
+    def _write(self, plan: Mapping[str, Any], features: Any, extra: tuple[str, bytes], vocab_size: int) -> Report:
+        written = {file["file"]: (file["bytes"], tuple(file["sha256"])) for of in self._files for file in of.values()}
+        shapes: dict[str, dict[str, int]] = {}
+        for name in self._names if self._encoded else ():
+            split, (rows, columns) = units.split_of(name)
+            shapes.setdefault(split, {})[f"{rows}x{columns}"] = sum(self._lengths[name])
+        described = files.write_metadata(
+            self._place.files, features, self._lengths, sum(size for size, _ in written.values())
+        )
+        path = self._place.scratch(SKIPPED)
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in self.lines())
+        self._place.put_bytes(*extra)
+        small = {SKIPPED: files.identity(path)}
+        self._place.put(path)
+        for name in (*described, extra[0]):
+            small[name] = files.identity(self._place.files / name)
+        report = Report(
+            source=plan["source"],
+            options=plan["options"],
+            filters=plan["filters"] | {"image_size": plan["image_size"]},
+            kept=self.kept,
+            shapes=shapes,
+            skipped=dict(self._skipped.most_common()),
+            vocab_size=vocab_size,
+            libraries=plan["libraries"],
+            files=written | dict(sorted(small.items())),
+        )
+        self._place.put_bytes(REPORT, report.to_json().encode())
+        return report
+
+    def _captions(self) -> Iterator[str]:
+        """Of the split `train`, evenly spread if they are more than a tokenizer looks at."""
+        every = max(1, self.kept[TRAIN] // _CAPTIONS)
+        captions = (caption for fact in self._facts() for caption in fact["captions"])
+        return (caption for i, caption in enumerate(captions) if i % every == 0)
+
+    def _split(self, name: str) -> str:
+        return units.split_of(name)[0] if self._encoded else name
