@@ -234,8 +234,8 @@ def _locked(base: Path, out: Path) -> Iterator[None]:
             yield
         finally:
             _put_back(base / _REPLACED, out)
-            if base.exists() and not any((base / _UNITS).glob("*.json")):  # nothing that would be worth keeping
-                shutil.rmtree(base)
+            if not any((base / _UNITS).glob("*.json")) or not (base / _SET).exists():
+                shutil.rmtree(base, ignore_errors=True)  # nothing worth keeping, or all of it has taken its place
     finally:
         os.close(handle)
 

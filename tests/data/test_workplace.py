@@ -3,7 +3,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from etils import epath
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset, workplace
@@ -234,7 +233,10 @@ def test_killed_after_the_renames_the_new_set_stays(tmp_path, monkeypatch, kind)
     def killed(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(epath.Path(tmp_path)), "rmtree", killed)
+    monkeypatch.setattr(workplace, "_remove", killed)
+    monkeypatch.setattr(
+        workplace.shutil, "rmtree", lambda *_, **__: None
+    )  # nor does a killed process clean up after itself
     with pytest.raises(KeyboardInterrupt):
         write(source(), out, overwrite=True, **options)
     monkeypatch.undo()
@@ -242,10 +244,10 @@ def test_killed_after_the_renames_the_new_set_stays(tmp_path, monkeypatch, kind)
     after = hashes(out)
     with pytest.raises(UserError, match=r"already holds a data set"):
         write(source(), out, **options)
-    assert hashes(out) == after
+    assert hashes(out) == after and names(tmp_path) == ["set"]  # what was left is cleared
 
     again = source()
-    write(again, out, overwrite=True, **options)  # The files of the units that it finished are gone.
+    write(again, out, overwrite=True, **options)
     assert again.read == list(range(len(again.shards())))
     assert hashes(out) == after and names(tmp_path) == ["set"]
 
