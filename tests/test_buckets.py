@@ -1,5 +1,6 @@
 """Data, checkpoints, metrics and pictures on gs:// paths, against a server that plays Google Cloud Storage."""
 
+import itertools
 import json
 import os
 
@@ -7,7 +8,11 @@ import pytest
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
+from ec_dit.data import dataset, workplace
+from ec_dit.data.loader import Loader
+from ec_dit.data.rows import EncodedRows
 from tests import gcs_server, runs
+from tests.data import sets
 
 pytestmark = pytest.mark.xdist_group("buckets")  # they share a run that takes its time
 
@@ -107,6 +112,49 @@ def test_two_processes_prepare_into_a_bucket(bucket):
         there = {name: server.objects["bucket", f"data/two/{name}"][1] for name in names(server, "data/two/")}
         assert there == {path.name: path.read_bytes() for path in (place / "here").iterdir()}
     assert not names(server, "data/.two.parts/")
+
+
+def test_encoded_data_in_a_bucket(bucket):
+    server, place = bucket
+    out, here, encoding = "gs://bucket/data/mixed", place / "mixed", sets.plan()
+    sets.write(sets.MixedSource(), here, encoding=encoding)
+    whole = {path.name: path.read_bytes() for path in here.iterdir()}
+
+    def there():
+        return {name: server.objects["bucket", f"data/mixed/{name}"][1] for name in names(server, "data/mixed/")}
+
+    broken = sets.Breaking(sets.MixedSource(), 1, 5)
+    with pytest.raises(OSError, match=r"connection lost"):
+        sets.write(broken, out, encoding=encoding)
+    with pytest.raises(UserError, match=r"not a finished data set"):
+        dataset.open(out)
+    assert not dataset.is_there(out)
+    with pytest.MonkeyPatch.context() as patch:  # killed when the set is whole, while the rest is cleared
+        patch.setattr(workplace, "_remove", lambda base: (base / "plan.json").unlink())
+        sets.write(sets.MixedSource(), out, encoding=encoding)
+    assert {name: data for name, data in there().items() if not name.startswith(".incomplete")} == whole
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        sets.write(sets.MixedSource(), out, encoding=encoding)
+    assert there() == whole
+
+    streams = [Loader(EncodedRows(dataset.open(path)["train"]), batch_size=4, seed=1) for path in (here, out)]
+    for mine, theirs in itertools.islice(zip(*(stream.batches(3) for stream in streams), strict=False), 6):
+        assert mine.keys() == theirs.keys()
+        assert all((mine[key] == theirs[key]).all() for key in mine)
+    (paths.at(out) / "skipped.jsonl").write_text("x")
+    with pytest.raises(UserError, match=r"skipped.jsonl is 1 bytes long"):
+        dataset.open(out)
+
+    def killed(old):
+        next(old).unlink()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:  # killed while the old set is cleared
+        patch.setattr(workplace.paths, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sets.write(sets.MixedSource(), out, encoding=encoding, overwrite=True)
+    sets.write(sets.MixedSource(), out, encoding=encoding, overwrite=True)
+    assert there() == whole
 
 
 def test_paths(monkeypatch, tmp_path):
