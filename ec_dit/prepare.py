@@ -172,6 +172,7 @@ def prepare(values: flags.FlagValues) -> None:
             tokenizer_path=values.tokenizer,
             max_skipped_share=values.max_skipped_share,
             overwrite=values.overwrite,
+            say=cli.say,
         )
     except OSError as error:  # a full disk, a folder one may not write to
         raise UserError(str(error)) from error

@@ -40,12 +40,15 @@ class Bar(contextlib.AbstractContextManager):
     Args:
         sizes: of the shards of each unit that this process makes.
         before: units that were done before.
+
+    Attributes:
+        count: of examples.
     """
 
     def __init__(self, name: str, sizes: Sequence[Sequence[int | None]], before: int, shown: bool):
         known = [sum(filter(None, of)) if None not in of else None for of in sizes]
         self._guess = None in known
-        self._units, self._done = len(sizes), 0
+        self._units, self._done, self.count = len(sizes), 0, 0
         total = None if self._guess else sum(size or 0 for size in known)
         share = f", 1 of {processes.count()} parts" if processes.count() > 1 else ""
         gone_on = f", going on after {before} of {before + len(sizes)} units" if before else ""
@@ -54,13 +57,14 @@ class Bar(contextlib.AbstractContextManager):
 
     def update(self) -> None:
         """One more example."""
+        self.count += 1
         self._bar.update()
 
     def unit_done(self) -> None:
         """One more unit."""
         self._done += 1
         if self._guess:
-            self._bar.total = self._bar.n * self._units // self._done
+            self._bar.total = self.count * self._units // self._done
             self._bar.refresh()
 
     def __exit__(self, *exc: object) -> None:

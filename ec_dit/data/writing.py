@@ -11,7 +11,8 @@ import importlib.metadata
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any
@@ -70,6 +71,7 @@ def write(
     max_skipped_share: float = 0.1,
     overwrite: bool = False,
     progress: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> Report:
     """Prepares `source` into the folder `out`, which may lie in a bucket; all processes of the run call it.
 
@@ -84,6 +86,7 @@ def write(
             leaves out do not count.
         overwrite: replaces a finished data set at `out`; never anything else.
         progress: shows a progress bar on stderr.
+        say: told how fast this process was.
 
     Raises:
         UserError: `out` is taken, too much cannot be used, nothing was kept for training, the tokenizer is unusable, or an
@@ -111,7 +114,11 @@ def write(
     processes.check_same(digest, "what is to be prepared (source, options, encoders, libraries)")
     with workplace.opened(out, plan, overwrite=overwrite) as place:
         work = _Work(source, place, parts, chosen, encoding, image_size, max_skipped_share)
-        work.run(progress)
+        start = time.monotonic()
+        looked_at = work.run(progress)
+        if looked_at and say is not None:
+            speed = looked_at / (time.monotonic() - start)
+            say(f"{speed:,.1f} images/s in this process: {1e6 / speed / 3600:,.1f} hours for a million")
         processes.wait("all units are made", seconds=_PATIENCE)
         paths.look_again(out)
         report = work.finish(plan, given, vocab_size) if processes.is_first() else None
@@ -142,8 +149,8 @@ class _Work:
         self._shards = [range(start, start + len(part)) for start, part in zip(starts, parts, strict=False)]
         self._kept, self._faults, self._fault = 0, 0, ""
 
-    def run(self, progress: bool) -> None:
-        """Makes this process's share of the units that are not done yet."""
+    def run(self, progress: bool) -> int:
+        """Makes this process's share of the units that are not done yet; how many examples that were."""
         if processes.is_first():
             self._place.take_back(self._most)
         processes.wait("units are taken back")
@@ -156,6 +163,7 @@ class _Work:
             for unit in mine:
                 self._make(unit, pool, bar)
                 bar.unit_done()
+        return bar.count
 
     def _make(self, number: int, pool: ThreadPoolExecutor, bar: Bar) -> None:
         unit, seen = self._unit(number), filters.Seen(self._filters)
