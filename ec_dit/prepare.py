@@ -79,7 +79,7 @@ def _flags() -> flags.FlagValues:
     whole("max_caption", "Leave out captions of more letters.")
     whole(
         "duplicate_bits",
-        "Leave out pictures whose perceptual hash differs in so few bits from one before, in its shard; 4.",
+        "Leave out pictures whose perceptual hash differs in so few bits from one before in its shard; try 4.",
     )
     flags.DEFINE_multi_string(
         "keep",
