@@ -172,7 +172,7 @@ class System:
         """
         t = self.config.text
         made = self.encoding.facts["text"] if self.encoding else {}
-        paths = [path.strip() for path in t.path.split(",")] if t.path else made.get("paths")
+        paths = frozen.folders(t.path) if t.path else made.get("paths")
         if not paths:
             raise UserError(
                 "this model reads the embeddings of a published text encoder, and prompts need it: name its folder, or folders "
@@ -188,6 +188,11 @@ class System:
             )
         return found
 
+    @property
+    def autoencoder_path(self) -> str:
+        """Where the autoencoder of the latents is looked for; '' where nothing is known of it."""
+        return self.config.data.autoencoder or (self.encoding.autoencoder_path if self.encoding else "")
+
     @functools.cached_property
     def autoencoder(self) -> Autoencoder | Identity:
         """What turns latents into images: the published autoencoder, loaded when it is first asked for; nothing for pixels.
@@ -198,7 +203,7 @@ class System:
         d = self.config.data
         if d.space == "pixels":
             return Identity(d.channels)
-        path = d.autoencoder or (self.encoding.facts["autoencoder"]["path"] if self.encoding else "")
+        path = self.autoencoder_path
         if not path:
             raise UserError(
                 "this model denoises latents, and pictures need their autoencoder: name its folder with --autoencoder (config "

@@ -96,7 +96,7 @@ def _check_encoding(config: ConfigDict, data: Dataset) -> None:
     if path := config.data.autoencoder:
         wrong += filter(None, [frozen.autoencoder_difference(facts, path)])
     if config.text.path:
-        wrong += filter(None, [frozen.text_difference(facts, [path.strip() for path in config.text.path.split(",")])])
+        wrong += filter(None, [frozen.text_difference(facts, frozen.folders(config.text.path))])
     if wrong:
         lines = "\n  ".join(wrong)
         raise UserError(

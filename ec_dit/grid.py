@@ -41,7 +41,7 @@ class SampleGrid:
         means_BYXZ = np.stack([record.latents[0][0] for record in records]).astype(np.float32)
         self._real = list(images.to_uint8(system.autoencoder.decode(means_BYXZ)))
         null_text = system.null_text()
-        known = {record.caption: Text(_filled(*record.texts[0]), record.texts[0][1]) for record in records}
+        known = {record.caption: Text(np.float32(record.text_TM()), record.texts[0][1]) for record in records}
 
         def encode(captions: Sequence[str]) -> Text:
             found = [known.get(caption, null_text) for caption in captions]  # '' fills batches up
@@ -55,7 +55,7 @@ class SampleGrid:
     ) -> "SampleGrid | None":
         """None, and why, where the autoencoder of the latents is not at hand: training goes on without pictures."""
         if data.encoding is not None:
-            path = system.config.data.autoencoder or data.encoding.facts["autoencoder"]["path"]
+            path = system.autoencoder_path
             if not processes.everywhere(Path(path).exists()):
                 say(f"no sample grids: not every process finds the autoencoder {path}; see --config.data.autoencoder")
                 return None
@@ -68,10 +68,3 @@ class SampleGrid:
         shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
         captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
         self._writer.image(done, "samples", images.contact_sheet(shown, captions, columns=8, smooth=True))
-
-
-def _filled(tokens: np.ndarray, mask_T: np.ndarray) -> np.ndarray:
-    """Embeddings with zeros where there is no token, float32."""
-    text_TM = np.zeros((len(mask_T), tokens.shape[1]), np.float32)
-    text_TM[mask_T] = tokens
-    return text_TM

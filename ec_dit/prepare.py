@@ -205,7 +205,7 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     from ec_dit.core.mesh import MESH_AXES, make_mesh
     from ec_dit.data import resolution
     from ec_dit.data.writing import EncodingPlan
-    from ec_dit.encoders.frozen import FrozenEncoders
+    from ec_dit.encoders.frozen import FrozenEncoders, folders
 
     side, step = values.resolution, values.bucket_step
     if step is None:
@@ -218,7 +218,7 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     dtype = {"auto": "float32" if on_cpu else "bfloat16"}.get(values.encoder_dtype, values.encoder_dtype)
     encoders = FrozenEncoders(
         values.vae,
-        [path.strip() for path in values.text_encoder.split(",")],
+        folders(values.text_encoder),
         values.text_length,
         mesh,
         lower=values.lower,

@@ -1,7 +1,8 @@
 """What one process adds when all units of a data set are made: report, description, tokenizer or encoding, skipped examples."""
 
 import collections
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +34,7 @@ class Finish:
         self._files: list[Mapping[str, Any]] = []  # of each unit, by split
         self._moments: list[Mapping[str, Any]] = []
         self.faults: list[int] = []
-        for fact in self._facts():
+        for fact in self._each(self._place.facts):
             self._skipped.update(fact["skipped"])
             self._files.append(fact["files"])
             self.faults.append(fact["faults"])
@@ -47,17 +48,15 @@ class Finish:
         for name in self._names:
             self.kept[self._split(name)] = self.kept.get(self._split(name), 0) + sum(self._lengths[name])
 
-    def _facts(self) -> Iterator[dict[str, Any]]:
+    def _each(self, read: Callable[[int], Any]) -> Iterator[Any]:
+        """What `read` gives of each unit, in their order."""
         with ThreadPoolExecutor(32) as pool:
             for start in range(0, self._number, _AT_ONCE):
-                yield from pool.map(self._place.facts, range(start, min(start + _AT_ONCE, self._number)))
+                yield from pool.map(read, range(start, min(start + _AT_ONCE, self._number)))
 
     def lines(self) -> Iterator[str]:
         """Of every example left out, in the source's order."""
-        with ThreadPoolExecutor(32) as pool:
-            for start in range(0, self._number, _AT_ONCE):
-                for lines in pool.map(self._place.lines, range(start, min(start + _AT_ONCE, self._number))):
-                    yield from lines
+        return itertools.chain.from_iterable(self._each(self._place.lines))
 
     def check(self) -> None:
         """Refuses a set without training records, or files that are not as they were written; those are made again.
@@ -139,7 +138,7 @@ class Finish:
     def _captions(self) -> Iterator[str]:
         """Of the split `train`, evenly spread if they are more than a tokenizer looks at."""
         every = max(1, self.kept[TRAIN] // _CAPTIONS)
-        captions = (caption for fact in self._facts() for caption in fact["captions"])
+        captions = (caption for fact in self._each(self._place.facts) for caption in fact["captions"])
         return (caption for i, caption in enumerate(captions) if i % every == 0)
 
     def _split(self, name: str) -> str:

@@ -186,13 +186,12 @@ def fixed_batches(
     def read(number: int) -> Any:
         return rows.read(part.start + chosen[number % len(chosen)])
 
-    for part in rows.records.parts:
-        chosen = spread(part.size, -(-most * part.size // len(rows.records)))
-        for start in range(0, len(chosen), batch_size):
-            made, numbers = [], [start + row for row in local]
-            with ThreadPoolExecutor(_THREADS) as pool:
-                examples = pool.map(read, numbers)
-            for number, example in zip(numbers, examples, strict=True):
-                row = rows.row(example, None)
-                made.append(row if number < len(chosen) else row | {"record_B": np.array(-1, np.int32)})
-            yield {key: np.stack([row[key] for row in made]) for key in made[0]}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in rows.records.parts:
+            chosen = spread(part.size, -(-most * part.size // len(rows.records)))
+            for start in range(0, len(chosen), batch_size):
+                made, numbers = [], [start + row for row in local]
+                for number, example in zip(numbers, pool.map(read, numbers), strict=True):
+                    row = rows.row(example, None)
+                    made.append(row if number < len(chosen) else row | {"record_B": np.array(-1, np.int32)})
+                yield {key: np.stack([row[key] for row in made]) for key in made[0]}

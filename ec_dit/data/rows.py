@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 
 from ec_dit.core.errors import UserError
@@ -171,12 +170,9 @@ class EncodedRows:
         if self._sample:
             rng = rng or np.random.default_rng(index)
             latent_YXZ += std_YXZ * rng.standard_normal(std_YXZ.shape, np.float32)
-        tokens, mask_T = record.texts[caption]
-        text_TM = np.zeros((len(mask_T), tokens.shape[1]), ml_dtypes.bfloat16)
-        text_TM[mask_T] = tokens
         return {
             "latent_BYXZ": (latent_YXZ - self._mean_Z) / self._std_Z,
-            "text_BTM": text_TM,
-            "mask_BT": mask_T,
+            "text_BTM": record.text_TM(caption),
+            "mask_BT": record.texts[caption][1],
             "record_B": np.array(index, np.int32),
         }

@@ -38,6 +38,13 @@ class EncodedRecord:
         """The first caption."""
         return self.captions[0]
 
+    def text_TM(self, caption: int = 0) -> np.ndarray:
+        """The embedding of a caption, bfloat16, with zeros where it has no token."""
+        tokens, mask_T = self.texts[caption]
+        text_TM = np.zeros((len(mask_T), tokens.shape[1]), ml_dtypes.bfloat16)
+        text_TM[mask_T] = tokens
+        return text_TM
+
 
 def _facts(record: Record | EncodedRecord) -> dict[str, bytes | bool]:
     return {

@@ -79,7 +79,8 @@ def write(
         encoding: stores latents and embeddings; None: the pictures.
         chosen: which examples are kept.
         image_size: of pictures, shrinks those whose shorter side is longer.
-        num_shards: files of a split, and pieces in which the work is done; by default one for each of the source's.
+        num_shards: files of a split, and pieces in which the work is done; by default one for each of the source's, of which
+            small ones are taken together.
         vocab_size: pieces, at most, of the tokenizer trained on the captions of the split `train`; of pictures only.
         tokenizer_path: a sentencepiece model to copy instead of training one.
         max_skipped_share: fails if more than this share of the examples, from 0 to 1, cannot be used; those that `chosen`

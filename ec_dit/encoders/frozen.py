@@ -68,6 +68,11 @@ class FrozenEncoders:
         }
 
 
+def folders(text: str) -> list[str]:
+    """The folders that a flag or a config key names, separated by commas."""
+    return [path.strip() for path in text.split(",")]
+
+
 def autoencoder_facts(path: str) -> dict[str, Any]:
     """Where an autoencoder lies, and the hash of its weights and config.json."""
     return {"path": str(Path(path).absolute()), "sha256": hub.sha256(hub.files(path))}
