@@ -44,12 +44,15 @@ class Skipped:
         reason: what the report gives; what follows a first colon is detail, not counted.
         split: which one it would belong to.
         asked: whether a filter that the user set left it out, and no fault of its own.
+        examples: how many examples are lost with it: None for a file of which nobody can tell; 0 for a remark on what was
+            read all the same.
     """
 
     id: str
     reason: str
     split: str = TRAIN
     asked: bool = False
+    examples: int | None = 1
 
 
 class Shard(NamedTuple):
@@ -79,6 +82,10 @@ class Source(Protocol):
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
+        ...
+
+    def unread(self) -> Mapping[str, int]:
+        """What lies beside the examples and is not read, for the report: how many of each kind, '.xyz' or 'link'."""
         ...
 
     def shards(self) -> Sequence[Shard]:

@@ -64,6 +64,9 @@ class CountingSource:
     def splits(self):
         return ("train", "validation")
 
+    def unread(self):
+        return {}
+
     def _places(self):
         places = [(split, index) for split in self.splits() for index in range(getattr(self.options, split))]
         return places + [("bad", index) for index in range(self.options.skipped)]
@@ -99,6 +102,9 @@ class Listed:
     def splits(self):
         return ("train", "validation")
 
+    def unread(self):
+        return {}
+
     def shards(self):
         return [Shard(f"list {number}") for number in range(len(self._shards))]
 
@@ -117,6 +123,9 @@ class Breaking:
 
     def splits(self):
         return self._source.splits()
+
+    def unread(self):
+        return self._source.unread()
 
     def shards(self):
         return self._source.shards()
@@ -164,6 +173,9 @@ class MixedSource:
 
     def splits(self):
         return ("train", "validation")
+
+    def unread(self):
+        return {}
 
     def shards(self):
         return ranges(len(self.items), self.length)

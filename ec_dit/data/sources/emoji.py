@@ -4,7 +4,7 @@ Validation holds out combinations whose parts are all trained (emoji_names.held_
 whether a model composes. What the font does not draw as one glyph is skipped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class EmojiSource:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
         return _SPLITS
+
+    def unread(self) -> Mapping[str, int]:
+        """Nothing: it is drawn."""
+        return {}
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of the sequences, ordered by split and code points."""

@@ -76,6 +76,10 @@ class FoundSource:
         """Names of the splits, 'train' first."""
         return TRAIN, VALIDATION
 
+    def unread(self) -> Mapping[str, int]:
+        """How many things of each kind lie beside the examples and are not read."""
+        return {}
+
     def _split(self, name: str) -> str:
         share = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
         return VALIDATION if share < self._shared.validation_share else TRAIN

@@ -5,7 +5,7 @@ says where it belongs); `novel` asks for colour-shape pairs that training never 
 Every record is a function of (options, split, index), so any one of them can be drawn on its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -40,6 +40,10 @@ class ShapesSource:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
         return _SPLITS
+
+    def unread(self) -> Mapping[str, int]:
+        """Nothing: it is drawn."""
+        return {}
 
     def size(self, split: str) -> int:
         """Number of examples in a split. Raises UserError for a split that does not exist."""
