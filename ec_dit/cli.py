@@ -2,7 +2,6 @@
 message, return an exit code.
 """
 
-import errno
 import os
 import sys
 import traceback
@@ -10,19 +9,20 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
-from ec_dit.core import processes
-from ec_dit.core.errors import UserError
+from ec_dit.core import processes, terminal
+from ec_dit.core.errors import TryAgain, UserError, explain
 
 CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
-# Full disks, folders one may not write to; not connections that broke.
-_USERS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-_USERS_ERRORS |= {errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def say(line: str) -> None:
     """Prints a line at once, also into a pipe; of several processes, the first does."""
     if processes.is_first():
-        print(line, flush=True)
+        print(terminal.printable_lines(line), flush=True)
+
+
+def _tell(name: str, message: str) -> None:
+    print(f"{name}{processes.label()}: {terminal.printable_lines(message.strip())}", file=sys.stderr, flush=True)
 
 
 def quiet() -> None:
@@ -45,54 +45,51 @@ def run(
     Args:
         check: looks at the arguments before absl does.
     """
+    terminal.accept_any_text()
     for flag in flag_values:
         flag_values[flag].unparse()  # a second call in one process starts from the defaults
-    return processes.leave(_run(name, doc, flag_values, work, argv, check))
+    try:
+        return processes.leave(_work(doc, flag_values, work, argv, check), failed=False)
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
+        code = MISTAKE
+    except KeyboardInterrupt:
+        _tell(name, "interrupted")
+        code = INTERRUPTED
+    except flags.Error as error:
+        _tell(name, str(error))
+        code = MISTAKE
+    except Exception as error:
+        if (known := explain(error)) is not None:
+            _tell(name, str(known))
+            code = processes.STOPPED if isinstance(known, TryAgain) else MISTAKE
+        elif not processes.label():
+            raise
+        else:  # Python's own way out would wait for the other processes, who may be waiting for this one
+            traceback.print_exc()
+            _tell(name, "crashed; if another process did before, look there first")
+            code = CRASH
+    return processes.leave(code, failed=True)
 
 
-def _run(
-    name: str,
+def _work(
     doc: str,
     flag_values: flags.FlagValues,
     work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[Sequence[str]], None] | None,
 ) -> int:
-    try:
-        if check is not None:
-            check(argv[1:])
-        extra = flag_values(list(argv))[1:]
-        if flag_values["help"].value:
-            print(doc + flag_values.get_help())
-            return 0
-        if extra:
-            raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
-        if "coordinator" in flag_values:
-            _join(flag_values)
-        return work() or 0
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
-        return MISTAKE
-    except (UserError, flags.Error, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _USERS_ERRORS:
-            return _crash(name)
-        print(f"{name}{processes.label()}: {str(error).strip()}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print(f"{name}{processes.label()}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception:  # noqa: BLE001 - _crash tells it, or raises it again
-        return _crash(name)
-
-
-def _crash(name: str) -> int:
-    """Prints the exception being handled; of one process alone, it goes on its way."""
-    if not processes.label():
-        raise  # noqa: PLE0704 - called where an exception is handled
-    # Python's own way out would wait for the other processes, who may be waiting for this one.
-    traceback.print_exc()
-    print(f"{name}{processes.label()}: crashed; if another process did before, look there first", file=sys.stderr)
-    return CRASH
+    if check is not None:
+        check(argv[1:])
+    extra = flag_values(list(argv))[1:]
+    if flag_values["help"].value:
+        print(doc + flag_values.get_help())
+        return 0
+    if extra:
+        raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
+    if "coordinator" in flag_values:
+        _join(flag_values)
+    return work() or 0
 
 
 def define_help(flag_values: flags.FlagValues) -> None:

@@ -160,22 +160,19 @@ def prepare(values: flags.FlagValues) -> None:
     wanted = filters.Filters(**given, keep=tuple(values.keep))
     workplace.refuse_taken(values.out, values.overwrite)  # before encoders are loaded for nothing
     source = registry.make_source(values.source, chosen | others)
-    try:
-        report = writing.write(
-            source,
-            values.out,
-            encoding=_encoding(values) if values.vae else None,
-            chosen=wanted,
-            image_size=None if drawn else values.image_size,
-            num_shards=values.num_shards,
-            vocab_size=values.vocab_size,
-            tokenizer_path=values.tokenizer,
-            max_skipped_share=values.max_skipped_share,
-            overwrite=values.overwrite,
-            say=cli.say,
-        )
-    except OSError as error:  # a full disk, a folder one may not write to
-        raise UserError(str(error)) from error
+    report = writing.write(
+        source,
+        values.out,
+        encoding=_encoding(values) if values.vae else None,
+        chosen=wanted,
+        image_size=None if drawn else values.image_size,
+        num_shards=values.num_shards,
+        vocab_size=values.vocab_size,
+        tokenizer_path=values.tokenizer,
+        max_skipped_share=values.max_skipped_share,
+        overwrite=values.overwrite,
+        say=cli.say,
+    )
     cli.say(f"{report.table()}\n\n{paths.at(values.out) / finishing.SKIPPED} lists every example that was skipped.")
 
 

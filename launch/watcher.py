@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from ec_dit.cli import MISTAKE
 from ec_dit.core.errors import UserError
-from ec_dit.core.processes import STOPPED
 from launch import gcloud
 from launch.cloud import Cloud
 from launch.job import Job, Report
@@ -196,8 +195,7 @@ class Watcher:
             self.journal.note("done")
             return self._finish(DONE)
         odd = next(r for r in reports if r.code != str(DONE))
-        if codes != {str(STOPPED)}:
-            self.journal.note("log", self._last_lines())
+        self.journal.note("log", self._last_lines())
         if codes == {str(MISTAKE)}:
             self._give_up("the run ended with a mistake that only you can mend; its last lines are above")
             return MISTAKE

@@ -269,10 +269,10 @@ def check_shared(folder: epath.Path, flag: str) -> None:
         mark.unlink()
 
 
-def leave(code: int) -> int:
+def leave(code: int, *, failed: bool) -> int:
     """To be called last, with the exit code, which it returns.
 
-    A process that fails does not wait for the others, who may be waiting for it: unless they fail alike within seconds, it is
+    A process that `failed` does not wait for the others, who may be waiting for it: unless they fail alike within seconds, it is
     gone at once, and its missing heartbeat brings them down.
     """
     if not joined():
@@ -282,17 +282,17 @@ def leave(code: int) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        if code in (0, STOPPED):
-            wait("all are done")  # the first may still be writing; shutting down has little patience
-        else:
+        if failed:
             wait("all fail alike", seconds=5)
+        else:
+            wait("all are done")  # the first may still be writing; shutting down has little patience
         jax.distributed.shutdown()
     except Exception:  # noqa: BLE001 - whatever it is: Python's own way out would wait for the others
         os._exit(code)
     return code
 
 
-STOPPED = 75  # exit code of a run that SIGTERM stopped and that goes on when started again (EX_TEMPFAIL)
+STOPPED = 75  # exit code of what goes on when started again: SIGTERM stopped it, or a full disk did, ... (EX_TEMPFAIL)
 
 
 class StopSignal:

@@ -80,7 +80,7 @@ def test_alone_there_is_nothing_to_wait_for():
     processes.check_same("text", "a text")
     with processes.first_goes_ahead("alone"):
         pass
-    assert processes.leave(3) == 3
+    assert processes.leave(3, failed=True) == 3
 
 
 def test_the_stop_signal_catches_sigterm_and_gives_it_back():

@@ -8,6 +8,7 @@ from typing import Any
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
+from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped, ranges
 from ec_dit.data.sources import found
 
@@ -59,7 +60,7 @@ class CocoSource(found.FoundSource):
         """Yields the images of one stretch; last of all come the annotations that are of none."""
         start, stop = map(int, self._shards[shard].name.split("-"))
         for entry, image in found.ahead(self._image, self._entries[start:stop], paths.is_remote(self._root)):
-            split = self._split(found.printable(entry.file or entry.id))
+            split = self._split(printable(entry.file or entry.id))
             try:
                 yield self._record(entry.id, image(), entry.fields, split)
             except found.Unusable as problem:
@@ -84,7 +85,7 @@ class CocoSource(found.FoundSource):
                 times["image"] += 1
                 yield _Entry(found.numbered("image", times["image"]), problem="image without id or file_name")
                 continue
-            id_, number = found.printable(file), image["id"]
+            id_, number = printable(file), image["id"]
             times[id_] += 1
             id_ = found.numbered(id_, times[id_])
             if number in seen:

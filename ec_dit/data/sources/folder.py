@@ -15,6 +15,7 @@ from typing import Any
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
+from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped, ranges
 from ec_dit.data.sources import found
 
@@ -95,7 +96,7 @@ class FolderSource(found.FoundSource):
             if inner == ".":
                 raise UserError(f"folder: cannot read {self._root}: {error.strerror}") from error
             reason = f"unreadable folder: {error.strerror}"
-            files[f"{inner}/"] = _Entry(found.printable(inner), inner, problem=reason)
+            files[f"{inner}/"] = _Entry(printable(inner), inner, problem=reason)
 
         for directory, subdirectories, names in found.walk(self._root, unreadable):
             links = [name for name in subdirectories if Path(self._root / directory / name).is_symlink()]
@@ -104,9 +105,9 @@ class FolderSource(found.FoundSource):
                 file = f"{directory}/{name}".lstrip("/")
                 if name in links:
                     problem = "link to a folder, which is not followed"
-                    files[file] = _Entry(found.printable(file), file, problem=problem)
+                    files[file] = _Entry(printable(file), file, problem=problem)
                 elif name.lower().endswith(found.IMAGES + _OTHER_IMAGES) and not name.startswith("."):
-                    files[file] = _Entry(found.printable(file), file, texts.get(PurePosixPath(name).stem))
+                    files[file] = _Entry(printable(file), file, texts.get(PurePosixPath(name).stem))
         entries = list(self._listed(files))
         listed = {entry.file for entry in entries}
         entries += [entry for file, entry in files.items() if file not in listed]

@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 import re
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -181,19 +180,6 @@ def facts(fields: Mapping[str, Any], captions: Collection[str]) -> dict[str, Any
 
 def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
-
-
-def printable(name: str) -> str:
-    """A name that prints on one line: bytes that are not UTF-8 and control characters are written as escapes."""
-    return name if name.isprintable() else "".join(map(_escaped, name))
-
-
-def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # How Python holds a byte that is not UTF-8.
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode()
-    return character
 
 
 def numbered(name: str, times: int) -> str:

@@ -11,6 +11,7 @@ from etils import epath
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped
 from ec_dit.data.sources import found
 
@@ -86,7 +87,7 @@ class ParquetSource(found.FoundSource):
         """Yields the rows of one row group. Where it is damaged, the rows that cannot be read are skipped."""
         group = self._groups[shard]
         if group.problem:
-            yield self._skipped(found.printable(group.file), group.problem)
+            yield self._skipped(printable(group.file), group.problem)
             return
         folder = paths.at(self.options.images) if self.options.images else (self._root / group.file).parent
 
@@ -143,13 +144,13 @@ class ParquetSource(found.FoundSource):
 
     def _rows(self, group: _Group) -> Iterator[_Row]:
         """The rows of a group, a few at a time. Text that is not UTF-8 is given as bytes."""
-        file, row = found.printable(group.file), group.start
+        file, row = printable(group.file), group.start
         times: Counter[str] = Counter()
         try:
             for scalars in self._scalars(group):
                 id_ = f"{file}#{row}"
                 if self.options.id_column and (value := _value(scalars[self.options.id_column])) is not None:
-                    id_ = f"{file}#{found.printable(str(value))}"
+                    id_ = f"{file}#{printable(str(value))}"
                     times[id_] += 1
                     id_ = found.numbered(id_, times[id_])
                 image = scalars.pop(self.options.image)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core.terminal import printable
 from ec_dit.data.records import TRAIN, VALIDATION, Record, Shard, Skipped, ranges
 from ec_dit.data.sources import found
 
@@ -73,7 +74,7 @@ class TfdsSource(found.FoundSource):
                 image = fields.pop(self.options.image)
                 fields = _plain(fields)
                 if self.options.id_field and (value := _at(fields, self.options.id_field)) is not None:
-                    id_ = found.printable(str(value))
+                    id_ = printable(str(value))
                     times[id_] += 1
                     id_ = found.numbered(id_, times[id_])
                 if not isinstance(image, bytes) or not image:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from ec_dit.core import paths
+from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped
 from ec_dit.data.sources import found
 
@@ -63,14 +64,14 @@ class WebdatasetSource(found.FoundSource):
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the examples of one tar, in its order."""
-        tar = found.printable(self._tars[shard])
+        tar = printable(self._tars[shard])
         prefix = tar.removesuffix(".tar")
         times: Counter[str] = Counter()
         try:
             with paths.at(self._root / self._tars[shard]).open("rb") as file:
                 stream: Any = gzip.GzipFile(fileobj=file) if tar.endswith((".gz", ".tgz")) else file
                 for example in _examples(stream):
-                    key = found.printable(example.key)[: found.MAX_NAME]
+                    key = printable(example.key)[: found.MAX_NAME]
                     times[key] += 1
                     id_ = found.numbered(f"{prefix}/{key}", times[key])
                     try:
