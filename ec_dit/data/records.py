@@ -46,6 +46,7 @@ class Skipped:
         asked: whether a filter that the user set left it out, and no fault of its own.
         examples: how many examples are lost with it: None for a file of which nobody can tell; 0 for a remark on what was
             read all the same.
+        meta: what is known of the example, as in Record: filters may leave it out for that, so that it is no fault.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Skipped:
     split: str = TRAIN
     asked: bool = False
     examples: int | None = 1
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Shard(NamedTuple):

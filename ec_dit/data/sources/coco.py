@@ -64,7 +64,7 @@ class CocoSource(found.FoundSource):
             try:
                 yield self._record(entry.id, image(), entry.fields, split)
             except found.Unusable as problem:
-                yield self._skipped(entry.id, str(problem), split)
+                yield self._skipped(entry.id, str(problem), split, entry.fields)
 
     def _image(self, entry: _Entry, limit: int) -> bytes:
         if entry.problem:

@@ -85,7 +85,7 @@ class FolderSource(found.FoundSource):
             try:
                 yield self._record(entry.id, *content(), split)
             except found.Unusable as problem:
-                yield self._skipped(entry.id, str(problem), split)
+                yield self._skipped(entry.id, str(problem), split, entry.fields)
 
     def _find(self) -> list[_Entry]:
         """Every example of the folder, in the order of paths."""

@@ -52,7 +52,11 @@ class FoundOptions:
 
 
 class Unusable(Exception):
-    """Why an example is left out, ready for a report."""
+    """Why an example is left out, ready for a report; and what is known of it, where the raiser alone knows that."""
+
+    def __init__(self, reason: str, fields: Mapping[str, Any] | None = None):
+        super().__init__(reason)
+        self.fields = fields or {}
 
 
 class TooLarge(Unusable):
@@ -83,8 +87,10 @@ class FoundSource:
         share = int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]) / 2**64
         return VALIDATION if share < self._shared.validation_share else TRAIN
 
-    def _skipped(self, id_: str, reason: str, split: str | None = None) -> Skipped:
-        return Skipped(id_[:MAX_NAME], reason, split or self._split(id_))
+    def _skipped(
+        self, id_: str, reason: str, split: str | None = None, fields: Mapping[str, Any] | None = None
+    ) -> Skipped:
+        return Skipped(id_[:MAX_NAME], reason, split or self._split(id_), meta=facts(fields or {}, self._weights))
 
     def _record(self, id_: str, image: bytes, fields: Mapping[str, Any], split: str | None = None) -> Record | Skipped:
         """An example of the image and everything else that is known of it; captions and facts are taken from that."""
@@ -94,7 +100,7 @@ class FoundSource:
                 raise Unusable(f"name of more than {MAX_NAME} characters")
             texts, weights = choose_captions(self._weights, fields)
         except Unusable as problem:
-            return self._skipped(id_, str(problem), split)
+            return self._skipped(id_, str(problem), split, fields)
         flip = self._shared.flip and all(map(may_mirror, texts))
         return Record(id_, image, texts, weights, split, flip, facts(fields, self._weights))
 

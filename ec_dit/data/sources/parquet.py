@@ -100,7 +100,7 @@ class ParquetSource(found.FoundSource):
             try:
                 yield self._record(row.id, image(), row.fields)
             except found.Unusable as problem:
-                yield self._skipped(row.id, str(problem))
+                yield self._skipped(row.id, str(problem), fields=row.fields)
 
     def _look(self, file: str) -> list[_Group]:
         """The row groups of a file; where it is damaged or lacks a column, one that says so."""

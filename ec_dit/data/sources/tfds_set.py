@@ -68,7 +68,7 @@ class TfdsSource(found.FoundSource):
         start, stop = map(int, stretch.split("-"))
         times: Counter[str] = Counter()
         for index in range(start, stop):
-            id_ = f"{self._names[split]}-{index}"
+            id_, fields = f"{self._names[split]}-{index}", {}
             try:
                 fields = dict(self._read(split, index))
                 image = fields.pop(self.options.image)
@@ -83,7 +83,7 @@ class TfdsSource(found.FoundSource):
                 fields |= {key: _at(fields, key) for key in self._weights}
                 yield self._record(id_, image, fields, None if self._holds_out else split)
             except found.Unusable as problem:
-                yield self._skipped(id_, str(problem), None if self._holds_out else split)
+                yield self._skipped(id_, str(problem), None if self._holds_out else split, fields)
 
     def _read(self, split: str, index: int) -> Any:
         try:

@@ -79,7 +79,7 @@ class WebdatasetSource(found.FoundSource):
                             raise found.Unusable("repeated key")
                         yield self._record(id_, *_contents(example))
                     except found.Unusable as problem:
-                        yield self._skipped(id_, str(problem))
+                        yield self._skipped(id_, str(problem), fields=problem.fields)
         except FileNotFoundError:
             yield self._skipped(tar, "missing file")
         except _DAMAGE as error:
@@ -101,8 +101,8 @@ def _contents(example: _Example) -> tuple[bytes, dict[str, Any]]:
             raise found.Unusable("damaged json: no object")
     if image is None:
         if fields.get("status", "success") != "success":
-            raise found.Unusable(f"download failed: {str(fields.get('error_message'))[:200]}")
-        raise found.Unusable("no image")
+            raise found.Unusable(f"download failed: {str(fields.get('error_message'))[:200]}", fields)
+        raise found.Unusable("no image", fields)
     return image, {**fields, "txt": example.files.get("txt")}
 
 

@@ -172,3 +172,8 @@ def test_images_in_a_bucket():
         command = [sys.executable, "-c", READ]
         printed = subprocess.check_output(command, env=os.environ | server.environment(), text=True)
     assert printed.strip() == str([("a.jpg", JPEG, None), ("none.jpg", None, "missing file: 'none.jpg'")])
+
+
+def test_what_is_known_of_an_image_that_is_not_there(tmp_path):
+    (item,) = everything(source(tmp_path, [image(1, width=640)], [caption(1, 1, "x")]))
+    assert isinstance(item, Skipped) and item.meta == {"id": 1, "width": 640}

@@ -312,3 +312,12 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     source = ParquetSource(ParquetOptions(str(tmp_path)))
     held = [pa.total_allocated_bytes() for _ in source.records(0)]
     assert len(held) == 64 and max(held) < 3 * parquet._ROWS << 20
+
+
+def test_what_is_known_of_a_row_without_an_image_or_a_caption(tmp_path):
+    columns = {"image": [None, JPEG], "caption": ["x", None], "status": ["failed", "success"], "size": [1.5, 2.0]}
+    write(tmp_path / "t.parquet", columns)
+    assert [item.meta for item in read(tmp_path)] == [
+        {"status": "failed", "size": 1.5},
+        {"status": "success", "size": 2.0},
+    ]

@@ -347,3 +347,14 @@ def test_tars_in_a_bucket():
     assert lines[0] == str([*both, ("deep/1/a", JPEG + b"a", None), ("deep/1.tar", None, end)])
     assert lines[1] == str([*both, ("1.tar", None, "missing file")])
     assert lines[2] == str([("set/0/a", JPEG + b"a", None), ("set/0/b", JPEG + b"b", None)])
+
+
+def test_what_is_known_of_an_example_without_an_image(tmp_path):
+    fields = {"status": "failed_to_download", "error_message": "HTTP Error 404", "width": None, "aesthetic": 5.5}
+    data = tar(("a.json", json.dumps(fields).encode()), ("b.json", b'{"lang": "en"}'), ("c.txt", b"x"))
+    (tmp_path / "0.tar").write_bytes(data)
+    assert {item.id: item.meta for item in read(tmp_path)} == {
+        "0/a": {"status": "failed_to_download", "error_message": "HTTP Error 404", "aesthetic": 5.5},
+        "0/b": {"lang": "en"},
+        "0/c": {},
+    }
