@@ -2,6 +2,7 @@
 message, return an exit code.
 """
 
+import math
 import os
 import sys
 import traceback
@@ -90,6 +91,31 @@ def _work(
     if "coordinator" in flag_values:
         _join(flag_values)
     return work() or 0
+
+
+class _FiniteParser(flags.FloatParser):
+    """Reads a number; nan and inf, which pass every bound, are none."""
+
+    def convert(self, argument: int | float | str) -> float:
+        number = super().convert(argument)
+        if not math.isfinite(number):
+            raise ValueError("it must be a finite number")
+        return number
+
+
+def define_float(
+    name: str,
+    default: float | None,
+    meaning: str,
+    *,
+    flag_values: flags.FlagValues,
+    lower_bound: float | None = None,
+    upper_bound: float | None = None,
+) -> None:
+    """Adds a flag for a finite number within its bounds."""
+    parser = _FiniteParser(lower_bound, upper_bound)
+    serializer: flags.ArgumentSerializer[float] = flags.ArgumentSerializer()
+    flags.DEFINE(parser, name, default, meaning, flag_values, serializer)
 
 
 def define_help(flag_values: flags.FlagValues) -> None:

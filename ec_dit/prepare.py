@@ -41,7 +41,7 @@ def _flags() -> flags.FlagValues:
         flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
 
     def real(name: str, meaning: str, default: float | None = None) -> None:
-        flags.DEFINE_float(name, default, meaning, flag_values=values)
+        cli.define_float(name, default, meaning, flag_values=values)
 
     def switch(name: str, meaning: str) -> None:
         flags.DEFINE_bool(name, False, meaning, flag_values=values)

@@ -27,26 +27,26 @@ common.define_job(FLAGS)
 _DEFAULT = Patience()
 flags.DEFINE_string("journal", None, "File; default: runs/NAME.watch.jsonl.", flag_values=FLAGS)
 flags.DEFINE_bool("keep", False, "Leave the slice when the run ends or is given up.", flag_values=FLAGS)
-flags.DEFINE_float("poll_seconds", _DEFAULT.poll, "Between looks.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_float(
+cli.define_float("poll_seconds", _DEFAULT.poll, "Between looks.", lower_bound=0, flag_values=FLAGS)
+cli.define_float(
     "backoff_seconds",
     _DEFAULT.backoff,
     "Before another attempt; doubled with each that brought no checkpoint.",
     lower_bound=0,
     flag_values=FLAGS,
 )
-flags.DEFINE_float("max_backoff_seconds", _DEFAULT.longest_backoff, "At most.", lower_bound=0, flag_values=FLAGS)
+cli.define_float("max_backoff_seconds", _DEFAULT.longest_backoff, "At most.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer(
     "max_attempts", _DEFAULT.attempts, "In a row without a new checkpoint.", lower_bound=0, flag_values=FLAGS
 )
-flags.DEFINE_float(
+cli.define_float(
     "stall_minutes",
     _DEFAULT.stall / 60,
     "A training that saves no checkpoint for so long is started again; 0 = never.",
     lower_bound=0,
     flag_values=FLAGS,
 )
-flags.DEFINE_float(
+cli.define_float(
     "unreachable_minutes",
     _DEFAULT.unreachable / 60,
     "Hosts that do not answer for so long, while no checkpoint comes, are given back.",

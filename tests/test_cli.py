@@ -5,7 +5,11 @@ import errno
 import pytest
 from absl import flags
 
-from ec_dit import cli
+import launch.create
+import launch.logs
+import launch.profile
+import launch.watch
+from ec_dit import cli, convert, evaluate, prepare, sample
 from ec_dit.core.errors import TryAgain, UserError
 
 
@@ -52,3 +56,34 @@ def test_control_characters_of_data_do_not_reach_the_terminal(capsys):
     printed = capsys.readouterr()
     assert printed.out == "kept\n  a\\x1b]0;title\\x07b\n"
     assert printed.err == "program: no file '\\x1b[31mred\\x9b2J\\r'; there is\n  another\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nan", "flag --share=nan: it must be a finite number"),
+        ("inf", "flag --share=inf: it must be a finite number"),
+        ("1e999", "flag --share=1e999: it must be a finite number"),
+        ("-1", "flag --share=-1: -1.0 is not a number in the range [0, 1]"),
+        ("2", "flag --share=2: 2.0 is not a number in the range [0, 1]"),
+        ("", "could not convert string to float: ''"),
+    ],
+)
+def test_a_number_is_finite(text, message, capsys):
+    values = flags.FlagValues()
+    cli.define_help(values)
+    cli.define_float("share", None, "", lower_bound=0, upper_bound=1, flag_values=values)
+    assert cli.run("program", "", values, lambda: None, ["program", f"--share={text}"]) == 2
+    assert message in capsys.readouterr().err
+    assert cli.run("program", "", values, lambda: 0 if values.share == 0.5 else 1, ["program", "--share=0.5"]) == 0
+
+
+def test_every_flag_for_a_number_of_every_entry_point_refuses_nan():
+    modules = (sample, evaluate, launch.watch, launch.create, launch.profile, launch.logs)
+    known = [module.FLAGS for module in modules] + [prepare._flags(), convert._flags()]
+    numbers = [values[name] for values in known for name in values if values[name].flag_type() == "float"]
+    assert len(numbers) >= 13
+    for flag in numbers:
+        for text in ("nan", "inf", "-inf"):
+            with pytest.raises(flags.IllegalFlagValueError, match=r"must be a finite number"):
+                flag.parse(text)

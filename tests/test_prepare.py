@@ -115,8 +115,14 @@ def test_any_option_of_a_source_can_be_given(tmp_path):
         (["--source=shapes", "--out=OUT", "--option=cels=3"], "did you mean cells?"),
         (["--source=shapes", "--out=OUT", "--option=cells=many"], "cells=many of source shapes is no int"),
         (["--source=shapes", "--out=OUT", "--option=train=3", "--num_train=3"], "option 'train' is given twice"),
-        (["--source=shapes", "--out=OUT", "--max_skipped_share=nan"], "max_skipped_share is nan"),
-        (["--source=folder", "--out=OUT", "--path=.", "--validation_share=nan"], "validation_share is nan"),
+        (
+            ["--source=shapes", "--out=OUT", "--max_skipped_share=nan"],
+            "--max_skipped_share=nan: it must be a finite number",
+        ),
+        (
+            ["--source=folder", "--out=OUT", "--path=.", "--validation_share=nan"],
+            "--validation_share=nan: it must be a finite",
+        ),
         (["--source=shapes", "--out=OUT", "--placement=here"], "placement is 'here'"),
         (["--source=shapes", "--out=OUT", "--num_train=5", "--tokenizer=/nonexistent"], "cannot read the tokenizer"),
         (
