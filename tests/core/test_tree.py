@@ -57,3 +57,49 @@ def test_fingerprint_ignores_order_and_device(example):
 )
 def test_fingerprint_sees_every_change(example, change):
     assert tree.fingerprint(example) != tree.fingerprint(change(example))
+
+
+def test_a_fingerprint_of_each_leaf_sees_every_bit_of_it():
+    rng = np.random.default_rng(0)
+    leaves = {
+        "f": rng.standard_normal((2, 3), np.float32),
+        "b": rng.standard_normal(6).astype(jnp.bfloat16),
+        "i": np.array([1, -2], np.int32),
+        "flag": np.array([True, False]),
+        "key": jax.random.key(3),
+        "one": np.float32(2.5),
+    }
+    before = tree.leaf_fingerprints(leaves)
+    assert before.keys() == leaves.keys()
+    assert before["f"].keys() == {"float32", "bfloat16"} and before["b"].keys() == {"bfloat16"}
+    flat = leaves["f"].view(np.uint32).reshape(-1)
+    for element in range(flat.size):
+        for bit in range(32):
+            flat[element] ^= np.uint32(1) << np.uint32(bit)
+            after = tree.leaf_fingerprints({"f": leaves["f"]})["f"]
+            assert after["float32"] != before["f"]["float32"]
+            flat[element] ^= np.uint32(1) << np.uint32(bit)
+    assert tree.leaf_fingerprints(leaves) == before
+
+
+@pytest.mark.parametrize("axes", [(None, None), ("a", None), (None, "a"), ("b", "a")])
+def test_a_leaf_has_one_fingerprint_however_it_lies(axes):
+    array = np.random.default_rng(1).standard_normal((8, 16), np.float32)
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    laid = jax.device_put(array, jax.NamedSharding(mesh, jax.P(*axes)))
+    assert tree.leaf_fingerprints([laid]) == tree.leaf_fingerprints([array])
+
+
+def test_a_float32_leaf_knows_the_bfloat16_it_rounds_to():
+    """Against the rounding of ml_dtypes: ties, denormals, infinities and numbers that are none included."""
+    rng = np.random.default_rng(2)
+    words = rng.integers(0, 2**32, 4000, np.uint32)
+    words[:1000] = words[:1000] & 0xFFFF0000 | 0x8000  # ties
+    words[1000:1500] &= 0x807FFFFF  # denormal
+    words[1500:1600] |= 0x7F800000  # infinite, or no number
+    words[1600:1602] = 0x7F800000, 0xFF800000
+    array = words.view(np.float32)
+    with np.errstate(invalid="ignore"):
+        rounded = array.astype(jnp.bfloat16)
+    expected = tree.leaf_fingerprints([rounded])["0"]
+    assert tree.leaf_fingerprints([array])["0"]["bfloat16"] == expected["bfloat16"]
