@@ -136,17 +136,17 @@ class System:
         )
 
     def validation(self) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]:
-        """Jitted (params, batch, record numbers) -> (sum of the images' losses, number of images).
+        """Jitted (params, batch, positions) -> (sum of the images' losses, number of images).
 
-        Images of any shape are routed as sampling routes an image alone; record number -1 leaves an image out.
+        Images of any shape are routed as sampling routes an image alone; position -1 leaves an image out.
         """
 
-        def loss_fn(params: Any, batch: tuple[jax.Array, Text], record_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss_fn(params: Any, batch: tuple[jax.Array, Text], position_B: jax.Array) -> tuple[jax.Array, jax.Array]:
             _, rows, columns, _ = batch[0].shape
             routing = specs.sample_settings(self.config, (rows, columns)).routing
             goal = replace(specs.training_objective(self.config), routing=routing)
-            real_B, seed_B = record_B >= 0, jnp.maximum(record_B, 0)
-            loss_B = objective.validation_loss(self.graphdef, goal, params, *batch, seed_B)
+            real_B = position_B >= 0
+            loss_B = objective.validation_loss(self.graphdef, goal, params, *batch, jnp.maximum(position_B, 0))
             return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
         return jax.jit(loss_fn, out_shardings=sharding.replicated(self.mesh))

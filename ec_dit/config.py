@@ -90,15 +90,15 @@ def default() -> ConfigDict:
     f.caption_dropout = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
     c.optimizer = o = ConfigDict()
-    o.name = "rmsprop"  # rmsprop (with momentum), adamw, muon (matrices; the rest adamw)
+    o.name = "rmsprop"  # rmsprop (with momentum), adamw, muon (hidden matrices; the rest by NAdam)
     o.learning_rate = 1e-4
     o.warmup_steps = 20_000
     o.schedule = "constant"  # after warm-up: constant, cosine (to zero at train.steps)
-    o.momentum = 0.9  # rmsprop and muon; the first-moment decay of adamw
-    o.decay = 0.999  # of the second moment (rmsprop, adamw, and the part of muon that is adamw)
+    o.momentum = 0.9  # rmsprop and muon (its NAdam has 0.9); the first-moment decay of adamw
+    o.decay = 0.999  # of the second moment (rmsprop, adamw, and the NAdam beside muon)
     o.eps = 1e-8
     o.weight_decay = 0.0  # decoupled: learning_rate x this, of every weight matrix
-    o.adam_learning_rate = 1e-3  # muon only: of everything that is no matrix
+    o.adam_learning_rate = 1e-3  # muon only: of its NAdam, which takes everything that is no hidden matrix
     o.clip_norm = 1.0  # global gradient norm; 0 = no clipping
     o.ema_decay = 0.9999  # ramps up as min(decay, (1 + step) / (10 + step))
 

@@ -218,8 +218,8 @@ def _validate(
         total, count = 0.0, 0
         rows, most = feed.make_rows(system, data, split, augment=False), -(-config.log.validate_images // size)
         for arrays in fixed_batches(rows, batch_size=size, max_batches=most, share=system.share):
-            records = sharding.place_parts(arrays["record_B"], system.mesh)
-            loss, images_seen = jax.device_get(loss_fn(state.ema, system.batch(arrays), records))
+            positions = sharding.place_parts(arrays["position_B"], system.mesh)
+            loss, images_seen = jax.device_get(loss_fn(state.ema, system.batch(arrays), positions))
             total, count = total + float(loss), count + int(images_seen)
         values[f"validation_loss/{split}"] = total / max(1, count)
     writer.scalars(done, values)

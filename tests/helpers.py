@@ -50,4 +50,4 @@ def batch(c, step=0):
     captions = ["".join(rng.choice(list("abcdef"), 5)) for _ in range(size)]
     ids_BT, mask_BT = LetterTokenizer().encode(captions, c.text.length)
     image_BYXZ = rng.uniform(-1, 1, (size, c.data.size, c.data.size, 3)).astype(np.float32)
-    return {"image_BYXZ": image_BYXZ, "ids_BT": ids_BT, "mask_BT": mask_BT, "record_B": np.arange(size, dtype=np.int32)}
+    return {"image_BYXZ": image_BYXZ, "ids_BT": ids_BT, "mask_BT": mask_BT, "record_B": np.arange(size)}

@@ -3,7 +3,7 @@
 The stream is one global order of examples. Shuffling, repeating and augmenting come before a process takes its blocks of
 each batch, so the blocks of all processes, in their order, are the global batch, the same for any number of processes and
 workers. A batch is a dict of numpy arrays: of pictures image_BYXZ float32 in [-1, 1] and ids_BT int32, of encoded records
-latent_BYXZ float32 and text_BTM bfloat16; mask_BT bool (True = real token), record_B int32 (index within the split).
+latent_BYXZ float32 and text_BTM bfloat16; mask_BT bool (True = real token), record_B int64 (index within the split).
 """
 
 import dataclasses
@@ -142,7 +142,12 @@ class Loader:
         augment = _Augment(rows)
         streams = []
         for i, part in enumerate(rows.records.parts):
-            order = grain.MapDataset.source(_Stretch(rows, part.start, part.size)).seed(seed + i).shuffle().repeat()
+            order = (
+                grain.MapDataset.source(_Stretch(rows, part.start, part.size))
+                .seed((seed + i) % 2**32)
+                .shuffle()
+                .repeat()
+            )
             blocks = order.random_map(augment).batch(size, drop_remainder=True)
             streams.append(grain.MapDataset.source(_Blocks(blocks, share)))
         sizes = [part.size for part in rows.records.parts]
@@ -174,8 +179,9 @@ def fixed_batches(
 ) -> Iterator[Batch]:
     """Yields a split once, in stored order and without chance: the same batches every time.
 
-    About `max_batches` take records from all over the split: of each shape, in proportion, rounded up. The last batch of each
-    shape is filled up with records from its start, whose record_B is -1: leave those out of any mean.
+    About `max_batches` take records from all over the split: of each shape, in proportion, rounded up. A batch also has
+    position_B int32, which counts the records taken, from 0 on. The last batch of each shape is filled up with records from
+    its start, whose position_B is -1: leave those out of any mean.
 
     Raises:
         UserError: a batch that does not come out in blocks.
@@ -186,12 +192,14 @@ def fixed_batches(
     def read(number: int) -> Any:
         return rows.read(part.start + chosen[number % len(chosen)])
 
+    taken = 0  # of the parts before
     with ThreadPoolExecutor(_THREADS) as pool:
         for part in rows.records.parts:
             chosen = spread(part.size, -(-most * part.size // len(rows.records)))
             for start in range(0, len(chosen), batch_size):
-                made, numbers = [], [start + row for row in local]
-                for number, example in zip(numbers, pool.map(read, numbers), strict=True):
-                    row = rows.row(example, None)
-                    made.append(row if number < len(chosen) else row | {"record_B": np.array(-1, np.int32)})
-                yield {key: np.stack([row[key] for row in made]) for key in made[0]}
+                numbers = [start + row for row in local]
+                made = [rows.row(example, None) for example in pool.map(read, numbers)]
+                positions = [taken + number if number < len(chosen) else -1 for number in numbers]
+                batch = {key: np.stack([row[key] for row in made]) for key in made[0]}
+                yield batch | {"position_B": np.array(positions, np.int32)}
+            taken += len(chosen)

@@ -123,7 +123,7 @@ class PictureRows:
             "image_BYXZ": images.to_float(pixels_YXZ),
             "ids_BT": example.ids_NT[caption],
             "mask_BT": example.mask_NT[caption],
-            "record_B": np.array(example.record, np.int32),
+            "record_B": np.array(example.record, np.int64),
         }
 
 
@@ -174,5 +174,5 @@ class EncodedRows:
             "latent_BYXZ": (latent_YXZ - self._mean_Z) / self._std_Z,
             "text_BTM": record.text_TM(caption),
             "mask_BT": record.texts[caption][1],
-            "record_B": np.array(index, np.int32),
+            "record_B": np.array(index, np.int64),
         }

@@ -49,7 +49,7 @@ class SyntheticLoader:
             "latent_BYXZ": rng.standard_normal(self._shape_YXZ, np.float32),
             "text_BTM": rng.standard_normal(self._text, np.float32),
             "mask_BT": np.arange(self._text[0]) < rng.integers(1, self._text[0] + 1),
-            "record_B": np.array(step * self._batch_size + row, np.int32),
+            "record_B": np.array(step * self._batch_size + row, np.int64),
         }
 
     def record_ids(self, record_B: Sequence[int]) -> list[str]:

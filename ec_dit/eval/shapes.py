@@ -1,7 +1,8 @@
-"""Alignment of generated `shapes` images with their captions: six task accuracies and their mean, as GenEval gives.
+"""Alignment of generated `shapes` images with their captions: accuracies of six tasks, and their mean.
 
 An image counts where the objects found are exactly the ones the caption asks for: each class as often as asked, in the
-named colour, in the named relation, and nothing else. GenEval lets other classes stand beside; here they fail.
+named colour, in the named relation, and nothing else. The tasks have the names of GenEval's, but prompts and scorer are
+others: GenEval scores photographs with a detector and lets other classes stand beside; here they fail.
 """
 
 from collections.abc import Mapping, Sequence

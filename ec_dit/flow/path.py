@@ -43,6 +43,16 @@ def sample_times(key: jax.Array, batch: int, mean: float, std: float) -> jax.Arr
     return jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,)))
 
 
+def even_times(position_B: jax.Array) -> jax.Array:
+    """Times in [0, 1) for positions of a set: every stretch of consecutive positions covers all noise levels evenly.
+
+    Multiples of the golden ratio modulo 1, in whole numbers of 32 bits: a product in float32 would lose the fraction of
+    those of large positions.
+    """
+    word_B = position_B.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(1 << 31)
+    return (word_B >> 8).astype(jnp.float32) / (1 << 24)
+
+
 def keep_tokens(key: jax.Array, batch: int, tokens: int, mask_ratio: float) -> jax.Array | None:
     """Which tokens of each image stay in training: (B, S (1 - ratio)) sorted indices, or None when all do.
 

@@ -1,4 +1,13 @@
-"""Optimizers and schedules, all optax's: RMSProp with momentum (the paper's), AdamW, Muon."""
+"""Optimizers and schedules, all optax's: RMSProp with momentum (the paper's), AdamW, Muon.
+
+With m of the first moment, v of the second, g the clipped gradient, e eps, and r the rate of the step (docs/optimizers.md has
+the forms of other libraries beside these):
+
+  rmsprop: v <- decay v + (1 - decay) g^2;  m <- momentum m + r g / (sqrt(v / (1 - decay^n)) + e);  w <- w - m
+  adamw:   Adam with momentum and decay for beta_1 and beta_2; w also loses r x weight_decay of itself
+  muon:    of hidden matrices, Newton-Schulz of the momentum; all else by NAdam, Adam whose momentum is a step ahead (Nesterov),
+           with beta_1 = 0.9
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +48,7 @@ def make_schedule(spec: OptimizerSpec, peak: float) -> optax.Schedule:
 
 
 def make_optimizer(spec: OptimizerSpec, infos: Any) -> optax.GradientTransformation:
-    """Clipping, the optimizer, decoupled weight decay.
+    """Makes the chain of clipping, the optimizer and decoupled weight decay.
 
     Args:
         infos: `nn.param.ParamInfo` of every parameter; its roles tell Muon and weight decay where the matrices are.

@@ -1,6 +1,8 @@
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.records import Record
 from ec_dit.data.rows import EncodedRows, PictureRows
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.flow import path
 from tests.data import sets
 
 
@@ -45,7 +48,7 @@ def test_batches_hold_the_records_they_name(numbers, words):
             "image_BYXZ": ((4, 8, 8, 3), "float32"),
             "ids_BT": ((4, 10), "int32"),
             "mask_BT": ((4, 10), "bool"),
-            "record_B": ((4,), "int32"),
+            "record_B": ((4,), "int64"),
         }
         records = [numbers["train"][int(index)] for index in batch["record_B"]]
         assert stream.record_ids(batch["record_B"]) == [record.id for record in records]
@@ -179,10 +182,11 @@ def test_captions_are_drawn_as_often_as_their_weights_say(tmp_path, weights):
 def test_fixed_batches_are_the_split_once(numbers, words):
     rows = rows_of(numbers, words, "validation", crop="random", flip=True)
     batches = list(fixed_batches(rows, batch_size=4))
-    assert [batch["record_B"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
+    assert [batch["record_B"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert [batch["position_B"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
     for batch in batches:
         for index, pixels_YXZ in zip(batch["record_B"], to_uint8(batch["image_BYXZ"]), strict=True):
-            assert (pixels_YXZ[..., 0] == numbers["validation"][max(int(index), 0)].meta["index"]).all()
+            assert (pixels_YXZ[..., 0] == numbers["validation"][int(index)].meta["index"]).all()
             np.testing.assert_array_equal(pixels_YXZ[0, :, 1], np.arange(20, 100, 10))
     for blocks in SHARES:
         shares = shares_of(blocks)
@@ -204,8 +208,48 @@ def test_some_fixed_batches_are_from_all_over_the_split(numbers, words):
         found(6)
         == found(100)
         == found(None)
-        == [list(range(n, min(n + 4, 23))) + [-1] * (n == 20) for n in range(0, 23, 4)]
+        == [list(range(n, min(n + 4, 23))) + [0] * (n == 20) for n in range(0, 23, 4)]
     )
+
+
+class Numbered:
+    """Rows of records that are numbers alone, of two shapes."""
+
+    def __init__(self, total):
+        parts = [SimpleNamespace(start=0, size=3 * total // 4), SimpleNamespace(start=3 * total // 4, size=total // 4)]
+
+        class Records:
+            def __len__(self):
+                return total
+
+        self.records = Records()
+        self.records.parts = parts
+
+    def read(self, index):
+        return index
+
+    def row(self, example, rng):
+        return {"record_B": np.array(example, np.int64)}
+
+
+# 1,024 images of 12 million records, of the paper's 1.2 billion, and of strides that meet the period of 32-bit words.
+@pytest.mark.parametrize("stride", [1, 11_719, 1_171_875, 2**20, 2**32, 2**32 - 1, 2**40])
+def test_validation_times_are_even_whatever_the_stride_of_the_records(stride):
+    batches = list(fixed_batches(Numbered(1024 * stride), batch_size=256, max_batches=4))
+    records, positions = (np.concatenate([batch[key] for batch in batches]) for key in ("record_B", "position_B"))
+    np.testing.assert_array_equal(records, stride * np.arange(1024))
+    times = np.sort(path.even_times(jnp.asarray(positions)))
+    np.testing.assert_array_equal(np.bincount((4 * times).astype(int)) // 10, [25] * 4)  # 250 to 259 in each quarter
+    assert np.abs(times - (np.arange(1024) + 0.5) / 1024).max() < 4 / 1024
+
+
+def test_positions_go_on_from_one_shape_to_the_next_and_leave_out_what_fills_up():
+    batches = list(fixed_batches(Numbered(40), batch_size=8, max_batches=None))
+    assert [batch["position_B"].tolist() for batch in batches] == [
+        *(list(range(start, start + 8)) for start in (0, 8, 16)),
+        *([24, 25, 26, 27, 28, 29, -1, -1], [30, 31, 32, 33, 34, 35, 36, 37], [38, 39, *[-1] * 6]),
+    ]
+    assert batches[3]["record_B"].tolist() == [24, 25, 26, 27, 28, 29, 0, 1]
 
 
 def test_a_damaged_image_is_named(tmp_path, words, monkeypatch):
@@ -245,7 +289,7 @@ def test_encoded_batches_hold_the_records_they_name(mixed):
             "latent_BYXZ": ((4, rows, columns, 3), "float32"),
             "text_BTM": ((4, 5, 6), "bfloat16"),
             "mask_BT": ((4, 5), "bool"),
-            "record_B": ((4,), "int32"),
+            "record_B": ((4,), "int64"),
         }
         for row, id_ in enumerate(stream.record_ids(batch["record_B"])):
             np.testing.assert_array_equal(batch["latent_BYXZ"][row], sets.latents_of(source[id_])[0][0])
@@ -320,9 +364,9 @@ def test_fixed_encoded_batches_cover_each_record_once(mixed):
     rows = EncodedRows(mixed["train"], flip=True, posterior="mean")
     batches = list(fixed_batches(rows, batch_size=4))
     assert [batch["record_B"].tolist() for batch in batches] == [
-        *([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, -1, -1, -1]),
-        *([13, 14, 15, 16], [17, 18, 19, -1]),
-        [20, 21, 22, -1],
+        *([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 0, 1, 2]),
+        *([13, 14, 15, 16], [17, 18, 19, 13]),
+        [20, 21, 22, 20],
     ]
     latents = [record.latents[0][0] for record in mixed["train"]]
     shown = [*range(4), *range(4, 8), *range(8, 12), 12, 0, 1, 2, *range(13, 17), 17, 18, 19, 13, 20, 21, 22, 20]
@@ -345,6 +389,6 @@ def test_fixed_encoded_batches_are_the_same_every_time(mixed, posterior):
 
 def test_some_fixed_encoded_batches_are_of_every_shape(mixed):
     rows = EncodedRows(mixed["train"])
-    records = np.concatenate([batch["record_B"] for batch in fixed_batches(rows, batch_size=4, max_batches=2)])
-    kept = [index for index in records.tolist() if index >= 0]
+    batches = list(fixed_batches(rows, batch_size=4, max_batches=2))
+    kept = [i for batch in batches for i in batch["record_B"][batch["position_B"] >= 0].tolist()]
     assert kept == [0, 2, 5, 7, 10, 13, 15, 17, 20, 21]  # 8 x 13/23, 8 x 7/23 and 8 x 3/23, rounded up

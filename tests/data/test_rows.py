@@ -77,6 +77,12 @@ def test_without_chance_a_row_has_the_first_caption_and_no_mirror_image(mixed):
         assert row["record_B"] == index
 
 
+def test_rows_know_records_beyond_32_bits(mixed):
+    (record,) = [mixed["train"][4]]
+    row = EncodedRows(mixed["train"], posterior="mean").row((record, 3 * 2**32 + 4), None)
+    assert row["record_B"] == 3 * 2**32 + 4
+
+
 def test_without_chance_a_sample_is_always_the_same_one(mixed):
     rows = EncodedRows(mixed["train"], flip=True)
     noise = []

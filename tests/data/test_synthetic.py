@@ -19,11 +19,16 @@ def test_batches_have_the_keys_and_shapes_of_cached_data():
         "latent_BYXZ": ((8, 2, 3, 4), "float32"),
         "text_BTM": ((8, 5, 6), "float32"),
         "mask_BT": ((8, 5), "bool"),
-        "record_B": ((8,), "int32"),
+        "record_B": ((8,), "int64"),
     }
     assert batch["mask_BT"][:, 0].all()
     assert batch["record_B"].tolist() == list(range(24, 32))
     assert SyntheticLoader((1, 1, 1), 1, 1, batch_size=1, seed=0).record_ids([4]) == ["synthetic-4"]
+
+
+def test_records_are_numbered_as_far_as_the_paper_trains():
+    (batch,) = take(799_999, 1, batch_size=4096, share=Share((511,), 512))
+    assert batch["record_B"].tolist() == list(range(800_000 * 4096 - 8, 800_000 * 4096))
 
 
 def test_numbers_follow_from_seed_and_step():

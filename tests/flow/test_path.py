@@ -29,6 +29,18 @@ def test_velocity_from_data_is_bounded_near_zero():
     ) == pytest.approx(20)
 
 
+@pytest.mark.parametrize("start", [0, 2**24, 12_345_678, 2**31 - 65])
+def test_every_stretch_of_positions_has_even_times(start):
+    positions = np.arange(start, start + 64, dtype=np.int32)
+    times = np.asarray(path.even_times(jnp.asarray(positions)))
+    golden = round(2**32 * (5**0.5 - 1) / 2)
+    expected = [(int(n) * golden + 2**31) % 2**32 / 2**32 for n in positions]
+    np.testing.assert_allclose(times, expected, rtol=0, atol=1e-7)
+    assert times.min() >= 0 and times.max() < 1
+    gaps = np.diff(np.sort(times))
+    assert gaps.min() > 0.5 / 64 and gaps.max() < 2.5 / 64
+
+
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (2.0, 0.5)])
 def test_times_are_logit_normal(mean, std):
     t = np.asarray(path.sample_times(jax.random.key(1), 20_000, mean, std), np.float64)
