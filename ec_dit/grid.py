@@ -9,6 +9,7 @@ from ec_dit import build
 from ec_dit.core import processes
 from ec_dit.data import images
 from ec_dit.data.dataset import Dataset
+from ec_dit.data.sheet import contact_sheet
 from ec_dit.models.text_to_image import Text
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.state import TrainState
@@ -67,4 +68,4 @@ class SampleGrid:
         pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
         shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
         captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
-        self._writer.image(done, "samples", images.contact_sheet(shown, captions, columns=8, smooth=True))
+        self._writer.image(done, "samples", contact_sheet(shown, captions, columns=8, smooth=True))

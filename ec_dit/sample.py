@@ -82,6 +82,7 @@ def work() -> None:
 
     from ec_dit import checks, evaluation, specs
     from ec_dit.data import images
+    from ec_dit.data.sheet import contact_sheet
     from ec_dit.workdir import Workdir
 
     workdir = Workdir(FLAGS.workdir)
@@ -118,7 +119,7 @@ def work() -> None:
             sheet += list(batch[: max(0, _SHEET - len(sheet))])
             bar.update(len(batch))
     columns = min(8, FLAGS.num) if len(texts) > 1 else 8
-    contact = images.contact_sheet(sheet, captions[: len(sheet)], columns, smooth=True)
+    contact = contact_sheet(sheet, captions[: len(sheet)], columns, smooth=True)
     (out / "sheet.png").write_bytes(images.encode_png(contact))
     facts = {
         "prompts": texts,

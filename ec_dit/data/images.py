@@ -1,22 +1,29 @@
-"""Encoded bytes to RGB pictures and back: safe decoding, resizing, cropping and the contact sheets people look at.
+"""Encoded bytes to RGB pictures and back: safe decoding, resizing and cropping.
 
 Pictures are PIL images or uint8 arrays of shape (Y, X, 3); models see float32 in [-1, 1].
 """
 
+import contextlib
 import io
-import math
-from collections.abc import Sequence
+import re
+import warnings
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from ec_dit.core.errors import UserError
+from ec_dit.data import png, profiles
+from ec_dit.data.room import Room
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 4  # longer side over shorter side, once resized
 
-_INK, _FRAME, _PAPER = (40, 40, 48), (222, 222, 228), (250, 250, 252)
+_STRIP = 2**20  # pixels that are converted at a time
+_ROOM = Room(2 * MAX_PIXELS)
+# What the C library takes in pieces of over 32 MiB it gives back when they are freed, whichever thread does it.
+Image.core.set_block_size(2**26)
+_PILLOW = re.compile(r"PIL\.")
 
 
 class ImageError(UserError):
@@ -28,46 +35,114 @@ class HugeImageError(ImageError):
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes PNG, JPEG or WebP bytes to an upright RGB image.
+    """Decodes PNG, JPEG or WebP bytes to an upright RGB image in the colours of sRGB.
 
-    Transparency is laid over white, 16-bit samples keep their high byte, EXIF orientation is applied, and of an
-    animation the first frame is taken. The size is checked before any pixel is decompressed.
+    ICC profiles are applied, transparency is laid over white, 16-bit samples keep their high byte, EXIF orientation is applied,
+    and of an animation the first frame is taken. The size is checked before any pixel is decompressed. Metadata that is damaged
+    or long is passed over. Where several threads decode, hold `room_for` the picture as long as it is used.
 
     Raises:
         HugeImageError: more than `max_pixels` pixels.
         ImageError: not one of these formats, damaged or cut short.
     """
+    _quiet()
+    data, profile = png.essence(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise HugeImageError(f"huge: {image.width}x{image.height} is more than {max_pixels:,} pixels")
         image.load()
+        _find_transparency(image, data)
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise HugeImageError(f"huge: more than {max_pixels:,} pixels") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError("not a PNG, JPEG or WebP image") from error
     except Exception as error:  # Decoders raise anything (OSError, SyntaxError, struct.error, ...) on damaged bytes.
         raise ImageError(f"damaged image: {error}") from error
-    return _to_rgb(_upright(image))
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels: keep them as they are stored
+        ImageOps.exif_transpose(image, in_place=True)
+    image = _to_rgb(image, profile or image.info.get("icc_profile"))
+    image.info = {}  # applied; a writer would store it again
+    return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def room_for(data: bytes) -> contextlib.AbstractContextManager[None]:
+    """Waits until the picture that `data` hold may be decoded, and keeps its room until the block ends.
+
+    All threads of the process together hold twice MAX_PIXELS. Hold one picture at a time in a thread.
+    """
+    _quiet()
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - damaged EXIF says nothing about the pixels: keep them as they are stored.
+        if data.startswith(png.SIGNATURE):
+            width, height = png.size(data)
+        else:
+            width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
+    except Exception:  # noqa: BLE001 - `decode` will say what is wrong
+        width = height = 0
+    return _ROOM.hold(width * height)
+
+
+def _quiet() -> None:
+    """Silences Pillow's warnings: they tell of metadata, do not name the file, and what is lost in pixels is an error."""
+    if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
+
+
+def _find_transparency(image: Image.Image, data: bytes) -> None:
+    """Corrects the transparent colour of a PNG whose samples Pillow brought to other bits than the file's."""
+    if image.format != "PNG" or "transparency" not in image.info:
+        return
+    bits, kind = png.layout(data)
+    if kind == 0 and bits in (2, 4):
+        image.info["transparency"] *= 255 // (2**bits - 1)
+    elif kind == 2 and bits == 16:
+        low = Image.open(io.BytesIO(data), formats=FORMATS)
+        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # reads the other byte of each sample
+        colour = np.array(image.info.pop("transparency"))
+        alpha = Image.new("L", image.size, 255)
+        for box in _strips(image):
+            high_YXZ, low_YXZ = np.asarray(image.crop(box)), np.asarray(low.crop(box))
+            clear_YX = ((high_YXZ == colour >> 8) & (low_YXZ == colour & 255)).all(-1)
+            alpha.paste(0, box, Image.fromarray(clear_YX))
+        image.putalpha(alpha)
+
+
+def _strips(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Boxes from top to bottom of about `_STRIP` pixels each."""
+    rows = max(1, _STRIP // image.width)
+    return [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+
+
+def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """In strips, so that no second large picture is held beside the one that is returned."""
+    if image.mode == "RGB" and not profile and not image.has_transparency_data:
         return image
+    out = image if image.mode == "RGB" else Image.new("RGB", image.size)
+    for box in _strips(image):
+        out.paste(_over_white(_to_bytes(image.crop(box)), profile), box)
+    return out
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255.
-        grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(grey, 0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+def _to_bytes(image: Image.Image) -> Image.Image:
+    """16-bit greys as 8-bit ones with their transparency, as convert() does not; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    grey_YX = np.asarray(image)
+    out = Image.fromarray((np.clip(grey_YX, 0, 65535) >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        out.putalpha(Image.fromarray(np.where(grey_YX == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return out
+
+
+def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
+    if not image.has_transparency_data:
+        return profiles.to_srgb(image, profile)
+    alpha = image.convert("RGBA").getchannel("A")
+    rgba = profiles.to_srgb(image, profile)
+    rgba.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -146,70 +221,3 @@ def to_pil(image: Image.Image | np.ndarray) -> Image.Image:
         return image.convert("RGB")
     array = np.asarray(image)
     return Image.fromarray(array if array.dtype == np.uint8 else to_uint8(array))
-
-
-def contact_sheet(
-    images: Sequence[Image.Image | np.ndarray] | np.ndarray,
-    captions: Sequence[str] | None = None,
-    columns: int = 8,
-    smooth: bool = False,
-) -> Image.Image:
-    """Lays pictures out in rows, each with its caption beneath, enlarged until cells are at least 128 pixels wide.
-
-    Args:
-        images: what `to_pil` takes, of any sizes; all get the cell of the largest.
-        captions: one text per picture, wrapped to at most four lines; None leaves the space out.
-        columns: pictures per row, at most.
-        smooth: enlarge by Lanczos instead of showing the pixels as they are.
-    """
-    pictures = [to_pil(image) for image in images]
-    if not pictures:
-        raise ValueError("a contact sheet needs at least one picture")
-    if captions is not None and len(captions) != len(pictures):
-        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures")
-    widest, tallest = (max(p.size[axis] for p in pictures) for axis in (0, 1))
-    scale = max(1, -(-128 // widest))
-    filter_ = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-    pictures = [p.resize((p.width * scale, p.height * scale), filter_) for p in pictures]
-    cell_x, cell_y = widest * scale, tallest * scale
-    columns = max(1, min(columns, len(pictures)))
-
-    gap = max(8, cell_x // 16)
-    font = ImageFont.load_default(min(20, max(11, cell_x // 11)))
-    line = math.ceil(font.getbbox("Åg")[3]) + 2
-    texts = [_wrap(text, font, cell_x) for text in captions or [""] * len(pictures)]
-    row_lines = [max(map(len, texts[i : i + columns])) for i in range(0, len(texts), columns)]
-    row_y = [cell_y + gap + (lines * line + 5 if lines else 0) for lines in row_lines]
-
-    sheet = Image.new("RGB", (columns * (cell_x + gap) + gap, sum(row_y) + gap), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
-        x = gap + (i % columns) * (cell_x + gap)
-        y = gap + sum(row_y[: i // columns])
-        draw.rectangle((x - 1, y - 1, x + cell_x, y + cell_y), outline=_FRAME)
-        sheet.paste(picture, (x + (cell_x - picture.width) // 2, y + (cell_y - picture.height) // 2))
-        for j, text in enumerate(lines):
-            draw.text((x + cell_x / 2, y + cell_y + 5 + j * line), text, _INK, font, anchor="ma")
-    return sheet
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int = 4) -> list[str]:
-    """Breaks `text` at spaces (inside a word where it must) into lines of at most `width` pixels."""
-    lines, current = [], ""
-    for word in text.split():
-        joined = f"{current} {word}".strip()
-        if current and font.getlength(joined) > width:
-            lines.append(current)
-            joined = word
-        while font.getlength(joined) > width and len(joined) > 1:
-            fits = next(n for n in range(len(joined) - 1, 0, -1) if n == 1 or font.getlength(joined[:n]) <= width)
-            lines.append(joined[:fits])
-            joined = joined[fits:]
-        current = joined
-    lines = [*lines, current] if current else lines
-    if len(lines) > max_lines:
-        lines = lines[:max_lines]
-        while lines[-1] and font.getlength(lines[-1] + "…") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "…"
-    return lines

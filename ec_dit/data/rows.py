@@ -98,15 +98,19 @@ class PictureRows:
     def _read(self, index: int) -> _Picture:
         record = self.records[index]
         try:
-            image = images.decode(record.image)
+            pixels_YXZ = self._pixels(record.image)
         except images.ImageError as error:
             raise UserError(f"{self.records.path}: record {record.id!r}: {error}") from error
-        if self._crop == "center":
-            pixels_YXZ = images.center_crop(image, self._size)
-        else:
-            pixels_YXZ = np.asarray(images.resize_shorter(image, self._size))
         tokens = self._tokenizer.encode(record.captions, self._length)
         return _Picture(pixels_YXZ, *tokens, record.weights, record.flip, index)
+
+    def _pixels(self, data: bytes) -> np.ndarray:
+        """What is kept of a picture, uint8 (Y, X, 3)."""
+        with images.room_for(data):
+            image = images.decode(data)
+            if self._crop == "center":
+                return images.center_crop(image, self._size)
+            return np.asarray(images.resize_shorter(image, self._size))
 
     def row(self, example: _Picture, rng: np.random.Generator | None) -> Row:
         """Crops, mirrors and picks a caption."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
-from ec_dit.data import files, filters, tokenizer, units, workplace
+from ec_dit.data import files, filters, images, tokenizer, units, workplace
 from ec_dit.data.filters import Filters
 from ec_dit.data.finishing import Finish
 from ec_dit.data.pipeline import Bar, ahead
@@ -172,11 +172,14 @@ class _Work:
         ids: set[tuple[str, str]] = set()
 
         def prepare(item: Record | Skipped) -> tuple[filters.Picture, Any] | Skipped:
-            found = item if isinstance(item, Skipped) else filters.look(item, self._filters)
-            if isinstance(found, Skipped):
-                return found
-            ready = unit.ready(found)  # all that is left of the picture: many wait at a time
-            return found._replace(image=_NOTHING, record=dataclasses.replace(found.record, image=b"")), ready
+            if isinstance(item, Skipped):
+                return item
+            with images.room_for(item.image):
+                found = filters.look(item, self._filters)
+                if isinstance(found, Skipped):
+                    return found
+                ready = unit.ready(found)  # all that is left of the picture: many wait at a time
+                return found._replace(image=_NOTHING, record=dataclasses.replace(found.record, image=b"")), ready
 
         records = itertools.chain.from_iterable(self._source.records(shard) for shard in self._shards[number])
         window = 3 * (self._encoding.batch_size if self._encoding else 8)

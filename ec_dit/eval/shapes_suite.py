@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ec_dit.data import images as pictures
+from ec_dit.data.sheet import contact_sheet
 from ec_dit.data.sources.shapes_scene import ShapesOptions, eval_prompts
 from ec_dit.eval.base import Evaluation, Generate
 from ec_dit.eval.shapes import score
@@ -51,7 +51,7 @@ class ShapesEvaluator:
         )
         shown = [i for name in names for i in _first(self._tasks, name, _SHEET_PER_TASK)]
         captions = [f"{self._captions[i]} [{'right' if correct[i] else 'wrong'}]" for i in shown]
-        sheet = pictures.contact_sheet([made[i] for i in shown], captions, columns=_SHEET_PER_TASK, smooth=True)
+        sheet = contact_sheet([made[i] for i in shown], captions, columns=_SHEET_PER_TASK, smooth=True)
         return Evaluation(result, table, sheet)
 
 
