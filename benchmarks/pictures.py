@@ -3,8 +3,8 @@
     python benchmarks/pictures.py [--side=8000] [--threads=1,8]
 
 Each kind runs in a process of its own, as `prepare` does: every thread waits for room, decodes, and crops to 256 pixels. The peak
-is the largest resident memory that the kernel saw, less that of a process which decodes a tiny picture. Files are of one colour, so
-that making them takes little; what decoders hold does not depend on that.
+is the largest resident memory that the kernel saw, less that of a process which decodes a tiny picture. Files are of one colour,
+so that making them takes little; what decoders hold does not depend on that.
 """
 
 import argparse

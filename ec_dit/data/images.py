@@ -63,9 +63,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(f"damaged image: {error}") from error
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels: keep them as they are stored
         ImageOps.exif_transpose(image, in_place=True)
-    image = _to_rgb(image, profile or image.info.get("icc_profile"))
-    image.info = {}  # applied; a writer would store it again
-    return image
+    rgb = _to_rgb(image, profile or image.info.get("icc_profile"))
+    rgb.info = {}  # applied; a writer would store it again
+    return rgb
 
 
 def room_for(data: bytes) -> contextlib.AbstractContextManager[None]:

@@ -12,7 +12,8 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 # What both spaces have keeps its colour exactly; black stays black where inks cannot reach it.
 _INTENT, _FLAGS = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
 _GREYS = np.arange(256, dtype=np.uint8)[None]
-_COLOURS = np.stack(np.meshgrid(*[np.arange(0, 256, 15, np.uint8)] * 3), -1).reshape(1, -1, 3)
+_SIDE = np.arange(0, 256, 15, dtype=np.uint8)
+_COLOURS = np.stack(np.meshgrid(_SIDE, _SIDE, _SIDE), -1).reshape(1, -1, 3)
 _SAME = 1  # of 255: what a profile has to change at least, somewhere, to be another one than sRGB
 
 
