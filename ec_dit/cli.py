@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
-from ec_dit.core import processes, terminal
+from ec_dit.core import paths, processes, terminal
 from ec_dit.core.errors import TryAgain, UserError, explain
 
 CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -118,6 +118,24 @@ def define_float(
     flags.DEFINE(parser, name, default, meaning, flag_values, serializer)
 
 
+class _PathParser(flags.ArgumentParser[str]):
+    """Reads a path, in which a shell leaves ~ as it is."""
+
+    def parse(self, argument: str) -> str:
+        if not argument:
+            raise ValueError("it is empty; was it a variable of the shell that is not set?")
+        return argument if paths.is_remote(argument) else str(paths.home_expanded(argument))
+
+    def flag_type(self) -> str:
+        return "string"
+
+
+def define_path(name: str, meaning: str, *, flag_values: flags.FlagValues, default: str | None = None) -> None:
+    """Adds a flag for a file or folder, on a disk or in a bucket; ~ is the home folder."""
+    serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+    flags.DEFINE(_PathParser(), name, default, meaning, flag_values, serializer)
+
+
 def define_help(flag_values: flags.FlagValues) -> None:
     """Adds --help."""
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=flag_values, short_name="h")
@@ -150,7 +168,7 @@ def _join(flag_values: flags.FlagValues) -> None:
 
 def define_run(flag_values: flags.FlagValues) -> None:
     """Adds the flags of what reads a trained run: --workdir, --step, --ema, --mesh, --seed."""
-    flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=flag_values)
+    define_path("workdir", "Folder of a run.", flag_values=flag_values)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=flag_values)
     flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=flag_values)

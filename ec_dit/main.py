@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ec_dit import checks, cli, config
-from ec_dit.core import processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError, did_you_mean
 
 
@@ -23,7 +23,7 @@ def define_flags() -> flags.FlagValues:
     """The flags of one call; parsing --config adds one for every key."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, images.", flag_values=values)
+    cli.define_path("workdir", "Folder of the run: checkpoints, metrics, images.", flag_values=values)
     cli.define_processes(values)
     cli.define_help(values)
     return values
@@ -55,6 +55,7 @@ def train(run_config: ConfigDict, workdir: str | None) -> int:
     if not workdir:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
     checks.validate(run_config)
+    paths.at(workdir)  # a bucket that does not answer should say so before data are prepared
 
     from ec_dit import training  # after the checks: these imports take seconds that a typo need not cost
 

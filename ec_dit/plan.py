@@ -28,7 +28,7 @@ def define_flags() -> flags.FlagValues:
         "topology", None, "Such as v5p:8x8x8, or cpu:8; the config's own by default.", flag_values=values
     )
     flags.DEFINE_enum("what", "train", ["train", "sample"], "The step to plan.", flag_values=values)
-    flags.DEFINE_string("json", None, "File to write the figures to.", flag_values=values)
+    cli.define_path("json", "File to write the figures to.", flag_values=values)
     cli.define_help(values)
     return values
 

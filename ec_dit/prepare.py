@@ -37,6 +37,9 @@ def _flags() -> flags.FlagValues:
     def text(name: str, meaning: str, default: str | None = None) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
 
+    def place(name: str, meaning: str) -> None:
+        cli.define_path(name, meaning, flag_values=values)
+
     def whole(name: str, meaning: str, default: int | None = None) -> None:
         flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
 
@@ -47,18 +50,20 @@ def _flags() -> flags.FlagValues:
         flags.DEFINE_bool(name, False, meaning, flag_values=values)
 
     text("source", "What to prepare: shapes, emoji, folder, webdataset, parquet, coco or tfds:NAME.")
-    text(
+    place(
         "out",
         "Folder to write; it must not exist yet, be empty, or hold what an interrupted call of this command left.",
     )
-    text("path", "Where the source lies: a folder; webdataset and parquet also take a file, a{000..099}.tar or a*.tar.")
+    place(
+        "path", "Where the source lies: a folder; webdataset and parquet also take a file, a{000..099}.tar or a*.tar."
+    )
     flags.DEFINE_list(
         "captions",
         None,
         "webdataset, parquet, tfds: where captions come from, each with its weight, such as recaption=0.8,txt=0.2.",
         flag_values=values,
     )
-    text("font", "emoji: file of a colour emoji font; without it an installed one is used.")
+    place("font", "emoji: file of a colour emoji font; without it an installed one is used.")
     text("placement", "shapes: where objects stand: cell, jitter or free.")
     text("ground", "shapes: plain or textured.")
     whole("num_train", "shapes: training examples.")
@@ -94,9 +99,9 @@ def _flags() -> flags.FlagValues:
         "Of pictures: side of what shapes and emoji draw; others are shrunk to it, if their shorter side is longer.",
     )
     whole("vocab_size", "Of pictures: pieces of the tokenizer, at most.", 4096)
-    text("tokenizer", "Of pictures: a sentencepiece model to copy instead of training one.")
+    place("tokenizer", "Of pictures: a sentencepiece model to copy instead of training one.")
 
-    text("vae", "Folder of a published autoencoder: store latents, their mean and deviation.")
+    place("vae", "Folder of a published autoencoder: store latents, their mean and deviation.")
     text("text_encoder", "Folders of published text encoders, comma-separated: store embeddings.")
     whole("resolution", "Side in pixels to which pictures are cropped before they are encoded.", 256)
     switch(

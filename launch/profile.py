@@ -20,7 +20,7 @@ from launch.cloud import Cloud
 FLAGS = flags.FlagValues()
 common.define_tpu(FLAGS)
 flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=FLAGS)
-flags.DEFINE_string("out", "traces", "Folder here for the trace.", flag_values=FLAGS)
+cli.define_path("out", "Folder here for the trace.", default="traces", flag_values=FLAGS)
 flags.DEFINE_string("worker", "0", "Host whose devices are traced, or all.", flag_values=FLAGS)
 flags.DEFINE_integer("wait_seconds", 600, "How long to wait for it.", flag_values=FLAGS)
 

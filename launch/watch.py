@@ -25,7 +25,7 @@ common.define_tpu(FLAGS)
 common.define_slice(FLAGS)
 common.define_job(FLAGS)
 _DEFAULT = Patience()
-flags.DEFINE_string("journal", None, "File; default: runs/NAME.watch.jsonl.", flag_values=FLAGS)
+cli.define_path("journal", "File; default: runs/NAME.watch.jsonl.", flag_values=FLAGS)
 flags.DEFINE_bool("keep", False, "Leave the slice when the run ends or is given up.", flag_values=FLAGS)
 cli.define_float("poll_seconds", _DEFAULT.poll, "Between looks.", lower_bound=0, flag_values=FLAGS)
 cli.define_float(

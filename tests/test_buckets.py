@@ -3,11 +3,12 @@
 import itertools
 import json
 import os
+import socket
 
 import pytest
 
-from ec_dit.core import paths
-from ec_dit.core.errors import UserError
+from ec_dit.core import buckets, paths
+from ec_dit.core.errors import TryAgain, UserError
 from ec_dit.data import dataset, workplace
 from ec_dit.data.loader import Loader
 from ec_dit.data.rows import EncodedRows
@@ -157,12 +158,40 @@ def test_encoded_data_in_a_bucket(bucket):
     assert there() == whole
 
 
-def test_paths(monkeypatch, tmp_path):
+def test_paths(monkeypatch, tmp_path, bucket):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert os.fspath(paths.at("here")) == str(tmp_path / "here")
+    assert os.fspath(paths.at("~/here")) == str(tmp_path / "home" / "here")
     assert str(paths.at("gs://bucket/a") / "b") == "gs://bucket/a/b"
-    with pytest.raises(UserError, match=r"s3://b/a: only gs:// buckets"):
-        paths.at("s3://b/a")
+    for wrong, message in {
+        "s3://b/a": r"s3://b/a: only gs:// buckets",
+        "gs:/bucket/a": r"neither a folder nor a bucket; buckets are written gs://BUCKET/FOLDER",
+        "gs://": r"names no bucket",
+        "a\0b": r"NUL character",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            paths.at(wrong)
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ec-dit\[gcs\]'"):
         paths.at("gs://bucket/a")
+
+
+def test_a_bucket_that_does_not_answer_or_refuses(bucket, monkeypatch):
+    server, _ = bucket
+    buckets.reach.cache_clear()
+    for status, message in (
+        (404, "there is no bucket gs://b1"),
+        (403, "gs://b1 wants credentials, and none are found"),
+    ):
+        monkeypatch.setattr(server, "broken", lambda method, path, status=status: status)
+        with pytest.raises(UserError, match=message) as caught:
+            paths.at("gs://b1/x")
+        assert not isinstance(caught.value, TryAgain)
+    monkeypatch.setattr(server, "broken", None)
+    assert str(paths.at("gs://b1/x")) == "gs://b1/x"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # which nobody listens to
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{probe.getsockname()[1]}")
+        with pytest.raises(TryAgain, match=r"gs://b2: 127.0.0.1 cannot be reached \(.*refused"):
+            paths.at("gs://b2/x")

@@ -1,6 +1,7 @@
 """What every entry point does around its work."""
 
 import errno
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -9,7 +10,7 @@ import launch.create
 import launch.logs
 import launch.profile
 import launch.watch
-from ec_dit import cli, convert, evaluate, prepare, sample
+from ec_dit import cli, convert, evaluate, main, plan, prepare, sample
 from ec_dit.core.errors import TryAgain, UserError
 
 
@@ -87,3 +88,29 @@ def test_every_flag_for_a_number_of_every_entry_point_refuses_nan():
         for text in ("nan", "inf", "-inf"):
             with pytest.raises(flags.IllegalFlagValueError, match=r"must be a finite number"):
                 flag.parse(text)
+
+
+def test_paths_know_the_home_folder(monkeypatch, tmp_path, capsys):
+    """A shell leaves ~ as it is behind the = of --workdir=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = flags.FlagValues()
+    cli.define_help(values)
+    cli.define_path("workdir", "", flag_values=values)
+    seen = []
+    for text in ("~/x", "~", "a/~/b", "gs://bucket/~"):
+        assert cli.run("p", "", values, lambda: seen.append(values.workdir), ["p", f"--workdir={text}"]) == 0
+    assert seen == [f"{tmp_path}/x", str(tmp_path), "a/~/b", "gs://bucket/~"]
+    assert cli.run("p", "", values, lambda: None, ["p", "--workdir="]) == 2
+    assert "it is empty; was it a variable of the shell that is not set?" in capsys.readouterr().err
+    assert cli.run("p", "", values, lambda: None, ["p", "--workdir=~nobody-of-that-name/x"]) == 2
+    assert "~nobody-of-that-name/x" in capsys.readouterr().err
+
+
+def test_every_path_flag_of_every_entry_point_expands_it():
+    known = [sample.FLAGS, evaluate.FLAGS]
+    known += [prepare._flags(), convert._flags(), main.define_flags(), plan.define_flags()]
+    names = {"workdir", "out", "path", "prompts_file", "autoencoder", "vae", "font", "tokenizer", "json", "journal"}
+    found = [values[name] for values in known for name in sorted(names & set(values))]
+    assert len(found) >= 12
+    for flag in found:
+        assert flag.parser.parse("~/x") == str(Path("~/x").expanduser()), flag.name

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path, PurePath
 from etils import epath
 from etils.epath import backend
 
+from ec_dit.core import buckets
 from ec_dit.core.errors import UserError
 
 
@@ -52,15 +54,36 @@ def remove(paths: Iterable[epath.Path]) -> None:
 
 
 def at(path: str | PurePath) -> epath.Path:
-    """The path as an object; one on a disk is made absolute.
+    """The path as an object; one on a disk is made absolute, ~ being the home folder.
 
     Raises:
-        UserError: for a bucket of a kind that is not supported, or without the library that reads buckets.
+        UserError: for a bucket of a kind that is not supported, without the library that reads buckets, or one that refuses.
+        TryAgain: a bucket does not answer.
     """
+    text = str(path)
     if not is_remote(path):
-        return epath.Path(Path(path).absolute())
-    if not str(path).startswith("gs://"):
+        if re.match(r"(gs|s3|https?):", text):
+            raise UserError(f"{text!r} is neither a folder nor a bucket; buckets are written gs://BUCKET/FOLDER.")
+        if "\0" in text:
+            raise UserError(f"{text!r} is no path: it has a NUL character.")
+        return epath.Path(home_expanded(text).absolute())
+    if not text.startswith("gs://"):
         raise UserError(f"{path}: only gs:// buckets are supported; mount others as a folder.")
+    if not (bucket := text.removeprefix("gs://").partition("/")[0]):
+        raise UserError(f"{path!r} names no bucket; write gs://BUCKET/FOLDER.")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{path}: buckets need gcsfs; run: pip install 'ec-dit[gcs]'")
+    buckets.reach(bucket)
     return epath.Path(path)
+
+
+def home_expanded(path: str | PurePath) -> Path:
+    """A path on a disk, with ~ as the home folder: a shell leaves it as it is in --workdir=~/runs.
+
+    Raises:
+        UserError: for a home that is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}; write the folder in full.") from error
