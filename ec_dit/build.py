@@ -244,10 +244,18 @@ class System:
             return 0.0, 1.0
         return self.encoding.mean_Z, self.encoding.std_Z
 
-    def draw(self, latent_BYXZ: np.ndarray) -> np.ndarray:
-        """The pictures, uint8 (B, rows, columns, 3), of latents as the model has them."""
+    def draw(self, latent_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes latents as the model has them.
+
+        Returns:
+            The pictures, uint8 (B, rows, columns, 3), and finite_B: False where numbers are not, and the picture is plain grey.
+        """
         mean_Z, std_Z = self.latent_scale
-        return images.to_uint8(self.autoencoder.decode(np.asarray(latent_BYXZ, np.float32) * std_Z + mean_Z))
+        with np.errstate(over="ignore", invalid="ignore"):  # of a model that diverged, which is counted
+            latent_BYXZ = np.asarray(latent_BYXZ, np.float32) * std_Z + mean_Z
+            image_BYXZ = self.autoencoder.decode(latent_BYXZ)
+        finite_B = np.isfinite(image_BYXZ).all((1, 2, 3))
+        return images.to_uint8(np.where(finite_B[:, None, None, None], image_BYXZ, 0)), finite_B
 
     def generator(
         self,

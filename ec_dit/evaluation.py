@@ -52,6 +52,7 @@ def run(
         "step": step,
         "seed": seed,
         "weights": "ema" if ema else "params",
+        "images_not_finite": generator.broken,
         **describe(system, settings),
     }
     picture = workdir.path / f"eval_{name}.png"
@@ -59,6 +60,8 @@ def run(
         workdir.write_eval(name, figures)
         picture.write_bytes(images.encode_png(outcome.sheet))
     say(outcome.table)
+    if generator.warning:
+        say(generator.warning)
     say(f"contact sheet: {picture}")
     return outcome
 

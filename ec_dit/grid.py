@@ -23,8 +23,8 @@ class SampleGrid:
     Of encoded data the captions' embeddings are those that are stored, so that no text encoder is loaded for them.
     """
 
-    def __init__(self, system: build.System, data: Dataset, writer: MetricWriter):
-        self._writer = writer
+    def __init__(self, system: build.System, data: Dataset, writer: MetricWriter, say: Callable[[str], None]):
+        self._writer, self._say = writer, say
         config = system.config
         self._seed, self._prompts = config.seed, list(config.log.prompts)
         self._real: list[np.ndarray] = []
@@ -60,11 +60,14 @@ class SampleGrid:
             if not processes.everywhere(Path(path).exists()):
                 say(f"no sample grids: not every process finds the autoencoder {path}; see --config.data.autoencoder")
                 return None
-        return cls(system, data, writer)
+        return cls(system, data, writer, say)
 
     def __call__(self, done: int, state: TrainState) -> None:
         """Draws, and writes the grid."""
+        self._generator.made = self._generator.broken = 0
         made = self._generator(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
+        if warning := self._generator.warning:
+            self._say(f"samples of step {done}: {warning}")
         pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
         shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
         captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts

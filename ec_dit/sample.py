@@ -129,15 +129,15 @@ def work() -> None:
         "config": run_config.name,
         "step": step,
         "weights": "ema" if FLAGS.ema else "params",
+        "images_not_finite": generator.broken,
         "shape": "x".join(str(side * factor) for side in shape),
         **evaluation.describe(system, settings),
     }
     (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n")
     if len(jobs) > len(sheet):
         cli.say(f"the sheet shows the first {len(sheet)}")
-    cli.say(
-        f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}"
-    )
+    told = f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}"
+    cli.say("\n".join(filter(None, (told, generator.warning))))
 
 
 def _empty_folder(name: str) -> epath.Path:

@@ -211,8 +211,8 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Float in [-1, 1] (clipped) to the nearest uint8; NaN becomes mid-grey."""
-    values = np.nan_to_num(np.asarray(values, np.float32), nan=0.0)
-    return np.clip(np.round((values + 1) * 127.5), 0, 255).astype(np.uint8)
+    values = np.clip(np.nan_to_num(np.asarray(values, np.float32), nan=0.0), -1, 1)
+    return np.round((values + 1) * 127.5).astype(np.uint8)
 
 
 def to_pil(image: Image.Image | np.ndarray) -> Image.Image:

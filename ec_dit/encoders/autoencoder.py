@@ -84,7 +84,10 @@ class Autoencoder:
         """
         image_BYXZ = _checked(image_BYXZ, _IMAGE, "images", self.factor)
         pixels = image_BYXZ.shape[1] * image_BYXZ.shape[2] // self.factor**2
-        return self._run(self._encode, image_BYXZ, pixels, "encoding images")
+        out = self._run(self._encode, image_BYXZ, pixels)
+        if not all(np.isfinite(array).all() for array in out):
+            raise UserError(f"encoding images gave numbers that are not finite; {self._cause(image_BYXZ)}")
+        return out
 
     def decode(self, latent_BYXZ: np.ndarray | jax.Array, tile: int | None = None) -> np.ndarray:
         """The images of normalised latents.
@@ -95,23 +98,24 @@ class Autoencoder:
                 size of the images it was trained on but at least 64.
 
         Returns:
-            (B, Y * factor, X * factor, 3) float32, -1..1 with small excesses that are for the caller to clip.
+            (B, Y * factor, X * factor, 3) float32, -1..1 with small excesses that are for the caller to clip; not finite for
+            latents that are not, or are far outside of what the model was trained on.
 
         Raises:
-            UserError: for another shape or kind of array, or a result that is not finite.
+            UserError: for another shape or kind of array.
         """
         latent_BYXZ = _checked(latent_BYXZ, self.channels, "latents")
         tile = self.tile if tile is None else tile
         if max(latent_BYXZ.shape[1:3]) <= tile:
-            return self._run(self._decode, latent_BYXZ, math.prod(latent_BYXZ.shape[1:3]), "decoding latents")
-        decode = functools.partial(self._run, self._decode, pixels=tile * tile, what="decoding latents")
+            return self._run(self._decode, latent_BYXZ, math.prod(latent_BYXZ.shape[1:3]))
+        decode = functools.partial(self._run, self._decode, pixels=tile * tile)
         return decode_tiled(decode, latent_BYXZ, tile, self.factor, self._at_once(tile * tile))
 
     def _at_once(self, pixels: int) -> int:
         """How many images of so many latent pixels are worked on together: on every device one large one, or several."""
         return sharding.batch_ways(self._mesh) * max(1, _PIXELS_AT_ONCE // pixels)
 
-    def _run(self, function: Callable[..., Any], array: np.ndarray, pixels: int, what: str) -> Any:
+    def _run(self, function: Callable[..., Any], array: np.ndarray, pixels: int) -> Any:
         """`function` of a batch of any size, a part at a time, on the host."""
         ways = sharding.batch_ways(self._mesh)
         size = min(self._at_once(pixels), -(-len(array) // ways) * ways)
@@ -122,10 +126,7 @@ class Autoencoder:
             with jax.set_mesh(self._mesh):
                 out = function(self._params, sharding.place(full, self._mesh))
             outs.append(jax.tree.map(lambda a, part=part: a[: len(part)], jax.device_get(out)))
-        out = jax.tree.map(lambda *parts: np.concatenate(parts), *outs)
-        if not all(np.isfinite(a).all() for a in jax.tree.leaves(out)):
-            raise UserError(f"{what} gave numbers that are not finite; {self._cause(array)}")
-        return out
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outs)
 
     def _cause(self, array: np.ndarray) -> str:
         if not np.isfinite(array).all():

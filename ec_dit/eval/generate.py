@@ -96,8 +96,11 @@ class Generator:
     Args:
         shape_YXZ: of one latent.
         encode: captions -> Text of NumPy arrays (B, T, ...).
-        decode: clean latents (B, Y, X, Z) -> uint8 images (B, rows, columns, 3).
+        decode: clean latents (B, Y, X, Z) -> uint8 images (B, rows, columns, 3), and finite_B, whether their numbers are.
         null_text: the empty caption, leaves without B.
+
+    Attributes:
+        made, broken: images so far, and how many of them came out with numbers that are not finite.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class Generator:
         mesh: Mesh,
         shape_YXZ: tuple[int, int, int],
         encode: Callable[[Sequence[str]], Text],
-        decode: Callable[[np.ndarray], np.ndarray],
+        decode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
         null_text: Text,
         compiler_options: dict[str, str] | None = None,
     ):
@@ -117,6 +120,7 @@ class Generator:
         self._batch_size = -(-settings.batch_size // ways) * ways  # the devices share a batch evenly
         self._encode, self._decode = encode, decode
         self._null_text = null_text
+        self.made = self.broken = 0
         self._sample = jax.jit(
             lambda params, *args: sample(graphdef, settings, params, *args),
             out_shardings=sharding.replicated(mesh),  # every process gets every image
@@ -136,8 +140,21 @@ class Generator:
             with jax.set_mesh(self._mesh):
                 given = sharding.place((noise, self._encode(padded)), self._mesh)
                 x = self._sample(params, *given, self._null_text)
-            yield part, self._decode(jax.device_get(x))[: part.stop - part.start]
+            image_BYXZ, finite_B = (array[: part.stop - part.start] for array in self._decode(jax.device_get(x)))
+            self.made += len(image_BYXZ)
+            self.broken += int(np.count_nonzero(~finite_B))
+            yield part, image_BYXZ
 
     def __call__(self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int) -> np.ndarray:
         """All images at once, uint8 (N, rows, columns, 3), in the order of the prompts."""
         return np.concatenate([images for _, images in self.batches(params, prompts, indices, seed)])
+
+    @property
+    def warning(self) -> str:
+        """What people should know of the images so far; '' if all is well."""
+        if not self.broken:
+            return ""
+        return (
+            f"{self.broken} of {self.made} images came out with numbers that are not finite and are plain grey: the model has "
+            f"diverged (an earlier checkpoint may be sound), or its guidance is too strong."
+        )

@@ -134,18 +134,28 @@ def test_wrong_arrays(autoencoder):
 
 
 def test_numbers_that_are_not_finite(autoencoder, folder, tmp_path):
-    latent_BYXZ = normal(1, 2, 2, 4)
-    with pytest.raises(UserError, match="decoding latents gave numbers that are not finite; they were not finite them"):
-        autoencoder.decode(latent_BYXZ * np.nan)
+    image_BYXZ = uniform(1, 16, 16, 3)
+    with pytest.raises(UserError, match="encoding images gave numbers that are not finite; they were not finite them"):
+        autoencoder.encode(image_BYXZ * np.nan)
 
     def damaged(weights):
-        return weights | {"decoder.conv_in.bias": np.full(16, 3e38, np.float32)}
+        return weights | {"encoder.conv_in.bias": np.full_like(weights["encoder.conv_in.bias"], 3e38)}
 
     published(tmp_path, damaged)
     with pytest.raises(UserError, match="not finite; the weights are damaged, or"):
-        Autoencoder.load(tmp_path, mesh()).decode(latent_BYXZ)
+        Autoencoder.load(tmp_path, mesh()).encode(image_BYXZ)
     with pytest.raises(UserError, match="not finite; load the autoencoder with dtype float32 instead of bfloat16"):
-        Autoencoder.load(tmp_path, mesh(), jnp.bfloat16).decode(latent_BYXZ)
+        Autoencoder.load(tmp_path, mesh(), jnp.bfloat16).encode(image_BYXZ)
+
+
+def test_a_latent_that_diverged_spoils_no_other(autoencoder):
+    """Its picture is not finite, which whoever asked for it counts."""
+    latent_BYXZ = normal(3, 2, 2, 4)
+    spoilt_BYXZ = latent_BYXZ.copy()
+    spoilt_BYXZ[1] = np.nan
+    found, expected = autoencoder.decode(spoilt_BYXZ), autoencoder.decode(latent_BYXZ)
+    assert not np.isfinite(found[1]).any()
+    np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
 
 
 def test_the_weights_by_their_own_path(folder, autoencoder):
