@@ -55,6 +55,8 @@ def test_kept_tokens_are_sorted_distinct_and_uniform():
     assert (np.diff(keep_BS, axis=1) > 0).all()
     np.testing.assert_allclose(np.bincount(keep_BS.ravel()) / 4000, 0.5, atol=0.03)
     assert path.keep_tokens(jax.random.key(2), 4, 8, 0.0) is None
+    few = path.keep_tokens(jax.random.key(2), 4, 10, 0.9)  # 10 x (1 - 0.9) is less than 1 in floats
+    assert few.shape == (4, 1)
 
 
 def test_loss_by_level_sums_to_the_whole():

@@ -16,6 +16,7 @@ from ec_dit.models.objective import Objective
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
 from ec_dit.models.text_to_image import Text, TextToImage
 from ec_dit.nn.routing import RoutingSpec
+from tests import plain
 
 BATCH, SIZE, PATCH, CHANNELS, LENGTH, FLOOR = 8, 8, 2, 3, 5, 0.05
 DIT = DiTSpec(
@@ -67,18 +68,6 @@ def forward(graphdef, routing):
     return quick_jit(partial(network, graphdef, routing))
 
 
-def plain_patches(image_YXZ):
-    """Patches of one image, row by row, each as its rows of pixels one after the other."""
-    rows, columns = (n // PATCH for n in image_YXZ.shape[:2])
-    return np.array(
-        [
-            image_YXZ[row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH].ravel()
-            for row in range(rows)
-            for column in range(columns)
-        ]
-    )
-
-
 def plain_draws(key, goal, shape):
     """(times, noise, kept tokens, dropped captions) in NumPy from JAX's raw draws, keys in the order of the source."""
     key_t, key_noise, key_keep, key_drop = jax.random.split(key, 4)
@@ -105,9 +94,9 @@ def plain_loss(out_BSP, x0_BYXZ, noise_BYXZ, t_B, keep_BS, prediction):
     losses = []
     for out_SP, x0, noise, t, keep_S in zip(np.float64(out_BSP), x0_BYXZ, noise_BYXZ, t_B, keep_BS, strict=True):
         if prediction == "velocity":
-            error = out_SP - plain_patches(noise - x0)[keep_S]
+            error = out_SP - plain.patches(noise - x0, PATCH)[keep_S]
         else:
-            error = (out_SP - plain_patches(x0)[keep_S]) / max(t, FLOOR)
+            error = (out_SP - plain.patches(x0, PATCH)[keep_S]) / max(t, FLOOR)
         losses.append((error**2).mean())
     return np.array(losses)
 
@@ -157,7 +146,7 @@ def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
     x0_BYXZ, text = example()
     inputs, _ = plain_inputs(goal, x0_BYXZ, text)
     _, t_B, _, keep_BS = inputs
-    target_BSP = np.array([plain_patches(x0)[keep_S] for x0, keep_S in zip(x0_BYXZ, keep_BS, strict=True)])
+    target_BSP = np.array([plain.patches(x0, PATCH)[keep_S] for x0, keep_S in zip(x0_BYXZ, keep_BS, strict=True)])
     weight_B11 = 1 / np.maximum(t_B, FLOOR)[:, None, None]
 
     def expected(params):
@@ -193,7 +182,7 @@ def test_the_true_answer_leads_from_noise_to_the_data(prediction, kind):
     if prediction == "epsilon" and kind in ("euler", "heun"):
         return  # of rectified flow only
     answer = {"velocity": noise_BYXZ - data_BYXZ, "data": data_BYXZ, "epsilon": noise_BYXZ}[prediction]
-    condition = Text(np.array([plain_patches(image) for image in answer]), np.ones((3, 8), bool))
+    condition = Text(np.array([plain.patches(image, PATCH) for image in answer]), np.ones((3, 8), bool))
     model = stand_in(lambda x_BYXZ, t_B, text: text.tokens)
     predict = objective.predict_fn(model, ROUTING)
     grid = sampler.ddpm_grid(40, "linspace") if prediction == "epsilon" else sampler.straight_grid(40)
@@ -225,7 +214,7 @@ def test_the_prediction_of_a_real_model_is_its_answer_laid_out_as_an_image(rando
 
     made_BYXZ = np.asarray(quick_jit(run)(params))
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, t_B, text)
-    np.testing.assert_allclose([plain_patches(image) for image in made_BYXZ], out_BSP, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose([plain.patches(image, PATCH) for image in made_BYXZ], out_BSP, rtol=1e-4, atol=1e-5)
 
 
 def test_a_learned_variance_is_left_out():
@@ -254,7 +243,7 @@ def test_the_loss_of_ddpm_equals_numpy(random_model):
     share_B = np.array(shares)[level_B].reshape(-1, 1, 1, 1)
     x_BYXZ = (np.sqrt(share_B) * x0_BYXZ + np.sqrt(1 - share_B) * noise_BYXZ).astype(np.float32)
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, (level_B / 1000).astype(np.float32), text, keep_BS)
-    target_BSP = np.array([plain_patches(image)[keep] for image, keep in zip(noise_BYXZ, keep_BS, strict=True)])
+    target_BSP = np.array([plain.patches(image, PATCH)[keep] for image, keep in zip(noise_BYXZ, keep_BS, strict=True)])
     expected = np.mean((np.asarray(out_BSP) - target_BSP) ** 2)
     assert float(parts["loss"]) == pytest.approx(expected, rel=1e-4)
     assert float(loss) == float(parts["loss"])  # expert choice has no auxiliary loss

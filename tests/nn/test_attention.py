@@ -8,6 +8,7 @@ from flax import nnx
 
 from ec_dit.nn import param
 from ec_dit.nn.attention import Attention
+from tests import plain
 
 WIDTH, TEXT_WIDTH, HEAD_DIM = 12, 10, 8
 
@@ -28,28 +29,6 @@ def run(layer, *arrays):
     return jax.jit(layer.__call__)(*arrays)
 
 
-def plain_attention(params, x, context, mask, heads, kv_heads):
-    """One image, one query head at a time."""
-
-    def norm(values, name):
-        if name not in params:
-            return values
-        return values / np.sqrt((values**2).mean(-1, keepdims=True) + 1e-6) * params[name]["scale_K"]
-
-    out = np.zeros((*x.shape[:2], WIDTH))
-    for b in range(x.shape[0]):
-        for h in range(heads):
-            n = h // (heads // kv_heads)
-            q = x[b] @ params["w_q_DHK"][:, h] + (params["b_q_HK"][h] if "b_q_HK" in params else 0)
-            k = context[b] @ params["w_k_MNK"][:, n] + (params["b_k_NK"][n] if "b_k_NK" in params else 0)
-            v = context[b] @ params["w_v_MNK"][:, n] + (params["b_v_NK"][n] if "b_v_NK" in params else 0)
-            logits = norm(q, "norm_q") @ norm(k, "norm_k").T / np.sqrt(HEAD_DIM)
-            logits[:, ~mask[b]] = -np.inf
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            out[b] += weights / weights.sum(-1, keepdims=True) @ v @ params["w_o_HKD"][h]
-    return out + params.get("b_o_D", 0)
-
-
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "bias", "qk_norm"),
     [(1, 1, True, False), (4, 4, False, False), (6, 2, False, True), (6, 3, True, True), (4, 1, False, False)],
@@ -58,7 +37,7 @@ def test_self_attention(heads, kv_heads, bias, qk_norm):
     layer, params = make(heads, kv_heads, qk_norm=qk_norm, bias=bias)
     x = np.random.default_rng(0).normal(size=(2, 7, WIDTH))
     everywhere = np.ones((2, 7), bool)
-    expected = plain_attention(params, x, x, everywhere, heads, kv_heads)
+    expected = plain.attention(params, x, x, everywhere)
     np.testing.assert_allclose(run(layer, jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -68,7 +47,7 @@ def test_masked_cross_attention(heads, kv_heads):
     rng = np.random.default_rng(0)
     x, context = rng.normal(size=(3, 7, WIDTH)), rng.normal(size=(3, 5, TEXT_WIDTH))
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 1, 0]], bool)
-    expected = plain_attention(params, x, context, mask, heads, kv_heads)
+    expected = plain.attention(params, x, context, mask)
     x, context = jnp.asarray(x, jnp.float32), jnp.asarray(context, jnp.float32)
     out = run(layer, x, context, mask)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)

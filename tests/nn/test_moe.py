@@ -12,6 +12,7 @@ from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.moe import MoE, combine, dispatch, router_scores
 from ec_dit.nn.routing import RoutingSpec
+from tests import plain
 
 # (images, tokens per image, group size, experts, capacity factor, width)
 SIZES = [
@@ -40,72 +41,6 @@ def run(graphdef, params, x_BSD, spec):
     )
 
 
-def wide(params):
-    return {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
-
-
-def plain_scores(params, x_SD):
-    logits = x_SD @ params["w_router_DE"]
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def plain_expert(params, expert, x_D):
-    up = x_D @ params["w_up_EDF"][expert] + (params["b_up_EF"][expert] if "b_up_EF" in params else 0)
-    act = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
-    return act @ params["w_down_EFD"][expert] + (params["b_down_ED"][expert] if "b_down_ED" in params else 0)
-
-
-def algorithm_1(scores_SE, slots):
-    """(token, expert, experts that share the gate): each expert takes its best tokens, among equals the first."""
-    tokens, experts = scores_SE.shape
-    return [
-        (token, expert, None)
-        for expert in range(experts)
-        for token in sorted(range(tokens), key=lambda s, e=expert: (-scores_SE[s, e], s))[:slots]
-    ]
-
-
-def gshard_top2(scores_SE, slots):
-    """(token, expert, experts that share the gate): each token asks two, all first choices before any second."""
-    ranked = [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e)) for row in scores_SE]
-    served, room = [], [slots] * scores_SE.shape[1]
-    for choice in range(2):
-        for token, order in enumerate(ranked):
-            if room[order[choice]]:
-                room[order[choice]] -= 1
-                served.append((token, order[choice], order[:2]))
-    return served
-
-
-def plain_choices(params, x_BSD, group, slots, kind):
-    """What `algorithm_1` or `gshard_top2` chooses in every group, first tokens of the groups added."""
-    choose = {"expert_choice": algorithm_1, "token_choice": gshard_top2}[kind]
-    x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
-    return [
-        (start + token, expert, shared)
-        for start in range(0, len(x_RD), group)
-        for token, expert, shared in choose(plain_scores(params, x_RD[start : start + group]), slots)
-    ]
-
-
-def plain_outputs(params, x_BSD, choices):
-    """The sparse layer in float64 after its choices are made, one token and one expert at a time."""
-    x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
-    scores_RE, out_RD = plain_scores(params, x_RD), np.zeros_like(x_RD)
-    for token, expert, shared in choices:
-        gate = scores_RE[token, expert] / (scores_RE[token, shared].sum() if shared else 1)
-        out_RD[token] += gate * plain_expert(params, expert, x_RD[token])
-    return out_RD.reshape(x_BSD.shape)
-
-
-def plain_moe(params, x_BSD, group, slots, kind):
-    """The whole layer: outputs and experts per token."""
-    choices = plain_choices(params, x_BSD, group, slots, kind)
-    experts_R = np.bincount([token for token, _, _ in choices], minlength=x_BSD[..., 0].size)
-    return plain_outputs(params, x_BSD, choices), experts_R.reshape(x_BSD.shape[:2])
-
-
 def assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots):
     """Compares outputs, experts per token, and the gradients of sum(output x target). Returns those of the layer."""
 
@@ -117,16 +52,16 @@ def assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots
         params, jnp.asarray(x_BSD, jnp.float32)
     )
     group = spec.group_size or x_BSD.shape[1]
-    inputs = wide(params) | {"x": x_BSD}
-    expected_BSD, expected_BS = plain_moe(inputs, x_BSD, group, slots, spec.kind)
+    inputs = plain.wide(params) | {"x": x_BSD}
+    expected_BSD, expected_BS = plain.moe(inputs, x_BSD, group, slots, spec.kind)
     np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(experts_BS, expected_BS)
 
     # Central differences along random directions, one input at a time. The choices stay: a step would break a tie.
-    choices = plain_choices(inputs, x_BSD, group, slots, spec.kind)
+    choices = plain.choices(inputs, x_BSD, group, slots, spec.kind)
 
     def plain_loss(inputs):
-        return (plain_outputs(inputs, inputs["x"], choices) * target_BSD).sum()
+        return (plain.sparse_outputs(inputs, inputs["x"], choices) * target_BSD).sum()
 
     rng = np.random.default_rng(2)
     gradients = gradients[0] | {"x": gradients[1]}
@@ -170,7 +105,7 @@ def test_a_router_of_zeros_gives_everything_to_the_first_tokens():
     out_BSD, stats = run(graphdef, params, x_BSD, RoutingSpec("expert_choice", 2.0, 8))  # C = 4
     np.testing.assert_array_equal(stats.experts_BS, [[4, 4, 4, 4], [0, 0, 0, 0]])
     np.testing.assert_array_equal(out_BSD[1], np.zeros((4, 4)))
-    mean_of_experts = np.mean([plain_expert(wide(params), e, np.asarray(x_BSD[0])) for e in range(4)], axis=0)
+    mean_of_experts = np.mean([plain.expert(plain.wide(params), e, np.asarray(x_BSD[0])) for e in range(4)], axis=0)
     np.testing.assert_allclose(out_BSD[0], mean_of_experts, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stats.untaken, 0.5)
     np.testing.assert_allclose(stats.max_experts, 4)
@@ -269,11 +204,11 @@ def test_bfloat16_routes_in_float32():
     scores_BSE = router_scores(x_BSD.astype(jnp.float32), params["w_router_DE"])
     assert scores_BSE.dtype == jnp.float32
     exact_BSD = np.asarray(x_BSD, np.float64)
-    np.testing.assert_allclose(scores_BSE[0], plain_scores(wide(params), exact_BSD[0]), rtol=1e-5)
+    np.testing.assert_allclose(scores_BSE[0], plain.scores(plain.wide(params), exact_BSD[0]), rtol=1e-5)
 
     out_BSD, stats = jax.jit(lambda params, x_BSD: nnx.merge(graphdef, params)(x_BSD, RoutingSpec()))(params, x_BSD)
     assert out_BSD.dtype == jnp.bfloat16
     assert stats.gate_entropy.dtype == jnp.float32
-    expected_BSD, expected_BS = plain_moe(wide(params), exact_BSD, 16, 8, "expert_choice")
+    expected_BSD, expected_BS = plain.moe(plain.wide(params), exact_BSD, 16, 8, "expert_choice")
     np.testing.assert_array_equal(stats.experts_BS, expected_BS)  # the very same choices as in float64
     assert np.abs(np.asarray(out_BSD, np.float64) - expected_BSD).max() < 0.03 * np.abs(expected_BSD).max()

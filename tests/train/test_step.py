@@ -29,6 +29,37 @@ def test_accumulated_gradients_equal_one_large_batch():
     assert float(metrics_parts["grad_norm"]) == pytest.approx(float(metrics["grad_norm"]), rel=1e-6)
 
 
+def test_micro_batches_draw_for_themselves_and_take_every_third_example():
+    def noisy(params, batch, key):
+        noise = jax.random.normal(key)
+        return noise * (batch @ params["w"]).sum(), {"loss": noise * batch.sum(), "router/max_experts": batch.max(0)}
+
+    batch = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    batch[1, 0], batch[2, 1] = 9, 8  # the largest stand in other micro-batches than the last
+    state = fresh(optax.sgd(0.1))
+    done, metrics = jax.jit(make_step(noisy, optax.sgd(0.1), 0.99, accumulate=3))(state, batch)
+
+    key = jax.random.fold_in(state.key, 0)
+    noises = [float(jax.random.normal(jax.random.fold_in(key, i))) for i in range(3)]
+    parts = [batch[i::3] for i in range(3)]
+    gradient = np.mean([noise * part.sum(0) for noise, part in zip(noises, parts, strict=True)], axis=0)
+    w = np.array([0.5, -0.5]) - 0.1 * gradient
+    np.testing.assert_allclose(done.params["w"], w, rtol=1e-5)
+    losses = [noise * part.sum() for noise, part in zip(noises, parts, strict=True)]
+    assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    np.testing.assert_array_equal(metrics["router/max_experts"], [9, 8])
+    assert float(metrics["grad_norm"]) == pytest.approx(np.sqrt((gradient**2).sum()), rel=1e-5)
+    assert float(metrics["param_norm"]) == pytest.approx(np.sqrt((w**2).sum()), rel=1e-5)
+
+
+def test_weights_and_run_have_keys_of_their_own():
+    made = init_state(lambda key: {"w": jax.random.key_data(key).astype(jnp.float32)}, optax.sgd(0.1), seed=3)
+    of_params, of_run = jax.random.split(jax.random.key(3))
+    np.testing.assert_array_equal(jax.random.key_data(made.key), jax.random.key_data(of_run))
+    np.testing.assert_array_equal(made.params["w"], jax.random.key_data(of_params).astype(jnp.float32))
+    np.testing.assert_array_equal(made.ema["w"], made.params["w"])
+
+
 def test_moving_average_ramps_up():
     tx = optax.sgd(0.1)
     step = make_step(quadratic, tx, 0.5)
