@@ -48,6 +48,10 @@ class RandomEncoders:
         text_BTM = self._rng.standard_normal((len(captions), LENGTH, WIDTH), np.float32)
         return text_BTM, np.arange(LENGTH) < counts[:, None]
 
+    def cut(self, captions: Sequence[str]) -> int:
+        """None: they are drawn."""
+        return 0
+
 
 def write(folder: Path, records: int, lengths: tuple[int, int]) -> None:
     """A set of one picture again and again, which nobody looks at."""

@@ -146,7 +146,7 @@ def prepare(values: flags.FlagValues) -> None:
         raise UserError("--vae and --text_encoder go together: give both, or none to store pictures as they are")
     _refuse_unused(values)
 
-    from ec_dit.data import filters, finishing, registry, workplace, writing
+    from ec_dit.data import filters, ownership, registry, writing
 
     chosen: dict[str, Any] = {
         option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None
@@ -163,7 +163,7 @@ def prepare(values: flags.FlagValues) -> None:
         raise UserError(f"option {name!r} is given twice, by its own flag and by --option")
     given: dict[str, Any] = {name: values[name].value for name in _FILTERS if values[name].value is not None}
     wanted = filters.Filters(**given, keep=tuple(values.keep))
-    workplace.refuse_taken(values.out, values.overwrite)  # before encoders are loaded for nothing
+    ownership.refuse_taken(values.out, values.overwrite)  # before encoders are loaded for nothing
     source = registry.make_source(values.source, chosen | others)
     report = writing.write(
         source,
@@ -178,7 +178,7 @@ def prepare(values: flags.FlagValues) -> None:
         overwrite=values.overwrite,
         say=cli.say,
     )
-    cli.say(f"{report.table()}\n\n{paths.at(values.out) / finishing.SKIPPED} lists every example that was skipped.")
+    cli.say(f"{report.table()}\n\n{paths.at(values.out) / ownership.SKIPPED} lists every example that was skipped.")
 
 
 def _refuse_unused(values: flags.FlagValues) -> None:

@@ -54,7 +54,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path, capsys):
                 time.sleep(0.01)
         finally:
             process.kill()
-    assert not out.exists() and sorted(path.name for path in tmp_path.iterdir()) == [".set.incomplete", "unbroken"]
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.incomplete", ".set.lock", "unbroken"]
     with pytest.raises(UserError, match=r"no data set at"):
         dataset.open(out)
     finished = (left / "set" / "shapes-train.array_record-00000-of-00003").stat()
@@ -160,5 +161,10 @@ def test_a_folder_of_damaged_images(tmp_path, capsys):
         (images / f"{number}.txt").write_text("a picture")
     assert prepare.main(["prepare", "--source=folder", f"--path={images}", f"--out={tmp_path / 'set'}"]) == 2
     errors = capsys.readouterr().err
-    assert "no example is left to train on" in errors and "Traceback" not in errors
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert "no example is left to train on:\n  4 x damaged image, such as 0.png" in errors and "Traceback" not in errors
+    assert f"all of them: {tmp_path}/.set.incomplete/skipped.jsonl" in errors
+    for number in range(4):
+        Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(images / f"{number}.png")
+    arguments = [f"--path={images}", f"--out={tmp_path / 'set'}", "--vocab_size=30"]
+    assert prepare.main(["prepare", "--source=folder", *arguments]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "set"]

@@ -14,17 +14,15 @@ from typing import Any
 
 from etils import epath
 
-from ec_dit.core import paths
+from ec_dit.core import json_file, paths, terminal
 from ec_dit.core.errors import UserError
-from ec_dit.data import files, stored, units
-from ec_dit.data.encoding import FILE as ENCODING
+from ec_dit.data import files, ownership, stored, units
 from ec_dit.data.encoding import Encoding
-from ec_dit.data.finishing import SKIPPED, TOKENIZER
-from ec_dit.data.reading import Examples
+from ec_dit.data.ownership import ENCODING, INCOMPLETE, REPORT, SKIPPED, TOKENIZER
+from ec_dit.data.reading import Examples, fields
 from ec_dit.data.records import Record
-from ec_dit.data.report import FORMAT, Report
+from ec_dit.data.report import Report
 from ec_dit.data.stored import EncodedRecord
-from ec_dit.data.workplace import INCOMPLETE, REPORT
 
 _VERIFIED_BYTES = 2**30  # of files whose content `open` compares with the report: a second or two
 
@@ -69,13 +67,19 @@ class Split:
         index %= len(self)
         part = next(part for part in self.parts if index < part.start + part.size)
         try:
-            return part.parse(part.examples[index - part.start])
-        except Exception as error:  # ArrayRecord and the example parser raise many types on damaged bytes.
-            if paths.is_remote(self.path) or isinstance(error, OSError) or "open() failed" in str(error):
+            data = part.examples[index - part.start]
+        except Exception as error:  # ArrayRecord raises many types on damaged bytes
+            if paths.is_remote(self.path) or isinstance(error, OSError):
                 raise  # perhaps only a connection broke, or too many files are open
-            raise UserError(
-                f"{self.path}: record {index} of split {self.name} is damaged; prepare the data set again ({error})"
-            ) from error
+            raise self._damaged(index, error) from error
+        try:
+            return part.parse(fields(data))
+        except Exception as error:
+            raise self._damaged(index, error) from error
+
+    def _damaged(self, index: int, error: Exception) -> UserError:
+        what = f"record {index} of split {self.name} cannot be read ({terminal.printable(str(error))[:200]})"
+        return json_file.damaged(str(self.path), what, "Prepare the data set again.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +112,9 @@ class Dataset:
 
     def skipped(self) -> Iterator[dict[str, Any]]:
         """Every example left out: its split, id, reason, and whether a filter asked for that."""
-        with (self.path / SKIPPED).open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+        with (self.path / SKIPPED).open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield json_file.parse(line, f"{self.path / SKIPPED}, line {number},", "Prepare the data set again.")
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
@@ -158,40 +163,46 @@ def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open
             was prepared.
     """
     folder = paths.at(path)
-    how = f"prepare it with: python -m ec_dit.prepare --source=... --out={folder}"
+    how = f"Prepare it with: python -m ec_dit.prepare --source=... --out={folder}"
     if not folder.exists():
-        raise UserError(f"there is no data set at {folder}; {how}")
+        raise UserError(f"there is no data set at {folder}. {how}")
     if not (folder / REPORT).exists() or (folder / INCOMPLETE).exists():
-        raise UserError(f"{folder} is not a finished data set (no {REPORT}); {how}")
-    try:
-        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        if found["format"] == FORMAT:
-            report = Report.from_json(json.dumps(found))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / REPORT} is damaged; {how} --overwrite") from error
-    if found["format"] != FORMAT:
-        raise UserError(f"{folder} has layout {found['format']}, this version reads layout {FORMAT}; {how} --overwrite")
-    _check_sizes(folder, report, how)
+        raise UserError(f"{folder} is not a finished data set (no {REPORT}). {how}")
+    report = ownership.report(folder)
+    again = f"{how} --overwrite."
+    _check_sizes(folder, report, again)
     if not paths.is_remote(folder):
-        _check_content(folder, report, how)
+        _check_content(folder, report, again)
     content = json.dumps([dict(report.kept), {n: digest for n, (_, digest) in report.files.items() if n != SKIPPED}])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     encoding = None
     if ENCODING in report.files:
-        encoding = Encoding.from_bytes((folder / ENCODING).read_bytes(), str(folder / ENCODING))
-    return Dataset(folder, report, fingerprint, files.lengths(folder), encoding)
+        encoding = Encoding.from_bytes((folder / ENCODING).read_bytes(), str(folder / ENCODING), again)
+    lengths = files.lengths(folder, again)
+    _check_lengths(folder, report, lengths, again)
+    return Dataset(folder, report, fingerprint, lengths, encoding)
 
 
-def _check_sizes(folder: epath.Path, report: Report, how: str) -> None:
+def _check_sizes(folder: epath.Path, report: Report, again: str) -> None:
     sizes = paths.sizes(folder)
     for name, (wanted, _) in report.files.items():
         found = sizes.get(name)
         if found != wanted:
             state = "missing" if found is None else f"{found:,} bytes long instead of {wanted:,}"
-            raise UserError(f"{folder} is damaged: {name} is {state}; {how} --overwrite")
+            raise json_file.damaged(str(folder), f"{name} is {state}", again)
 
 
-def _check_content(folder: epath.Path, report: Report, how: str) -> None:
+def _check_lengths(folder: epath.Path, report: Report, lengths: Mapping[str, Sequence[int]], again: str) -> None:
+    """Compares what the two descriptions of the records say."""
+    kept: dict[str, int] = {}
+    for name, of_files in lengths.items():
+        split = units.split_of(name)[0] if report.shapes else name
+        kept[split] = kept.get(split, 0) + sum(of_files)
+    if kept != report.kept:
+        raise json_file.damaged(str(folder), f"{files.DESCRIPTION} and {REPORT} count other records", again)
+
+
+def _check_content(folder: epath.Path, report: Report, again: str) -> None:
     """Compares up to a gigabyte: what describes the records, and blocks of their files; of a larger set, others each time."""
     blocks = [(name, i, digest) for name, (_, digests) in report.files.items() for i, digest in enumerate(digests)]
     random.shuffle(blocks)
@@ -204,4 +215,4 @@ def _check_content(folder: epath.Path, report: Report, how: str) -> None:
             data = file.read(files.BLOCK)
         left -= len(data)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise UserError(f"{folder} is damaged: the content of {name} is not what was prepared; {how} --overwrite")
+            raise json_file.damaged(str(folder), f"the content of {name} is not what was prepared", again)

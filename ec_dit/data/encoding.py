@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ec_dit.core.errors import UserError
-from ec_dit.data.workplace import difference
+from ec_dit.core import json_file
+from ec_dit.data.plans import difference
 
 FILE = "encoding.safetensors"
 
@@ -37,19 +37,39 @@ class Encoding:
         return safetensors.numpy.save(arrays, {"facts": json.dumps(dict(self.facts), sort_keys=True)})
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> "Encoding":
+    def from_bytes(cls, data: bytes, where: str, advice: str = "") -> "Encoding":
         """The inverse of `to_bytes`.
 
+        Args:
+            where: they come from, and `advice` on what to do, for the message.
+
         Raises:
-            UserError: if the bytes are damaged; `where` they come from.
+            UserError: if the bytes are damaged, or of something else.
         """
-        try:
+        with json_file.whole(where, advice):
             length = int.from_bytes(data[:8], "little")
             facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
-            arrays = safetensors.numpy.load(data)
-            return cls(facts, arrays["null_text"], arrays["null_mask"], arrays["mean"], arrays["std"])
-        except Exception as error:  # the parser of safetensors raises several kinds
-            raise UserError(f"{where} is damaged: {error}") from error
+            try:
+                arrays = safetensors.numpy.load(data)
+            except safetensors.SafetensorError as error:
+                raise json_file.damaged(where, str(error), advice) from error
+            found = cls(facts, arrays["null_text"], arrays["null_mask"], arrays["mean"], arrays["std"])
+            found._check()
+            return found
+
+    def _check(self) -> None:
+        """ValueError, or what a missing part raises, where facts and arrays are not what they should be."""
+        for part, kinds in _FACTS.items():
+            for key, kind in kinds.items():
+                if type(self.facts[part][key]) is not kind:
+                    raise ValueError(f"{part}.{key} is {self.facts[part][key]!r}")
+        length, width = self.facts["text"]["length"], self.facts["text"]["width"]
+        channels = (self.facts["autoencoder"]["channels"],)
+        found = {"null_text": self.null_text_TM, "null_mask": self.null_mask_T, "mean": self.mean_Z, "std": self.std_Z}
+        shapes = {"null_text": (length, width), "null_mask": (length,), "mean": channels, "std": channels}
+        for name, array in found.items():
+            if array.shape != shapes[name] or not np.isfinite(array).all():
+                raise ValueError(f"{name} is not {shapes[name]} finite numbers")
 
     @property
     def autoencoder_path(self) -> str:
@@ -59,6 +79,12 @@ class Encoding:
     def difference(self, other: "Encoding") -> list[str]:
         """Lines 'autoencoder.sha256: old -> new' for all that makes latents or embeddings of another kind."""
         return difference(_kind(self.facts), _kind(other.facts))
+
+
+_FACTS = {
+    "autoencoder": {"sha256": str, "factor": int, "channels": int, "path": str},
+    "text": {"sha256": list, "width": int, "length": int, "type": str, "lower": bool, "paths": list},
+}
 
 
 def _kind(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Files of a data set in the making: TFDS's layout of tf.train.Example in ArrayRecord, written without TensorFlow."""
 
 import contextlib
+import errno
 import hashlib
 import io
-import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ec_dit.core import json_file
+
 Fields = Mapping[str, bytes | bool]
 
 # One record a group, as random access wants it. What fills the files does not compress: pictures, and noise-like floats.
 _OPTIONS = "group_size:1,uncompressed"
 BLOCK = 2**26  # bytes that are hashed together: of a large file, some are compared
-_DESCRIBED = ("dataset_info.json", "features.json")
+DESCRIPTION = "dataset_info.json"
+_DESCRIBED = (DESCRIPTION, "features.json")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -39,23 +44,47 @@ def file_name(name: str, split: str, unit: int, units: int) -> str:
     return f"{name}-{split}.array_record-{unit:0{width}d}-of-{units:0{width}d}"
 
 
+def is_record_file(file: str, name: str, units: int | None = None) -> bool:
+    """Whether a file of that name may hold a unit's records of the data set `name`, of so many units or of any number."""
+    of = r"\d{5,}" if units is None else f"{units:0{max(5, len(str(units)))}d}"
+    return bool(re.fullmatch(rf"{re.escape(name)}-.+\.array_record-\d{{5,}}-of-{of}", file))
+
+
 class Writer:
-    """One file of records; `close` before it is used."""
+    """One file of records; `close` before it is used.
+
+    Its methods raise OSError where the disk does not take what is written.
+    """
 
     def __init__(self, path: Path):
         self.path, self.records = path, 0
-        self._file = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+        with system_errors(path):
+            self._file = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
 
     def write(self, fields: Fields) -> None:
         """Appends a record."""
-        self._file.write(example(fields))
+        with system_errors(self.path):
+            self._file.write(example(fields))
         self.records += 1
 
     def close(self) -> dict[str, Any]:
         """Ends the file: its records, bytes, and SHA-256 of each block."""
-        self._file.close()
+        with system_errors(self.path):
+            self._file.close()
         size, digests = identity(self.path)
         return {"records": self.records, "bytes": size, "sha256": digests}
+
+
+@contextlib.contextmanager
+def system_errors(path: Path | str) -> Iterator[None]:
+    """ArrayRecord's errors carry the system's as text alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        for code in errno.errorcode:
+            if f": {os.strerror(code)}" in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
 
 
 def identity(path: Path | epath.Path) -> tuple[int, tuple[str, ...]]:
@@ -93,7 +122,13 @@ def write_metadata(folder: epath.Path, features: Any, splits: Mapping[str, Seque
     return [name for name in _DESCRIBED if (folder / name).exists()]
 
 
-def lengths(folder: epath.Path) -> dict[str, list[int]]:
-    """Of each split the records in every file, as `write_metadata` was told."""
-    found = json.loads((folder / _DESCRIBED[0]).read_text())
-    return {split["name"]: [int(length) for length in split["shardLengths"]] for split in found["splits"]}
+def lengths(folder: epath.Path, advice: str) -> dict[str, list[int]]:
+    """Of each split the records in every file, as `write_metadata` was told.
+
+    Raises:
+        UserError: the file that says so is damaged; `advice` says what to do.
+    """
+    path = folder / DESCRIPTION
+    with json_file.whole(str(path), advice):
+        splits = json_file.read(path, advice)["splits"]
+        return {str(split["name"]): [int(length) for length in split["shardLengths"]] for split in splits}

@@ -6,12 +6,12 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
 
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.data import images
 from ec_dit.data.records import Record, Skipped
 
@@ -74,16 +74,25 @@ class Picture(NamedTuple):
     fingerprint: np.ndarray | None = None
 
 
-def look(record: Record, filters: Filters) -> Picture | Skipped:
-    """Passes one example through all filters but the one for duplicates. Several threads may call it."""
+@overload
+def look(record: Skipped, filters: Filters) -> Skipped: ...
+@overload
+def look(record: Record | Skipped, filters: Filters) -> Picture | Skipped: ...
+def look(record: Record | Skipped, filters: Filters) -> Picture | Skipped:
+    """Passes one example through all filters but the one for duplicates. Several threads may call it.
+
+    One that cannot be used, but that the user wants left out for what is known of it, is no fault.
+    """
 
     def skipped(reason: str, asked: bool = True) -> Skipped:
         return Skipped(record.id, reason, record.split, asked)
 
     # The image last: decoding costs most.
-    for text in filters.keep:
+    for text in filters.keep if isinstance(record, Record) or record.meta else ():
         if fault := _condition(text).fault(record.meta):
             return skipped(fault)
+    if isinstance(record, Skipped):
+        return record
     lengths = [len(caption.strip()) for caption in record.captions]
     if not any(lengths):
         return skipped("empty caption", asked=False)
@@ -129,10 +138,19 @@ class _Condition(NamedTuple):
         if left is None or right is None:
             left, right = _words(found), self.value.lower() if isinstance(found, bool) else self.value
             if left is None or self.sign not in ("==", "!="):
-                return f"no column {self.column}"
+                return _no_column(self.column, tuple(meta))
         return None if _SIGNS[self.sign](left, right) else f"not {self.text}: {str(found)[:40]}"
 
 
+@functools.lru_cache(maxsize=1000)
+def _no_column(column: str, there: tuple[str, ...]) -> str:
+    if column in there:
+        return f"no column {column}: what it has cannot be compared"
+    names = f"it has {', '.join(there)[:_NAMES]}{did_you_mean(column, there)}" if there else "nothing is known of it"
+    return f"no column {column}: {names}"
+
+
+_NAMES = 200  # characters of a list of columns
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,

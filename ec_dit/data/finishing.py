@@ -1,21 +1,22 @@
 """What one process adds when all units of a data set are made: report, description, tokenizer or encoding, skipped examples."""
 
-import collections
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import files, stored, tokenizer, units
-from ec_dit.data.encoding import FILE as ENCODING
+from ec_dit.data.counting import Counts
 from ec_dit.data.encoding import Encoding
-from ec_dit.data.records import TRAIN, Source
-from ec_dit.data.report import Report
-from ec_dit.data.workplace import REPORT, Workplace
+from ec_dit.data.ownership import ENCODING, REPORT, SKIPPED, TOKENIZER
+from ec_dit.data.records import TRAIN, Shard, Source
+from ec_dit.data.report import Report, listed
+from ec_dit.data.workplace import Workplace
 
-TOKENIZER, SKIPPED = "tokenizer.model", "skipped.jsonl"
+_REASONS = 5  # that a message shows
 _CAPTIONS = 1_000_000  # as many as the tokenizer looks at
 _AT_ONCE = 256  # facts of units asked for together: a bucket takes its time for each
 
@@ -24,22 +25,30 @@ class Finish:
     """Reads what the units left, and writes the rest.
 
     Args:
-        number: of units.
+        shards: of each unit.
         encoded: whether they hold latents and embeddings.
+
+    Attributes:
+        kept: records by split.
+        counts: of all that was left out.
+        faulty: units with examples that cannot be used.
     """
 
-    def __init__(self, source: Source, place: Workplace, number: int, encoded: bool):
-        self._source, self._place, self._number, self._encoded = source, place, number, encoded
-        self._skipped: collections.Counter[str] = collections.Counter()
+    def __init__(self, source: Source, place: Workplace, shards: Sequence[Sequence[Shard]], encoded: bool):
+        self._source, self._place, self._number, self._encoded = source, place, len(shards), encoded
         self._files: list[Mapping[str, Any]] = []  # of each unit, by split
         self._moments: list[Mapping[str, Any]] = []
-        self.faults: list[int] = []
+        self._texts: list[Mapping[str, int]] = []
+        counted = []
         for fact in self._each(self._place.facts):
-            self._skipped.update(fact["skipped"])
+            counted.append(fact["counts"])
             self._files.append(fact["files"])
-            self.faults.append(fact["faults"])
             if fact.get("pixels"):
                 self._moments.append({"moments": fact["moments"], "pixels": fact["pixels"]})
+            if "texts" in fact:
+                self._texts.append(fact["texts"])
+        self.counts = Counts.of(counted, shards)
+        self.faulty = [unit for unit, count in enumerate(counted) if count["faults"] or count["torn"]]
         found = {name for of in self._files for name in of}
         splits = source.splits()
         self._names = sorted(found, key=lambda name: (splits.index(self._split(name)), name))
@@ -58,6 +67,20 @@ class Finish:
         """Of every example left out, in the source's order."""
         return itertools.chain.from_iterable(self._each(self._place.lines))
 
+    def explain(self, *, asked: bool) -> str:
+        """Lines on what was left out and what was there, for the message of a preparation that fails; all is listed on disk.
+
+        Args:
+            asked: also what filters left out.
+        """
+        return explain(
+            self._place,
+            self._source,
+            self.lines,
+            self.counts.skipped if asked else self.counts.faults,
+            asked=asked,
+        )
+
     def check(self) -> None:
         """Refuses a set without training records, or files that are not as they were written; those are made again.
 
@@ -65,11 +88,13 @@ class Finish:
             UserError: likewise.
         """
         if not self.kept.get(TRAIN):
+            why = self.explain(asked=True)
             for unit in range(self._number):
                 self._place.forget(unit)
-            why = "; ".join(f"{count} x {reason}" for reason, count in self._skipped.most_common(3))
+            others = f" ({listed(self.kept)} are)" if self.kept else ""
             raise UserError(
-                f"source {self._source.name}: no example is left to train on ({why or 'the source has none'})"
+                f"source {self._source.name}: no example is left to train on{others}"
+                f"{':' + why if why else ' (the source has none)'}"
             )
         sizes = paths.sizes(self._place.files)
         torn = [u for u, of in enumerate(self._files) if any(sizes.get(f["file"]) != f["bytes"] for f in of.values())]
@@ -81,8 +106,7 @@ class Finish:
                 "them again"
             )
         claimed = {file["file"] for of in self._files for file in of.values()}
-        for stray in sizes.keys() - claimed:  # of units that were made again, or of a run cut short at its very end
-            (self._place.files / stray).unlink()
+        self._place.clear_strays(claimed)  # of units that were made again, or of a run cut short at its very end
 
     def write(self, plan: Mapping[str, Any], given: tokenizer.Tokenizer | None, vocab_size: int) -> Report:
         """Of pictures.
@@ -116,6 +140,10 @@ class Finish:
         path = self._place.scratch(SKIPPED)
         with path.open("w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in self.lines())
+        cut: dict[str, int] = {}
+        if plan["encoding"] is not None:
+            cut = {key: sum(texts[key] for texts in self._texts) for key in ("captions", "cut")}
+            cut["length"] = plan["encoding"]["text"]["length"]
         self._place.put_bytes(*extra)
         small = {SKIPPED: files.identity(path)}
         self._place.put(path)
@@ -127,10 +155,16 @@ class Finish:
             filters=plan["filters"] | {"image_size": plan["image_size"]},
             kept=self.kept,
             shapes=shapes,
-            skipped=dict(self._skipped.most_common()),
+            skipped=self.counts.skipped,
             vocab_size=vocab_size,
             libraries=plan["libraries"],
             files=written | dict(sorted(small.items())),
+            lost=self.counts.lost,
+            guessed=self.counts.guessed,
+            remarks=self.counts.remarks,
+            unread=dict(sorted(self._source.unread().items())),
+            cut=cut,
+            mark=plan["mark"],
         )
         self._place.put_bytes(REPORT, report.to_json().encode())
         return report
@@ -143,3 +177,36 @@ class Finish:
 
     def _split(self, name: str) -> str:
         return units.split_of(name)[0] if self._encoded else name
+
+
+def explain(
+    place: Workplace, source: Source, lines: Callable[[], Iterable[str]], counts: Mapping[str, int], *, asked: bool
+) -> str:
+    """Lines on what was left out, each beginning with a line break; writes the list of all to a file that stays.
+
+    Args:
+        lines: of skipped.jsonl.
+        counts: by reason, the most frequent first.
+        asked: whether filters are among the reasons.
+    """
+    found = _reasons(lines(), counts, asked)
+    if unread := source.unread():
+        found.append(f"not read: {listed(unread)}")
+    if counts:
+        found.append(f"all of them: {place.explain(lines())}")
+    return "".join(f"\n  {line}" for line in found)
+
+
+def _reasons(lines: Iterable[str], counts: Mapping[str, int], asked: bool) -> list[str]:
+    """The most frequent reasons, each with how often it came up and the first example of it."""
+    wanted = list(counts)[:_REASONS]
+    first: dict[str, str] = {}
+    for line in map(json.loads, lines):
+        reason, _, detail = line["reason"].partition(":")
+        if reason in wanted and (asked or not line["asked"]):
+            first.setdefault(reason, f"{line['id']}:{detail}" if detail else line["id"])
+        if len(first) == len(wanted):
+            break
+    found = [f"{counts[reason]:,} x {reason}, such as {first.get(reason, '?')}" for reason in wanted]
+    rest = sum(counts.values()) - sum(counts[reason] for reason in wanted)
+    return found + ([f"{rest:,} for other reasons"] if rest else [])

@@ -12,6 +12,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ec_dit.core import paths
+from ec_dit.data import files
 
 _OPEN, _OPEN_REMOTE = 512, 4096  # of a process: files of a disk take a descriptor each, those of a bucket a request
 
@@ -34,12 +35,12 @@ class Examples:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The fields of one example: bytes, or a whole number."""
+    def __getitem__(self, index: int) -> bytes:
+        """One example, for `fields`. Raises OSError where its file cannot be opened."""
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
         (data,) = _reader(self._files[number]).read([index - start])
-        return fields(data)
+        return data
 
 
 def fields(data: bytes) -> dict[str, Any]:
@@ -54,9 +55,10 @@ def _reader(file: str) -> Any:
         if file in _readers:
             _readers.move_to_end(file)
             return _readers[file]
-    reader = array_record_module.ArrayRecordReader(
-        file, options="readahead_buffer_size:0", file_reader_buffer_size=32768
-    )
+    with files.system_errors(file):
+        reader = array_record_module.ArrayRecordReader(
+            file, options="readahead_buffer_size:0", file_reader_buffer_size=32768
+        )
     with _lock:
         _readers[file] = reader
         while len(_readers) > _most(file):

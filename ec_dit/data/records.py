@@ -58,15 +58,23 @@ class Skipped:
 
 
 class Shard(NamedTuple):
-    """A stretch of a source that is read in one go: a file, or a range of entries.
+    """A stretch of a source that is read in one go: a file, a part of one (FILE:NUMBER), or a range of entries.
 
     Attributes:
         name: for messages.
         size: examples in it, kept or skipped; None where only reading tells.
+        entries: of a range, names of what is in it, by which a change of the source is noticed and told.
     """
 
     name: str
     size: int | None = None
+    entries: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """The file, or the range, that it is a part of."""
+        file, colon, number = self.name.rpartition(":")
+        return file if colon and number.isdecimal() else self.name
 
 
 class Source(Protocol):
@@ -99,10 +107,14 @@ class Source(Protocol):
         ...
 
 
-def ranges(size: int, length: int = 1000, name: str = "") -> list[Shard]:
-    """Stretches of `length` examples, for a source of `size` that reads any of them at once."""
+def ranges(size: int, length: int = 1000, name: str = "", entries: Sequence[str] = ()) -> list[Shard]:
+    """Stretches of `length` examples, for a source of `size` that reads any of them at once; `entries` names each of them."""
     return [
-        Shard(f"{name}{start}-{min(start + length, size)}", min(length, size - start))
+        Shard(
+            f"{name}{start}-{min(start + length, size)}",
+            min(length, size - start),
+            tuple(entries[start : start + length]),
+        )
         for start in range(0, size, length)
     ]
 

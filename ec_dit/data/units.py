@@ -38,6 +38,10 @@ class Encoders(Protocol):
         """text_BTM and mask_BT of captions."""
         ...
 
+    def cut(self, captions: Sequence[str]) -> int:
+        """How many of the captions have more tokens than are encoded."""
+        ...
+
 
 class Files:
     """The files of one unit, one for each split; opened when the first record comes."""
@@ -131,6 +135,7 @@ class EncodedUnit:
         self._waiting: dict[Shape, list[tuple[Record, np.ndarray]]] = {}
         self._moments = np.zeros((2, encoders.channels))  # of training latents: sums of z and z^2
         self._pixels = 0
+        self._texts = {"captions": 0, "cut": 0}
 
     def ready(self, picture: Picture) -> np.ndarray:
         """The picture in its shape, uint8."""
@@ -144,10 +149,11 @@ class EncodedUnit:
             self._encode(self._waiting.pop(ready.shape[:2]))
 
     def close(self) -> dict[str, Any]:
-        """Encodes what is left; 'moments' and 'pixels' are of the training latents."""
+        """Encodes what is left; 'moments' and 'pixels' are of the training latents, 'texts' counts captions and those cut."""
         for shape in sorted(self._waiting):
             self._encode(self._waiting[shape])
-        return {"files": self._files.close(), "moments": self._moments.tolist(), "pixels": self._pixels}
+        measured = {"moments": self._moments.tolist(), "pixels": self._pixels}
+        return {"files": self._files.close(), "texts": self._texts, **measured}
 
     def _encode(self, batch: list[tuple[Record, np.ndarray]]) -> None:
         records = [record for record, _ in batch]
@@ -155,7 +161,10 @@ class EncodedUnit:
         latents = [self._latents(pixels_BYXZ)]
         if self._flip and any(record.flip for record in records):
             latents.append(self._latents(pixels_BYXZ[:, :, ::-1]))
-        texts = self._texts([caption for record in records for caption in record.captions])
+        captions = [caption for record in records for caption in record.captions]
+        self._texts["captions"] += len(captions)
+        self._texts["cut"] += self._encoders.cut(captions)
+        texts = self._embed(captions)
         codec = stored.Codec(latents[0][0].shape[1:], self._encoders.width, self._encoders.length, self._text_type)
         for i, record in enumerate(records):
             encoded = stored.EncodedRecord(
@@ -170,7 +179,7 @@ class EncodedUnit:
             if record.split == TRAIN:
                 self._measure(*encoded.latents[0])
 
-    def _texts(self, captions: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _embed(self, captions: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens and mask of each caption; a picture may have many, so that not all are held with their padding."""
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
             text_BTM, mask_BT = self._encoders.texts(captions[start : start + _CAPTIONS_AT_ONCE])

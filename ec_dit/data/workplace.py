@@ -5,27 +5,28 @@ the files come to their place at once, and a folder `.incomplete` among them say
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from etils import epath
 
-from ec_dit.core import paths, processes
+from ec_dit.core import json_file, lock, paths, processes
 from ec_dit.core.errors import UserError
+from ec_dit.data import files as data_files
+from ec_dit.data import ownership, plans
+from ec_dit.data.ownership import INCOMPLETE, REPORT, SKIPPED
 
-REPORT = "report.json"  # the last file of a data set to be written
-INCOMPLETE = ".incomplete"
-_PLAN, _UNITS, _SET, _REFUSED = "plan.json", "units", "set", "refused.json"
+_PLAN, _UNITS, _SET = "plan.json", "units", "set"
 _CLEARING = "clearing"  # in a bucket, while an old data set is removed
 _WHOLE = "whole"  # in a bucket: says that the set is, and that what is left beside it only waits to be removed
 _SCRATCH = "scratch-"
 _REPLACED = "replaced"  # where an old data set waits until the new one has its place
+_OWN = (_PLAN, plans.PIECES, _UNITS, _SET, plans.REFUSED, _CLEARING, _WHOLE, SKIPPED)
 
 
 class Workplace:
@@ -35,9 +36,10 @@ class Workplace:
         files: folder of its files.
     """
 
-    def __init__(self, base: epath.Path, files: epath.Path, scratch: Path):
+    def __init__(self, base: epath.Path, files: epath.Path, scratch: Path, name: str, held: lock.Lock):
         self.files = files
-        self._units, self._scratch, self._refused = base / _UNITS, scratch, base / _REFUSED
+        self._base, self._units = base, base / _UNITS
+        self._scratch, self._name, self._held = scratch, name, held
 
     def finished(self) -> set[int]:
         """The units that are done."""
@@ -45,7 +47,9 @@ class Workplace:
 
     def facts(self, unit: int) -> dict[str, Any]:
         """What `finish` was told of a unit."""
-        return json.loads((self._units / f"{unit:06d}.json").read_text())
+        return json_file.read(
+            self._units / f"{unit:06d}.json", "Remove it, and the same command makes that part again."
+        )
 
     def lines(self, unit: int) -> list[str]:
         """The lines that `finish` was given of a unit."""
@@ -53,8 +57,9 @@ class Workplace:
 
     def finish(self, unit: int, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
         """Says that a unit's files are all there; `facts` are JSON, `lines` hold no line breaks."""
-        self._write(f"{unit:06d}.lines", "".join(f"{line}\n" for line in lines))
-        self._write(f"{unit:06d}.json", json.dumps(facts))  # last: it is what `finished` looks for
+        self._held.check()
+        self._write(self._units / f"{unit:06d}.lines", "".join(f"{line}\n" for line in lines))
+        self._write(self._units / f"{unit:06d}.json", json.dumps(facts))  # last: it is what `finished` looks for
 
     def forget(self, unit: int) -> None:
         """Has a unit that is done made again."""
@@ -62,16 +67,27 @@ class Workplace:
 
     def refuse(self, share: float, numbers: Sequence[int]) -> None:
         """Notes units with faults, which were too many for a share."""
-        self._refused.write_text(json.dumps({"share": share, "units": list(numbers)}))
+        self._write(self._base / plans.REFUSED, json.dumps({"share": share, "units": list(numbers)}))
 
     def take_back(self, share: float) -> None:
         """Forgets units that were refused: they may be mended by now. A larger share takes them as they are."""
-        if not self._refused.exists():
-            return
-        found = json.loads(self._refused.read_text())
-        self._refused.unlink()
-        if share <= found["share"]:
-            paths.remove(self._units / f"{unit:06d}.json" for unit in found["units"])
+        refused = plans.refused(self._base)
+        if refused is not None and share <= refused.share:
+            paths.remove(self._units / f"{unit:06d}.json" for unit in refused.units)
+        (self._base / plans.REFUSED).unlink(missing_ok=True)
+
+    def explain(self, lines: Iterable[str]) -> epath.Path:
+        """Writes what was left out to a file that stays when the preparation fails, until the next one; its path."""
+        path = self.scratch(SKIPPED)
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        self._move(path, self._base / SKIPPED)
+        return self._base / SKIPPED
+
+    def clear_strays(self, claimed: Collection[str]) -> None:
+        """Removes files of records that no unit claims."""
+        names = [name for name in paths.sizes(self.files) if data_files.is_record_file(name, self._name)]
+        paths.remove(self.files / name for name in names if name not in claimed)
 
     def scratch(self, name: str) -> Path:
         """A path on this machine to write the file `name` to, before `put` brings it to its place."""
@@ -87,10 +103,10 @@ class Workplace:
         path.write_bytes(data)
         self.put(path)
 
-    def _write(self, name: str, text: str) -> None:
-        path = self.scratch(name)
+    def _write(self, target: epath.Path, text: str) -> None:
+        path = self.scratch(target.name)
         path.write_text(text, encoding="utf-8")
-        self._move(path, self._units / name)
+        self._move(path, target)
 
     def _move(self, path: Path, target: epath.Path) -> None:
         with path.open("rb") as file:
@@ -103,146 +119,155 @@ class Workplace:
 
 
 @contextlib.contextmanager
-def opened(out: str | PurePath, plan: Mapping[str, Any], *, overwrite: bool) -> Iterator[Workplace]:
+def opened(
+    out: str | PurePath,
+    plan: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    pieces: Sequence[str] = (),
+    mark: str = "",
+    say: Callable[[str], None] | None = None,
+) -> Iterator[Workplace | None]:
     """The workplace of the data set `out`; when the context ends without an error, the set takes its place.
 
-    All processes enter it; what it holds they must share.
+    All processes enter it; what it holds they must share. While another run makes the same set, this one waits.
 
     Args:
         plan: JSON; what the bytes depend on. What was made by another plan is not gone on with.
         overwrite: replaces a finished data set at `out`; never anything else.
+        pieces: names of what the source is read from, by which messages say what changed.
+        mark: what the report calls `mark`; where another run made a set of that mark meanwhile, there is nothing to do.
+        say: told who makes the set, when another run does.
+
+    Yields:
+        The workplace; None where there is nothing to do.
 
     Raises:
-        UserError: `out` is taken, or being made by somebody else; another plan left finished units, which are not thrown
-            away unasked; the processes do not see the same folder.
+        UserError: `out` is taken; another plan left finished units, which are not thrown away unasked; the processes do not
+            see the same folder.
     """
     place = paths.at(out)
     if paths.is_remote(place):
+        if "/" not in str(place).removeprefix("gs://").strip("/"):
+            raise UserError(f"{place} is a whole bucket; name a folder in it for the data set")
         base, files = place / INCOMPLETE, place
     else:
         base = place.parent / f".{place.name}{INCOMPLETE}"
         files = base / _SET
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write beside {place}: {error.strerror}") from error
     if processes.count() > 1:
-        refuse_taken(out, overwrite)
+        ownership.refuse_taken(out, overwrite)
         processes.wait(f"all have looked at {place}")
-    with contextlib.ExitStack() as stack:
+    before = _mark(place)
+    with (
+        lock.held(place.parent / f".{place.name}.lock", f"the data set {place}", say or _silent, wait=True) as held,
+        contextlib.ExitStack() as stack,
+    ):
+        paths.look_again(place)
+        if mark and before != mark == _mark(place):
+            yield None
+            return
         if processes.is_first():
             if not paths.is_remote(place):
-                stack.enter_context(_locked(Path(base), Path(place)))
+                stack.callback(_leave, Path(base), place)
+                ownership.put_back(Path(base) / _REPLACED, place)
             elif (base / _WHOLE).exists():
                 _remove(base)
-            refuse_taken(out, overwrite)
-            _begin(place, base, files, plan)
+            ownership.refuse_taken(out, overwrite)
+            _begin(place, base, files, plan, pieces)
         processes.check_shared(base, "an --out")
         with _scratch(base) as scratch:
-            yield Workplace(base, files, Path(scratch))
+            yield Workplace(base, files, Path(scratch), str(plan.get("source", "")), held)
         processes.wait(f"{place} is made")
         if processes.is_first():
+            held.check()
             if not paths.is_remote(place):
-                if not _is_free(place):
+                if not ownership.is_free(place):
                     Path(place).rename(Path(base) / _REPLACED)
                 Path(files).rename(place)
+                ownership.put_back(Path(base) / _REPLACED, place)
             else:
                 (base / _WHOLE).write_text("")
             _remove(base)
     processes.wait(f"{place} is finished")
 
 
-def _begin(place: epath.Path, base: epath.Path, files: epath.Path, plan: Mapping[str, Any]) -> None:
+def _silent(line: str) -> None:
+    pass
+
+
+def _mark(place: epath.Path) -> str | None:
+    """That of the finished data set there."""
+    if (place / INCOMPLETE).exists() or ownership.listed(place) is None:
+        return None
+    return json_file.read(place / REPORT).get("mark")
+
+
+def _begin(
+    place: epath.Path, base: epath.Path, files: epath.Path, plan: Mapping[str, Any], pieces: Sequence[str]
+) -> None:
     """Makes the folders; goes on with what is there, if it was made by the same plan."""
     text = json.dumps(plan, indent=1, sort_keys=True)
-    if (base / _PLAN).exists() and files.exists():  # without the files, the set took its place just before a kill
-        old = (base / _PLAN).read_text()
-        if old == text:
-            paths.remove(base.glob(f"{_SCRATCH}*"))  # of a killed process
-            return
-        if any((base / _UNITS).glob("*.json")):
-            changed = "\n  ".join(difference(json.loads(old), json.loads(text)))
-            raise UserError(
-                f"{base} holds what an interrupted preparation made with other settings:\n  {changed}\n"
-                "Give the same ones to go on with it, or remove that folder to start from the beginning."
-            )
-    (base / _PLAN).unlink(missing_ok=True)
+    old: dict[str, Any] | None = None
+    if (base / _PLAN).exists():
+        advice = f"Remove {base} to start from the beginning."
+        old = json_file.read(base / _PLAN, advice)
+        if files.exists():  # without the files, the set took its place just before a kill
+            if old == json.loads(text):
+                paths.remove([*base.glob(f"{_SCRATCH}*"), base / SKIPPED])  # of a process that failed
+                return
+            done = {int(path.stem) for path in (base / _UNITS).glob("*.json")}
+            if done and any(path.name != INCOMPLETE for path in files.iterdir()):  # some with records
+                plans.refuse_other(base, old, json.loads(text), pieces, done)
+    elif not (base / _CLEARING).exists() and (unknown := _names(base)):
+        raise UserError(f"{base} holds {', '.join(unknown[:5])}, which no preparation left there; move that away first")
+    base.mkdir(parents=True, exist_ok=True)
+    (base / _CLEARING).write_text("")  # first: whoever comes after a kill goes on with clearing
     if paths.is_remote(place):
-        base.mkdir(parents=True, exist_ok=True)
-        (base / _CLEARING).write_text("")  # first: whoever comes after a kill goes on with clearing
-        paths.remove(path for path in place.iterdir() if path.name != INCOMPLETE)
-    paths.remove(path for path in base.iterdir() if path.name != _CLEARING)
+        if own := ownership.listed(place):
+            ownership.remove(place, own)
+        if old is not None:
+            strays = [n for n in paths.sizes(place) if data_files.is_record_file(n, old["source"], old["units"])]
+            paths.remove(place / name for name in strays)
+    (base / _PLAN).unlink(missing_ok=True)
+    _clear(base, keep=_CLEARING)
     for folder in (base, files, base / _UNITS):
         folder.mkdir(parents=True, exist_ok=True)
+    (base / plans.PIECES).write_text(json.dumps({"pieces": list(pieces)}))
     (base / _PLAN).write_text(text)
     (base / _CLEARING).unlink(missing_ok=True)
 
 
+def _names(folder: epath.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def _clear(base: epath.Path, keep: str) -> None:
+    """Removes what preparations leave in their folder, but for one file, and nothing else."""
+    names = [name for name in _names(base) if name in _OWN or name.startswith((_SCRATCH, ".shared-"))]
+    paths.remove(base / name for name in names if name != keep)
+
+
 def _remove(base: epath.Path) -> None:
-    """Removes what was of use while the set was made; last what says that the set is whole."""
-    paths.remove(path for path in base.iterdir() if path.name != _WHOLE)
-    base.rmtree()
+    """Removes what was of use while the set was made; last what says that the set is whole, or whose the folder is."""
+    for keep in (_WHOLE, _PLAN):
+        if (base / keep).exists():
+            _clear(base, keep)
+            (base / keep).unlink()
+    if not paths.is_remote(base):
+        with contextlib.suppress(OSError):  # what others put there stays
+            Path(base).rmdir()
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines 'key: old -> new' for whatever differs between two JSON objects."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += difference(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {json.dumps(a)} -> {json.dumps(b)}")
-    return lines
-
-
-def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
-    """Raises UserError if `out` holds anything, other than a data set in the making or one that may be replaced."""
-    place = paths.at(out)
-    if _is_free(place):
-        return
-    if not place.is_dir():
-        raise UserError(f"{place} is a file; name a folder for the data set")
-    if (place / INCOMPLETE).exists():
-        return
-    if not (place / REPORT).exists():
-        raise UserError(f"{place} holds other files and is not a data set; name another folder")
-    if not overwrite:
-        raise UserError(f"{place} already holds a data set; name another folder, or pass --overwrite to replace it")
-
-
-def _is_free(out: epath.Path) -> bool:
-    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
-
-
-@contextlib.contextmanager
-def _locked(base: Path, out: Path) -> Iterator[None]:
-    """Makes `base`, which is this process's until the end.
-
-    An old data set that has not been replaced yet goes back to `out`, after a failure and after a kill.
-    """
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        handle = os.open(base, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot write beside {out}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is preparing {out} now; wait for it to finish") from error
-        except OSError:
-            pass  # A file system without locks.
-        try:
-            _put_back(base / _REPLACED, out)
-            yield
-        finally:
-            _put_back(base / _REPLACED, out)
-            if not any((base / _UNITS).glob("*.json")) or not (base / _SET).exists():
-                shutil.rmtree(base, ignore_errors=True)  # nothing worth keeping, or all of it has taken its place
-    finally:
-        os.close(handle)
-
-
-def _put_back(replaced: Path, out: Path) -> None:
-    if replaced.exists() and _is_free(epath.Path(out)):
-        replaced.rename(out)
+def _leave(base: Path, place: epath.Path) -> None:
+    """After a failure, and after success: clears the folder if nothing in it is worth keeping."""
+    ownership.put_back(base / _REPLACED, place)
+    finished = any((base / _UNITS).glob("*.json")) and (base / _SET).exists()
+    if (base / _PLAN).exists() and not finished and not (base / SKIPPED).exists():
+        _remove(epath.Path(base))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any
@@ -21,19 +21,21 @@ from PIL import Image
 
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
-from ec_dit.data import files, filters, images, tokenizer, units, workplace
+from ec_dit.data import files, filters, finishing, images, ownership, tokenizer, units, workplace
+from ec_dit.data.counting import UnitCount
 from ec_dit.data.filters import Filters
 from ec_dit.data.finishing import Finish
 from ec_dit.data.pipeline import Bar, ahead
 from ec_dit.data.records import Record, Shard, Skipped, Source
 from ec_dit.data.report import FORMAT, Report
 from ec_dit.data.resolution import Shape
-from ec_dit.data.workplace import REPORT, Workplace
+from ec_dit.data.workplace import Workplace
 
 _LIBRARIES = ("tensorflow-datasets", "array-record", "sentencepiece", "pillow", "numpy")
 _LEAST = 1000  # examples of a unit, unless the source says that it has no more
 _PATIENCE = 30 * 24 * 3600  # seconds that a process waits for the others' units
 _NOTHING = Image.new("RGB", (1, 1))
+_END = Skipped("", "end of a shard", asked=True, examples=0)  # goes through the threads in the order of the examples
 _EARLY = 1000  # examples after which a hopeless preparation ends, instead of at the end
 
 
@@ -87,7 +89,7 @@ def write(
             leaves out do not count.
         overwrite: replaces a finished data set at `out`; never anything else.
         progress: shows a progress bar on stderr.
-        say: told how fast this process was.
+        say: told who else makes this data set while this one waits for that, and how fast this process was.
 
     Raises:
         UserError: `out` is taken, too much cannot be used, nothing was kept for training, the tokenizer is unusable, or an
@@ -97,6 +99,8 @@ def write(
     if not 0 <= max_skipped_share <= 1:
         raise UserError(f"max_skipped_share is {max_skipped_share}; it must be from 0 to 1")
     given = tokenizer.Tokenizer.load(tokenizer_path) if tokenizer_path else None
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}; it must be at least 1")
     parts = _parts(source, num_shards)
     plan = {
         "format": FORMAT,
@@ -104,16 +108,21 @@ def write(
         "options": _plain(source.options),
         "units": len(parts),
         "shards_sha256": hashlib.sha256(
-            json.dumps([[shard.name for shard in part] for part in parts]).encode()
+            json.dumps([[[shard.name, *shard.entries] for shard in part] for part in parts]).encode()
         ).hexdigest(),
         "filters": _plain(chosen),
         "image_size": image_size,
         "encoding": None if encoding is None else dict(encoding.facts),
         "libraries": _versions((*_LIBRARIES, *source.libraries)),
     }
+    pieces = [piece for part in parts for shard in part for piece in (shard.entries or (shard.name,))]
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    made_by = [digest, vocab_size, given and hashlib.sha256(given.model).hexdigest()]
+    mark = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()
     processes.check_same(digest, "what is to be prepared (source, options, encoders, libraries)")
-    with workplace.opened(out, plan, overwrite=overwrite) as place:
+    with workplace.opened(out, plan, overwrite=overwrite, pieces=pieces, mark=mark, say=say) as place:
+        if place is None:
+            return ownership.report(paths.at(out))
         work = _Work(source, place, parts, chosen, encoding, image_size, max_skipped_share)
         start = time.monotonic()
         looked_at = work.run(progress)
@@ -122,11 +131,11 @@ def write(
             say(f"{speed:,.1f} images/s in this process: {1e6 / speed / 3600:,.1f} hours for a million")
         processes.wait("all units are made", seconds=_PATIENCE)
         paths.look_again(out)
-        report = work.finish(plan, given, vocab_size) if processes.is_first() else None
+        report = work.finish(plan | {"mark": mark}, given, vocab_size) if processes.is_first() else None
         processes.wait("the report is written")
         if report is None:
             paths.look_again(out)
-            report = Report.from_json((place.files / REPORT).read_text(encoding="utf-8"))
+            report = ownership.report(place.files)
     return report
 
 
@@ -143,12 +152,12 @@ class _Work:
         image_size: int | None,
         max_skipped_share: float,
     ):
-        self._source, self._place, self._filters = source, place, chosen
+        self._source, self._place, self._filters, self._parts = source, place, chosen, parts
         self._encoding, self._image_size, self._most = encoding, image_size, max_skipped_share
         self._sizes = [[shard.size for shard in part] for part in parts]
         starts = itertools.accumulate((len(part) for part in parts), initial=0)
         self._shards = [range(start, start + len(part)) for start, part in zip(starts, parts, strict=False)]
-        self._kept, self._faults, self._fault = 0, 0, ""
+        self._kept, self._faults = 0, 0
 
     def run(self, progress: bool) -> int:
         """Makes this process's share of the units that are not done yet; how many examples that were."""
@@ -167,13 +176,12 @@ class _Work:
         return bar.count
 
     def _make(self, number: int, pool: ThreadPoolExecutor, bar: Bar) -> None:
-        unit, seen = self._unit(number), filters.Seen(self._filters)
-        skipped: list[Skipped] = []
+        unit, seen, count = self._unit(number), filters.Seen(self._filters), UnitCount()
         ids: set[tuple[str, str]] = set()
 
         def prepare(item: Record | Skipped) -> tuple[filters.Picture, Any] | Skipped:
             if isinstance(item, Skipped):
-                return item
+                return filters.look(item, self._filters)
             with images.room_for(item.image):
                 found = filters.look(item, self._filters)
                 if isinstance(found, Skipped):
@@ -181,26 +189,27 @@ class _Work:
                 ready = unit.ready(found)  # all that is left of the picture: many wait at a time
                 return found._replace(image=_NOTHING, record=dataclasses.replace(found.record, image=b"")), ready
 
-        records = itertools.chain.from_iterable(self._source.records(shard) for shard in self._shards[number])
+        shards = (itertools.chain(self._source.records(shard), [_END]) for shard in self._shards[number])
+        records = itertools.chain.from_iterable(shards)
         window = 3 * (self._encoding.batch_size if self._encoding else 8)
         for item in ahead(pool, prepare, records, window):
+            if item is _END:
+                count.end_shard()
+                continue
             bar.update()
             found, ready = (item, None) if isinstance(item, Skipped) else (seen.first(item[0]), item[1])
             if not isinstance(found, Skipped) and (found.record.split, found.record.id) in ids:
                 found = Skipped(found.record.id, "repeated id", found.record.split)
             if isinstance(found, Skipped):
-                skipped.append(found)
-                self._count_fault(found)
+                count.leave_out(found)
+                self._count_fault(found, count)
                 continue
             record = found.record
             ids.add((record.split, record.id))
             self._kept += 1
+            count.keep()
             unit.add(record, ready)
-        facts = unit.close()
-        facts["skipped"] = dict(collections.Counter(item.reason.split(":")[0] for item in skipped))
-        facts["faults"] = sum(not item.asked for item in skipped)
-        lines = [json.dumps(_line(item), ensure_ascii=False) for item in skipped]
-        self._place.finish(number, facts, lines)
+        self._place.finish(number, unit.close() | {"counts": count.facts()}, list(map(_line, count.skipped)))
 
     def _unit(self, number: int) -> units.Unit:
         def name(split: str) -> str:
@@ -213,18 +222,29 @@ class _Work:
             out, plan.encoders, plan.shapes, batch_size=plan.batch_size, text_type=plan.text_type, flip=plan.flip
         )
 
-    def _count_fault(self, item: Skipped) -> None:
+    def _count_fault(self, item: Skipped, count: UnitCount) -> None:
         """Ends what is hopeless at once: where, of the first thousand, more than half cannot be used."""
-        self._faults += not item.asked
-        self._fault = self._fault or ("" if item.asked else f"{item.id}: {item.reason}")
+        if item.asked or item.examples == 0:
+            return
+        self._faults += item.examples or 1
         total = self._kept + self._faults
         if total >= _EARLY and self._faults > max(self._most, 0.5) * total:
-            self._refuse(self._faults, total, self._fault)
+            units, counts = sorted(self._place.finished()), collections.Counter[str]()
+            for facts in [*(self._place.facts(unit)["counts"] for unit in units), count.facts()]:
+                counts.update(facts["faults"])
+                counts.update(facts["torn"].values())
 
-    def _refuse(self, faults: int, total: int, first: str) -> None:
+            def lines() -> Iterator[str]:
+                yield from itertools.chain.from_iterable(map(self._place.lines, units))
+                yield from map(_line, count.skipped)
+
+            why = finishing.explain(self._place, self._source, lines, dict(counts.most_common()), asked=False)
+            self._refuse(f"{self._faults:,} of the first {total:,}", why)
+
+    def _refuse(self, share: str, why: str) -> None:
         raise UserError(
-            f"source {self._source.name}: {faults} of {total} examples cannot be used, more than "
-            f"max_skipped_share={self._most:g} (such as {first}); mend them, or raise max_skipped_share"
+            f"source {self._source.name}: {share} examples cannot be used, more than "
+            f"max_skipped_share={self._most:g}:{why}\nMend them, or raise max_skipped_share."
         )
 
     def finish(self, plan: Mapping[str, Any], given: tokenizer.Tokenizer | None, vocab_size: int) -> Report:
@@ -234,14 +254,14 @@ class _Work:
             UserError: too much cannot be used. When it is tried again, units with faults are read again, unless more of them
                 are allowed then.
         """
-        finish = Finish(self._source, self._place, len(self._shards), self._encoding is not None)
+        finish = Finish(self._source, self._place, self._parts, self._encoding is not None)
         finish.check()
-        faults = sum(finish.faults)
+        faults = sum(finish.counts.faults.values())
         total = faults + sum(finish.kept.values())
         if faults > self._most * total:
-            self._place.refuse(self._most, [unit for unit, count in enumerate(finish.faults) if count])
-            first = next(line for line in map(json.loads, finish.lines()) if not line["asked"])
-            self._refuse(faults, total, f"{first['id']}: {first['reason']}")
+            self._place.refuse(self._most, finish.faulty)
+            about = "about " if finish.counts.guessed else ""
+            self._refuse(f"{about}{faults:,} of {about}{total:,}", finish.explain(asked=False))
         if self._encoding is None:
             return finish.write(plan, given, vocab_size)
         text_BTM, mask_BT = self._encoding.encoders.texts([""])
@@ -267,9 +287,11 @@ def _parts(source: Source, num_shards: int | None) -> list[Sequence[Shard]]:
     return [shards[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _line(item: Skipped) -> dict[str, Any]:
+def _line(item: Skipped) -> str:
+    """Of skipped.jsonl; it says how many examples are lost where that is not one."""
     reason = item.reason.encode(errors="replace").decode()  # what it quotes may hold anything
-    return {"split": item.split, "id": item.id, "reason": reason, "asked": item.asked}
+    facts = {"split": item.split, "id": item.id, "reason": reason, "asked": item.asked}
+    return json.dumps(facts if item.examples == 1 else facts | {"examples": item.examples}, ensure_ascii=False)
 
 
 def _plain(options: Any) -> dict[str, Any]:

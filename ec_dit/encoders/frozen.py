@@ -58,6 +58,10 @@ class FrozenEncoders:
         encoded = self._texts.encode([caption.lower().strip() if self._lower else caption for caption in captions])
         return encoded.text_BTM, encoded.mask_BT
 
+    def cut(self, captions: Sequence[str]) -> int:
+        """How many captions are longer than what is encoded of them."""
+        return self._texts.cut([caption.lower().strip() if self._lower else caption for caption in captions])
+
     def facts(self) -> dict[str, Any]:
         """JSON: what a model depends on ('autoencoder', 'text'), and what else may change a bit ('computed')."""
         autoencoder, *texts = self._paths

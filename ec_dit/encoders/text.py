@@ -192,6 +192,11 @@ class TextEncoders:
                 pooled.append(pooled_BM[: len(part)])
         return Encoded(np.concatenate(texts), np.concatenate(masks), np.concatenate(pooled) if pooled else None)
 
+    def cut(self, captions: Sequence[str]) -> int:
+        """How many captions have more tokens than an encoder takes, by its own tokenizer."""
+        pairs = list(zip(self._encoders, self._lengths, strict=True))
+        return sum(any(encoder.tokenizer.length(text) > length for encoder, length in pairs) for text in captions)
+
     def _batch(self, captions: Sequence[str]) -> Encoded:
         """Captions of one batch."""
         outs = [

@@ -211,6 +211,9 @@ class BlockEncoders:
             text_BTM[row] = rng.normal(size=(self.length, self.width))
         return text_BTM, mask_BT
 
+    def cut(self, captions):
+        return sum(len(caption.split()) > self.length for caption in captions)
+
 
 def latents_of(item, encoders=None):
     """What the encoders make of a record and of its mirror image: float16 (mean, deviation) of each."""

@@ -99,7 +99,7 @@ def own(tmp_path, numbers):
 
 
 def test_unreadable_sets_say_why(tmp_path, own):
-    with pytest.raises(UserError, match=r"no data set at .*prepare it with: .* --out=.*/none"):
+    with pytest.raises(UserError, match=r"no data set at .*Prepare it with: .* --out=.*/none"):
         dataset.open(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"not a finished data set"):
@@ -109,14 +109,16 @@ def test_unreadable_sets_say_why(tmp_path, own):
     report = (own / "report.json").read_text()
     for damaged in (report[:50], "[]", "{}", json.dumps(json.loads(report) | {"files": 3})):
         (own / "report.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"report.json is damaged; .* --overwrite"):
+        with pytest.raises(UserError, match=r"report.json is damaged: .* Remove .*set and prepare the data set again"):
             dataset.open(own)
 
 
 def test_a_set_of_an_older_layout_is_refused(own):
     old = {"source": "shapes", "kept": {"train": 3}, "records_sha256": "0", "files": {"features.json": 3}, "format": 1}
     (own / "report.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match=r"set has layout 1, this version reads layout 2; prepare it .* --overwrite"):
+    with pytest.raises(
+        UserError, match=r"set has layout 1, this version reads layout 2; prepare it again with --overwrite"
+    ):
         dataset.open(own)
 
 
@@ -137,7 +139,7 @@ def test_a_file_that_is_missing_or_of_another_size_is_named(tmp_path, counting, 
     whole = (own / name).read_bytes()
     (own / name).write_bytes(whole[:-1])
     sizes = f"{len(whole) - 1:,} bytes long instead of {len(whole):,}"
-    with pytest.raises(UserError, match=rf"set is damaged: {name} is {sizes}; .* --overwrite"):
+    with pytest.raises(UserError, match=rf"set is damaged: {name} is {sizes}. .* --overwrite"):
         dataset.open(own)
     (own / name).unlink()
     with pytest.raises(UserError, match=rf"damaged: {name} is missing"):
@@ -153,7 +155,7 @@ def test_edited_content_of_the_same_size_is_found(own, name):
         edited = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
         (own / name).write_bytes(edited)
         with pytest.raises(
-            UserError, match=rf"set is damaged: the content of {name} is not what was prepared; .*--over"
+            UserError, match=rf"set is damaged: the content of {name} is not what was prepared. .*--over"
         ):
             dataset.open(own)
 
@@ -179,5 +181,7 @@ def test_records_damaged_since_are_named(own):
     middle = np.frombuffer(shard.read_bytes(), np.uint8).copy()
     middle[:3000] ^= 0xFF
     shard.write_bytes(middle.tobytes())
-    with pytest.raises(UserError, match=r"set: record 1\d of split train is damaged; prepare the data set again"):
+    with pytest.raises(
+        UserError, match=r"set is damaged: record 1\d of split train cannot be read .*[.] Prepare the data set again"
+    ):
         list(opened["train"])

@@ -1,11 +1,13 @@
 import contextlib
-import shutil
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ec_dit.core.errors import UserError
-from ec_dit.data import dataset, workplace
+from ec_dit.data import dataset, plans, workplace
 from tests.data import sets
 from tests.data.sets import Breaking, CountingSource, MixedSource, hashes, write
 
@@ -136,13 +138,13 @@ def test_a_workplace_keeps_what_units_are_told(tmp_path):
 def test_differences_are_named_by_their_keys():
     old = {"same": 1, "part": {"a": [1, 2], "b": {"c": None}}, "gone": "x"}
     new = {"same": 1, "part": {"a": [1, 3], "b": {"c": 0.5}}, "new": {"d": 1}}
-    assert workplace.difference(old, new) == [
+    assert plans.difference(old, new) == [
         'gone: "x" -> null',
         'new: null -> {"d": 1}',
         "part.a: [1, 2] -> [1, 3]",
         "part.b.c: null -> 0.5",
     ]
-    assert workplace.difference(old, old) == []
+    assert plans.difference(old, old) == []
 
 
 def test_taken_folders(tmp_path, counting):
@@ -210,6 +212,7 @@ def test_killed_between_the_renames_the_old_set_comes_back(tmp_path, counting, e
         out.rename(left / "replaced")
         (left / "set").mkdir()
         (left / "set" / "report.json").write_text("{}")
+        (left / "plan.json").write_text("{}")
         if empty_folder:
             out.mkdir()
 
@@ -252,19 +255,58 @@ def test_killed_after_the_renames_the_new_set_stays(tmp_path, monkeypatch, kind)
     assert hashes(out) == after and names(tmp_path) == ["set"]
 
 
-def test_leftovers_are_cleared_and_a_running_preparation_is_left_alone(tmp_path, counting):
+def test_of_two_preparations_the_second_waits_and_finds_the_set_made(tmp_path):
+    out, said, reading, go_on = tmp_path / "set", [], threading.Event(), threading.Event()
+
+    class Slow(CountingSource):
+        def records(self, shard):
+            reading.set()
+            assert go_on.wait(60)
+            yield from super().records(shard)
+
+    first, second = Slow(), CountingSource()
+
+    def say(line):
+        said.append(line)
+        go_on.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(write, first, out)
+        assert reading.wait(60)
+        found = write(second, out, say=say)
+        assert found == made.result()
+    assert second.read == [] and first.read == [0, 1, 2] and names(tmp_path) == ["set"]
+    (line,) = said
+    assert line.startswith(f"the data set {out} is in use by process {os.getpid()} on ") and "waiting" in line
+
+
+def test_a_second_preparation_of_something_else_is_refused_when_the_first_is_done(tmp_path, counting):
+    out, reading, go_on = tmp_path / "set", threading.Event(), threading.Event()
+
+    class Slow(CountingSource):
+        def records(self, shard):
+            reading.set()
+            assert go_on.wait(60)
+            yield from super().records(shard)
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(write, Slow(), out)
+        assert reading.wait(60)
+        with pytest.raises(UserError, match=r"already holds a data set"):
+            write(counting(train=3), out, say=lambda line: go_on.set())
+        assert made.result().kept["train"] == 23
+
+
+def test_leftovers_are_cleared_and_what_is_not_ours_stays(tmp_path, counting):
     stale = tmp_path / ".set.incomplete" / "build"
     stale.mkdir(parents=True)
     (stale / "half").write_text("written")
-    out = tmp_path / "other"
-    with workplace.opened(out, {}, overwrite=False) as place:
-        with pytest.raises(UserError, match=r"another process is preparing .*other now; wait for it to finish"):
-            write(counting(), out)
-        place.put_bytes("mine", b"untouched")
-    assert (out / "mine").read_bytes() == b"untouched"
-    shutil.rmtree(out)
+    with pytest.raises(UserError, match=r".set.incomplete holds build, which no preparation left there; move that"):
+        write(counting(), tmp_path / "set")
+    assert (stale / "half").read_text() == "written"
+    (tmp_path / ".set.incomplete" / "plan.json").write_text("{}")  # as if it had been put beside what we left
     write(counting(), tmp_path / "set")
-    assert names(tmp_path) == ["set"]
+    assert (stale / "half").read_text() == "written" and names(tmp_path / ".set.incomplete") == ["build"]
 
 
 def test_a_folder_that_cannot_be_written_beside(tmp_path, counting):

@@ -71,10 +71,16 @@ def test_only_examples_at_fault_count_against_the_share(tmp_path):
     assert write(Listed(*shards), tmp_path / "set", max_skipped_share=0.1).skipped == {"tiny": 50, "damaged image": 1}
     with pytest.raises(
         UserError,
-        match=r"source listed: 1 of 10 examples cannot be used, more than max_skipped_share=0.09 "
-        r"\(such as bad-0: damaged image: cut short\); mend them, or raise max_skipped_share",
+        match=r"source listed: 1 of 10 examples cannot be used, more than max_skipped_share=0.09:\n"
+        r"  1 x damaged image, such as bad-0: cut short\n"
+        r"  all of them: .*/.other.incomplete/skipped.jsonl\n"
+        r"Mend them, or raise max_skipped_share.$",
     ):
         write(Listed(*shards), tmp_path / "other", max_skipped_share=0.09)
+    listed = (tmp_path / ".other.incomplete" / "skipped.jsonl").read_text().splitlines()
+    assert len(listed) == 51 and json.loads(listed[-1])["id"] == "bad-0"
+    assert write(Listed(*shards), tmp_path / "other", max_skipped_share=0.1).skipped["tiny"] == 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "set"]
 
 
 def test_after_a_refusal_mended_examples_are_read_again(tmp_path):
@@ -85,7 +91,7 @@ def test_after_a_refusal_mended_examples_are_read_again(tmp_path):
     mended = Listed(good(5), good(8, 5))
     assert write(mended, tmp_path / "set").kept == {"train": 13}
     assert first.read == [0, 1] and mended.read == [1]
-    with pytest.raises(UserError, match=r"no example is left to train on \(2 x tiny\)"):
+    with pytest.raises(UserError, match=r"no example is left to train on:\n  2 x tiny, such as 0\n  all of them: "):
         write(Listed([Skipped(f"{n}", "tiny", asked=True) for n in range(2)]), tmp_path / "other")
     assert write(Listed(good(2)), tmp_path / "other").kept == {"train": 2}
 
@@ -93,7 +99,9 @@ def test_after_a_refusal_mended_examples_are_read_again(tmp_path):
 def test_hopeless_sources_end_early(tmp_path, counting):
     source = counting(train=600, validation=0, skipped=30_000)
     source.length = 100
-    with pytest.raises(UserError, match=r"601 of 1201 examples cannot .* \(such as bad-0: damaged image: number 0\)"):
+    with pytest.raises(
+        UserError, match=r"601 of the first 1,201 examples cannot .*:\n  601 x damaged image, such as bad-0: number 0"
+    ):
         write(source, tmp_path / "set", max_skipped_share=0.3)
     assert max(source.read) <= 13  # of 306 shards
     few = counting(train=1000, validation=0, skipped=100)
@@ -114,13 +122,44 @@ def test_a_share_is_from_0_to_1(tmp_path, counting, share):
 
 
 def test_nothing_to_train_on(tmp_path, counting):
-    with pytest.raises(UserError, match=r"no example is left to train on .*1 x damaged image"):
-        write(counting(train=0, skipped=1), tmp_path / "set")
     with pytest.raises(UserError, match=r"the source has none"):
         write(counting(train=0, validation=0), tmp_path / "set")
-    with pytest.raises(UserError, match=r"no example is left to train on"):
+    with pytest.raises(
+        UserError, match=r"no example is left to train on \(7 x validation are\) \(the source has none\)"
+    ):
         write(counting(train=0), tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_preparation_shows_what_was_there_and_leaves_the_list(tmp_path, counting):
+    asked = [Skipped(f"b-{n}", "not lang==en: d\u00e9", asked=True) for n in range(2)]
+    bad = [Skipped(f"a-{n}", f"no caption: it has title, url{n} (did you mean title?)") for n in range(3)]
+    source = Listed([*asked, *bad])
+    source.unread = lambda: {".xyz": 6, "link": 1}
+    with pytest.raises(UserError) as caught:
+        write(source, tmp_path / "set")
+    assert str(caught.value).split("\n") == [
+        "source listed: no example is left to train on:",
+        "  3 x no caption, such as a-0: it has title, url0 (did you mean title?)",
+        "  2 x not lang==en, such as b-0: d\u00e9",
+        "  not read: 6 x .xyz, 1 x link",
+        f"  all of them: {tmp_path}/.set.incomplete/skipped.jsonl",
+    ]
+    lines = (tmp_path / ".set.incomplete" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["b-0", "b-1", "a-0", "a-1", "a-2"]
+    write(counting(), tmp_path / "set")  # corrected
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_hopeless_units_block_no_corrected_command(tmp_path, counting):
+    bad = [[Skipped(f"{n}-{i}", "no caption: it has text") for i in range(400)] for n in range(5)]
+    with pytest.raises(
+        UserError, match=r"1,000 of the first 1,000 .*:\n  1,000 x no caption, such as 0-0: it has text"
+    ):
+        write(Listed(*bad), tmp_path / "set")
+    assert len((tmp_path / ".set.incomplete" / "skipped.jsonl").read_text().splitlines()) == 1000
+    assert write(counting(), tmp_path / "set").kept["train"] == 23
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_of_two_records_of_a_name_the_first_is_kept(tmp_path):

@@ -67,7 +67,7 @@ class FolderSource(found.FoundSource):
             state = "is not a folder" if self._root.exists() else "does not exist"
             raise UserError(f"folder: {self._root} {state}; pass --path=DIR with images and their captions")
         self._entries = self._find()
-        self._shards = ranges(len(self._entries))
+        self._shards = ranges(len(self._entries), entries=[entry.file for entry in self._entries])
         if not self._entries:
             raise UserError(
                 f"folder: no images in {self._root} (looked for {', '.join(found.IMAGES)}, in subfolders too)"

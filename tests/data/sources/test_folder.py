@@ -249,7 +249,7 @@ def test_shards_are_stretches_of_the_whole(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder, "ranges", lambda size: ranges(size, 3))
         source = FolderSource(FolderOptions(str(tmp_path)))
-    assert source.shards() == [("0-3", 3), ("3-6", 3), ("6-7", 1)]
+    assert [shard[:2] for shard in source.shards()] == [("0-3", 3), ("3-6", 3), ("6-7", 1)]
     assert source.shards() is source.shards()
     assert [item.id for item in source.records(2)] == ["6.png"]
     assert list(everything(source)) == read(tmp_path)

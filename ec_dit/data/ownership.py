@@ -1,0 +1,110 @@
+"""Which files of a folder are a data set's: only what our own record of it lists is ever removed, and all else stays."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath, PurePosixPath
+
+from etils import epath
+
+from ec_dit.core import json_file, paths
+from ec_dit.core.errors import DamageError, UserError
+from ec_dit.data.encoding import FILE as ENCODING
+from ec_dit.data.report import FORMAT, Report
+
+REPORT = "report.json"  # the last file of a data set to be written, which lists the others
+SKIPPED, TOKENIZER = "skipped.jsonl", "tokenizer.model"
+INCOMPLETE = ".incomplete"  # beside the files of an unfinished set in a bucket
+_RESERVED = (SKIPPED, TOKENIZER, ENCODING, "dataset_info.json", "features.json")
+
+
+def report(folder: epath.Path) -> Report:
+    """The report of the data set in a folder.
+
+    Raises:
+        UserError: it is damaged, or of another layout.
+    """
+    path = folder / REPORT
+    # Without it nobody knows what may be replaced.
+    advice = f"Remove {folder} and prepare the data set again, or prepare it somewhere else."
+    found = json_file.read(path, advice)
+    if type(layout := found.get("format")) is int and layout != FORMAT:
+        raise UserError(
+            f"{folder} has layout {layout}, this version reads layout {FORMAT}; prepare it again with --overwrite"
+        )
+    return Report.from_json(found, str(path), advice)
+
+
+def listed(folder: epath.Path) -> list[str] | None:
+    """Names of the files of the data set in a folder, its report last; None where it holds no report of one."""
+    try:
+        found = json_file.read(folder / REPORT)
+    except (DamageError, FileNotFoundError, NotADirectoryError):
+        return None
+    names = found.get("files")
+    if type(found.get("format")) is not int or not {"source", "kept"} <= found.keys() or not isinstance(names, dict):
+        return None
+    if any(name in ("", "..", REPORT) or name != PurePosixPath(name).name for name in names):
+        return None
+    return [*names, REPORT]
+
+
+def foreign(folder: epath.Path, own: Sequence[str]) -> list[epath.Path]:
+    """What else lies in a folder."""
+    return sorted(path for path in folder.iterdir() if path.name not in own)
+
+
+def remove(folder: epath.Path, own: Sequence[str]) -> None:
+    """Removes files, the last one last, and the folder if that leaves nothing in it."""
+    *files, last = own
+    paths.remove(folder / name for name in files)
+    (folder / last).unlink(missing_ok=True)
+    if not paths.is_remote(folder) and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
+    """Raises UserError if `out` holds anything, other than a data set in the making or one that may be replaced."""
+    place = paths.at(out)
+    if is_free(place):
+        return
+    if not place.is_dir():
+        raise UserError(f"{place} is a file; name a folder for the data set")
+    if paths.is_remote(place) and (place / INCOMPLETE).exists():
+        return
+    own = listed(place)
+    if own is None:
+        state = f"a {REPORT} that is none of a data set" if (place / REPORT).exists() else "other files"
+        raise UserError(f"{place} holds {state}, and nobody knows what in it may be replaced; name another folder")
+    if not overwrite:
+        raise UserError(f"{place} already holds a data set; name another folder, or pass --overwrite to replace it")
+    names = [path.name for path in foreign(place, own)]
+    if taken := [name for name in names if name in _RESERVED or ".array_record-" in name]:
+        raise UserError(
+            f"{place} holds {', '.join(taken[:5])}, which its {REPORT} does not list, under names that a data set takes; "
+            "move that away first"
+        )
+
+
+def is_free(out: epath.Path) -> bool:
+    """Whether nothing lies there, but perhaps an empty folder."""
+    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+
+
+def put_back(replaced: Path, place: epath.Path) -> None:
+    """Brings an old data set back that was not replaced after all; removes one that was, but for what is not its own.
+
+    Args:
+        replaced: where it waits; there may be none.
+        place: its folder; what is not its own goes on to the set that is there now.
+    """
+    if not replaced.exists():
+        return
+    if is_free(place):
+        if place.exists():
+            place.rmdir()
+        replaced.rename(place)
+        return
+    own = listed(epath.Path(replaced)) or [REPORT]
+    for path in foreign(epath.Path(replaced), own):
+        if not (place / path.name).exists():
+            Path(path).rename(place / path.name)
+    remove(epath.Path(replaced), own)
