@@ -247,7 +247,7 @@ def test_shards_are_stretches_of_the_whole(tmp_path):
     for number in range(7):
         put(tmp_path, f"{number}.png", caption="x")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "ranges", lambda size: ranges(size, 3))
+        patch.setattr(folder, "ranges", lambda size, entries: ranges(size, 3, entries=entries))
         source = FolderSource(FolderOptions(str(tmp_path)))
     assert [shard[:2] for shard in source.shards()] == [("0-3", 3), ("3-6", 3), ("6-7", 1)]
     assert source.shards() is source.shards()
