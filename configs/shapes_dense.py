@@ -8,7 +8,7 @@ feed-forward layers half as wide again, ffn_factor 6 instead of 4.
 
 from ml_collections import ConfigDict
 
-from ec_dit import presets
+from ec_dit import config, presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -16,5 +16,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c = presets.shapes()
     c.name = "shapes_dense"
     c.model.ffn_factor = 6
-    c.moe.update(routing="dense", num_experts=0)
+    c.moe.update(routing="dense", num_experts=0, group_size=config.default().moe.group_size)
     return presets.variant(c, arg)

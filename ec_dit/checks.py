@@ -5,11 +5,16 @@
 
 import functools
 import math
+import re
+from dataclasses import dataclass
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from ec_dit.config import flatten, get
+from ec_dit.config import FREE, default, fit, flatten, get, shown, unused
+from ec_dit.core import rounding, seeds, topology
 from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.data import registry
 
 _CHOICES = {
     "model.modulation": ("adaln", "adaln_single"),
@@ -34,27 +39,78 @@ _CHOICES = {
     "sample.spacing": ("linspace", "leading", "trailing"),
 }
 
-_AT_LEAST_ONE = (
-    "model.width model.num_blocks model.num_heads model.num_kv_heads model.head_dim model.ffn_factor model.patch moe.every "
-    "text.width text.length text.tower_blocks text.tower_heads data.size data.channels train.steps train.batch_size "
-    "train.accumulate checkpoint.every checkpoint.keep log.every log.trace_steps sample.steps sample.batch_size "
-    "eval.images_per_task"
-).split()
+_SIZE, _COUNT = 2**20, 2**31 - 1  # the largest width, length or number of parts; the largest number of anything
 
-_AT_LEAST_ZERO = (
-    "moe.num_experts moe.first moe.aux_weight data.workers optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm "
-    "log.validate_every log.validate_images log.sample_every sample.guidance sample.capacity_factor"
-).split()
 
-_SHARES = ("flow.mask_ratio", "flow.caption_dropout", "optimizer.momentum", "optimizer.decay", "optimizer.ema_decay")
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that some keys may have.
 
-_POSITIVE = (
-    "moe.capacity_factor",
-    "flow.time_std",
-    "optimizer.learning_rate",
-    "optimizer.eps",
-    "sample.time_shift",
-    "model.position_scale",
+    Attributes:
+        keys: separated by spaces.
+        wanted: the same in words, for messages.
+        low, high: the least and the largest.
+        open_low, open_high: whether that one itself is out of bounds.
+    """
+
+    keys: str
+    wanted: str
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is inside."""
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+
+_BOUNDS = (
+    Bounds(
+        "model.width model.num_blocks model.num_heads model.num_kv_heads model.head_dim model.ffn_factor model.patch moe.every "
+        "text.width text.length text.tower_blocks text.tower_heads data.size data.channels sample.steps",
+        f"must be at least 1, and at most {_SIZE:,}",
+        1,
+        _SIZE,
+    ),
+    Bounds("moe.num_experts moe.first", f"must not be negative, and at most {_SIZE:,}", 0, _SIZE),
+    Bounds("data.workers", "must not be negative, and at most 1,024", 0, 1024),
+    Bounds(
+        "train.steps train.batch_size train.accumulate checkpoint.every checkpoint.keep log.every log.trace_steps "
+        "sample.batch_size eval.images_per_task",
+        f"must be at least 1, and at most {_COUNT:,}",
+        1,
+        _COUNT,
+    ),
+    Bounds(
+        "optimizer.warmup_steps log.validate_every log.validate_images log.sample_every",
+        f"must not be negative, and at most {_COUNT:,}",
+        0,
+        _COUNT,
+    ),
+    Bounds("seed", f"must be at least 0, and at most {seeds.LARGEST:,}", 0, seeds.LARGEST),
+    Bounds(
+        "moe.aux_weight optimizer.weight_decay optimizer.clip_norm sample.guidance sample.capacity_factor",
+        "must not be negative",
+        0,
+        math.inf,
+    ),
+    Bounds(
+        "flow.mask_ratio flow.caption_dropout optimizer.momentum optimizer.decay optimizer.ema_decay",
+        "must be at least 0 and less than 1",
+        0,
+        1,
+        open_high=True,
+    ),
+    Bounds(
+        "moe.capacity_factor flow.time_std optimizer.learning_rate optimizer.adam_learning_rate optimizer.eps "
+        "sample.time_shift model.position_scale",
+        "must be greater than 0",
+        0,
+        math.inf,
+        open_low=True,
+    ),
 )
 
 
@@ -64,45 +120,103 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
+    check_keys(config)
     _validate_each(config)
     _validate_together(config)
 
 
+def check_keys(config: ConfigDict, source: str = "") -> None:
+    """Refuses keys that do not exist, keys that are missing, and values of another kind.
+
+    Args:
+        source: what the message begins with.
+
+    Raises:
+        UserError: naming the key.
+    """
+    wanted = flatten(default())
+    found = {key: value for key, value in flatten(config).items() if not key.startswith(tuple(f"{f}." for f in FREE))}
+    for key in found.keys() - wanted.keys() - set(FREE):
+        raise UserError(f"{source}there is no key {key}{did_you_mean(key, wanted)}.")
+    for key in [*wanted.keys() - found.keys(), *(f for f in FREE if not isinstance(_find(config, f), ConfigDict))]:
+        raise UserError(f"{source}the config has no {key}: a config starts from ec_dit.config.default().")
+    for key, value in found.items():
+        try:
+            fit(key, value, wanted[key])
+        except UserError as error:
+            raise UserError(f"{source}--config.{error}.") from error
+
+
+def check_use(config: ConfigDict, start: ConfigDict) -> None:
+    """Refuses values that were changed and do nothing beside the others.
+
+    Args:
+        start: as the config was before.
+
+    Raises:
+        UserError: naming the key and what it is for.
+    """
+    for key, use in unused(config).items():
+        value = get(config, key)
+        if value != get(start, key):
+            kinds = ", ".join(repr(v) for v in use.values)
+            raise UserError(
+                f"--config.{key}={shown(value)} has no effect with {use.other}={get(config, use.other)!r}: it is for "
+                f"{use.other} {'other than ' if use.excluded else ''}{kinds}. Leave it at {get(start, key)!r}, or change "
+                f"{use.other}."
+            )
+
+
+def _find(config: ConfigDict, key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    holder = config.get(section) if section else config
+    return holder.get(name) if isinstance(holder, ConfigDict) else None
+
+
 def _check(config: ConfigDict, good: bool, key: str, wanted: str) -> None:
     if not good:
-        raise UserError(f"--config.{key}={get(config, key)!r}: {wanted}.")
+        raise UserError(f"--config.{key}={shown(get(config, key))}: {wanted}.")
 
 
 def _validate_each(config: ConfigDict) -> None:
     """Values that are good or bad by themselves."""
     check = functools.partial(_check, config)
     for key, choices in _CHOICES.items():
-        hint = did_you_mean(str(get(config, key)), choices)
+        hint = did_you_mean(get(config, key), choices)
         check(get(config, key) in choices, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
     for key, value in flatten(config).items():
         check(not isinstance(value, float) or math.isfinite(value), key, "must be a finite number")
-    for key in _AT_LEAST_ONE:
-        check(get(config, key) >= 1, key, "must be at least 1")
-    for key in _AT_LEAST_ZERO:
-        check(get(config, key) >= 0, key, "must not be negative")
-    for key in _SHARES:
-        check(0 <= get(config, key) < 1, key, "must be at least 0 and less than 1")
-    for key in _POSITIVE:
-        check(get(config, key) > 0, key, "must be greater than 0")
+        check(not isinstance(value, str) or "\0" not in value, key, "holds a character that no text has, \\0")
+    for bounds in _BOUNDS:
+        for key in bounds.keys.split():
+            check(bounds.holds(get(config, key)), key, bounds.wanted)
+    first = next((key for key in config.mesh if config.mesh[key] == -1), None)
+    for key in config.mesh:
+        check(config.mesh[key] == -1 or 1 <= config.mesh[key] <= _SIZE, f"mesh.{key}", "must be at least 1, or -1")
+        check(config.mesh[key] != -1 or first == key, f"mesh.{key}", "only one axis may be -1, all that are left")
     for key in ("moe.group_size", "sample.group_size"):
-        words = ("image", "pair") if key.startswith("sample") else ("image",)
-        value = str(get(config, key))
-        check(
-            value in words or (value.isdigit() and int(value) > 0),
-            key,
-            f"give a number of tokens, or {' or '.join(words)}",
-        )
+        words, value = ("image", "pair") if key.startswith("sample") else ("image",), get(config, key)
+        number = int(value) if value.isascii() and value.isdigit() and len(value) < 12 else 0
+        check(value in words or 1 <= number <= _COUNT, key, f"give a number of tokens, or {' or '.join(words)}")
+    for key in ("log.prompts", "eval.suites"):
+        good = all(isinstance(item, str) and item.strip() and _is_unicode(item) for item in get(config, key))
+        check(good, key, "give texts, such as ('a red circle', 'two squares')")
     interval = config.sample.guidance_interval
+    good = len(interval) == 2 and all(isinstance(t, int | float) and not isinstance(t, bool) for t in interval)
     check(
-        isinstance(interval, tuple | list) and len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
-        "sample.guidance_interval",
-        "give two times, 0 <= low < high <= 1",
+        good and 0 <= interval[0] < interval[1] <= 1, "sample.guidance_interval", "give two times, 0 <= low < high <= 1"
     )
+    if config.topology:
+        topology.parse(config.topology, "--config.topology")
+    for name, value in config.tpu_options.items():
+        good = isinstance(value, str) and re.fullmatch(r"xla_\w+", name) is not None
+        check(good, f"tpu_options.{name}", "give an option of the TPU's compiler, xla_..., and its value as text")
+    if config.data.options and config.data.source not in ("", "synthetic"):
+        registry.check_options(config.data.source, config.data.options)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _validate_together(config: ConfigDict) -> None:
@@ -146,12 +260,7 @@ def _validate_together(config: ConfigDict) -> None:
             "eval.suites",
             f"suite {suite!r} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
         )
-    tokens = (size // patch) ** 2 * (1 - config.flow.mask_ratio)
-    check(
-        tokens >= 1 and tokens == int(tokens),
-        "flow.mask_ratio",
-        f"keeps {tokens:g} of {(size // patch) ** 2} tokens; keep a whole number",
-    )
+    rounding.kept_tokens((size // patch) ** 2, config.flow.mask_ratio)
     if config.text.encoder == "tower":
         check(
             config.text.width % config.text.tower_heads == 0,

@@ -39,12 +39,12 @@ def run(
     flag_values: flags.FlagValues,
     work: Callable[[], int | None],
     argv: Sequence[str],
-    check: Callable[[Sequence[str]], None] | None = None,
+    check: Callable[[], object] | None = None,
 ) -> int:
     """Parses `argv` (the program's name first) into `flag_values`, calls `work`, and returns the exit code.
 
     Args:
-        check: looks at the arguments before absl does.
+        check: called before other processes are waited for, to find mistakes in the arguments.
     """
     terminal.accept_any_text()
     for flag in flag_values:
@@ -78,16 +78,16 @@ def _work(
     flag_values: flags.FlagValues,
     work: Callable[[], int | None],
     argv: Sequence[str],
-    check: Callable[[Sequence[str]], None] | None,
+    check: Callable[[], object] | None,
 ) -> int:
-    if check is not None:
-        check(argv[1:])
     extra = flag_values(list(argv))[1:]
     if flag_values["help"].value:
         print(doc + flag_values.get_help())
         return 0
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
+    if check is not None:
+        check()
     if "coordinator" in flag_values:
         _join(flag_values)
     return work() or 0

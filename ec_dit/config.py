@@ -1,18 +1,18 @@
 """Every configuration key with its default, meaning and unit.
 
-A file in configs/ starts from `default()` and changes what differs. `smoke()` shrinks any config to what a CPU trains in
-seconds. What values a key may have is checked in `checks.py`.
+A file in configs/ starts from `default()` and changes what differs; a command line changes more (`overrides.py`). What values a
+key may have is checked in `checks.py`.
 """
 
-import importlib.util
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ec_dit.core.errors import UserError, did_you_mean
+
+_SHOWN = 80  # letters of a wrong value in a message
 
 
 def default() -> ConfigDict:
@@ -165,27 +165,48 @@ RESUMABLE = (
     "model.attention",
 )
 
+FREE = ("data.options", "tpu_options")  # sections of which a config may hold any keys
 
-def load(path: Path, argument: str = "") -> ConfigDict:
-    """What `get_config(argument)` of a config file returns.
 
-    Raises:
-        UserError: if the file does not load, or defines no `get_config(arg)` that returns one.
+@dataclass(frozen=True)
+class Use:
+    """What keys are for: they do nothing unless the value of another key is one of some, or none of some.
+
+    Attributes:
+        keys: separated by spaces.
+        other: the key that decides.
+        values: its values with which they do something; without, where `excluded`.
     """
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no config file: it is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(argument)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a file of the user's may raise
-        raise UserError(f"{path} is no config file that loads: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path} is no config file: get_config(arg) returns {type(config).__name__}, not a ConfigDict.")
-    return config
+
+    keys: str
+    other: str
+    values: tuple[Any, ...]
+    excluded: bool = False
+
+    def applies(self, config: ConfigDict) -> bool:
+        """Whether the keys do something."""
+        return (get(config, self.other) in self.values) != self.excluded
+
+
+_USES = (
+    Use("moe.capacity_factor moe.group_size moe.combine moe.first moe.every", "moe.routing", ("dense",), excluded=True),
+    Use("sample.capacity_factor sample.group_size", "moe.routing", ("dense",), excluded=True),
+    Use("moe.gate", "moe.routing", ("expert_choice",)),
+    Use("moe.aux_weight", "moe.routing", ("token_choice",)),
+    Use("text.tower_blocks text.tower_heads", "text.encoder", ("tower",)),
+    Use("text.path text.lower", "text.encoder", ("cached",)),
+    Use("data.autoencoder data.normalize data.posterior", "data.space", ("latents",)),
+    Use("data.crop", "data.space", ("pixels",)),
+    Use("data.path data.workers data.flip", "data.source", ("synthetic",), excluded=True),
+    Use("flow.time_mean flow.time_std", "flow.path", ("rectified",)),
+    Use("sample.spacing", "flow.path", ("ddpm",)),
+    Use("optimizer.adam_learning_rate", "optimizer.name", ("muon",)),
+)
+
+
+def unused(config: ConfigDict) -> dict[str, Use]:
+    """Keys that do nothing beside the other values of a config, with what they are for."""
+    return {key: use for use in _USES if not use.applies(config) for key in use.keys.split()}
 
 
 def get(config: ConfigDict, key: str) -> Any:
@@ -193,6 +214,12 @@ def get(config: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def put(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key."""
+    section, _, name = key.rpartition(".")
+    (get(config, section) if section else config)[name] = value
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -208,73 +235,81 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, source: str = "the saved config") -> ConfigDict:
     """The inverse of `to_json`; keys that a newer version added take their defaults.
 
+    Args:
+        source: the file that it stood in, for messages.
+
     Raises:
-        UserError: if the text is no such JSON.
+        UserError: if the text is no such JSON; names the key.
     """
     config = default()
     try:
-        config.update(ConfigDict(json.loads(text)))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the saved config is damaged: {error}") from error
+        _fill(config, json.loads(text), "")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{source} is damaged, or not of this version: {error}. Bring it back as it was; the settings of a run also stand in "
+            "its checkpoints."
+        ) from error
     return config
+
+
+def _fill(section: ConfigDict, saved: Any, prefix: str) -> None:
+    """Sets the keys of a section from decoded JSON."""
+    if not isinstance(saved, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the whole'} is {shown(saved)}, but must be a section of keys")
+    for name, value in saved.items():
+        key = prefix + name
+        if key in FREE:
+            if not isinstance(value, dict) or any(isinstance(item, dict) for item in value.values()):
+                raise UserError(f"{key} is {shown(value)}, but must be a section of keys")
+            section[name] = ConfigDict(value)
+        elif name not in section:
+            raise UserError(f"there is no key {key}{did_you_mean(key, flatten(default()))}")
+        elif isinstance(section[name], ConfigDict):
+            _fill(section[name], value, f"{key}.")
+        else:
+            section[name] = fit(key, value, section[name])
+
+
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
+
+
+def fit(key: str, value: Any, like: Any) -> Any:
+    """A key's value as its default has it: whole numbers become floats where that is one, and lists tuples.
+
+    Raises:
+        UserError: naming the key, if it is of another kind.
+    """
+    wrong = UserError(f"{key} is {shown(value)}, but must be {TYPES[type(like)]}")
+    if isinstance(value, bool) != isinstance(like, bool):
+        raise wrong
+    if isinstance(like, float) and isinstance(value, int):
+        try:
+            return float(value)
+        except OverflowError:
+            raise wrong from None
+    if isinstance(like, tuple) and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, type(like)):
+        raise wrong
+    return value
+
+
+def shown(value: Any) -> str:
+    """A wrong value for a message, and not all of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines 'key: old -> new' for every key that must not change within one workdir but did."""
+    """Lines 'key: old -> new' for every key that must not change within one workdir but did, if it does anything in either."""
     a, b = (flatten(ConfigDict(json.loads(to_json(c)))) for c in (old, new))
     free = RESUMABLE if new.optimizer.schedule == "constant" else tuple(k for k in RESUMABLE if k != "train.steps")
+    idle = unused(old).keys() & unused(new).keys()
     return [
         f"{key}: {a.get(key, '(none)')} -> {b.get(key, '(none)')}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not any(key == f or key.startswith(f + ".") for f in free)
+        if a.get(key) != b.get(key) and key not in idle and not any(key == f or key.startswith(f + ".") for f in free)
     ]
-
-
-def check_overrides(config: ConfigDict, arguments: Iterable[str]) -> None:
-    """Refuses `--config.key=value` arguments whose key does not exist, before absl meets them.
-
-    Raises:
-        UserError: naming the nearest valid key.
-    """
-    valid = flatten(config)
-    for argument in arguments:
-        key = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-        if not argument.startswith(("--config.", "-config.")) or key in valid:
-            continue
-        section = key.rpartition(".")[0]
-        siblings = [name.removeprefix(f"{section}.") for name in valid if name.rpartition(".")[0] == section]
-        also = f" Keys of {section}: {', '.join(siblings)}." if section and siblings else ""
-        hint = did_you_mean(f"--config.{key}", [f"--config.{name}" for name in valid], cutoff=0.0)
-        raise UserError(f"unknown key --config.{key}{hint}.{also}")
-
-
-def smoke(config: ConfigDict) -> ConfigDict:
-    """A few CPU steps of the same routing and structure: sparse pattern, key-value groups, modulation, optimizer.
-
-    Sizes shrink, and the data become the embedded shapes in pixels with a jointly trained text tower, so that the run also
-    samples. Batch and group shrink together: 8 masked images to a group, as in the paper.
-    """
-    heads_per_kv = config.model.num_heads // config.model.num_kv_heads
-    config.name += "_smoke"
-    config.model.update(
-        width=32 * heads_per_kv, num_blocks=4, num_heads=2 * heads_per_kv, num_kv_heads=2, head_dim=16, patch=4
-    )
-    if config.moe.routing != "dense":
-        config.moe.num_experts = min(8, config.moe.num_experts)
-        config.moe.group_size = (
-            "256"  # 8 images x 64 tokens x mask ratio 0.5, as in the paper; 4 images without masking
-        )
-    config.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2)
-    config.data.update(source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0)
-    config.data.options = ConfigDict({"image_size": 48, "train": 256, "validation": 64, "novel": 16})
-    config.optimizer.warmup_steps = 5
-    config.train.update(steps=10, batch_size=16, accumulate=1)
-    config.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)
-    config.checkpoint.every = 5
-    config.log.update(every=1, validate_every=10, validate_images=16, sample_every=10)
-    config.sample.update(steps=4, batch_size=8)
-    config.eval.suites = ()
-    return config

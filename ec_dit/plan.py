@@ -11,19 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from ec_dit import checks, cli
+from ec_dit import checks, cli, overrides
 from ec_dit.core.errors import UserError
-from ec_dit.main import check_arguments
 
 DOES_NOT_FIT = 1
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags of one call; parsing --config adds one for every key."""
+    """The flags of one call, apart from the config's keys."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
+    flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
     flags.DEFINE_string(
         "topology", None, "Such as v5p:8x8x8, or cpu:8; the config's own by default.", flag_values=values
     )
@@ -86,16 +85,12 @@ def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str
 def main(argv: Sequence[str]) -> int:
     """Runs with `argv` (the program's name first) and returns the exit code."""
     cli.quiet()
-    sys.argv = list(argv)  # where ml_collections looks for overrides, whoever calls
-    values = define_flags()
-    return cli.run(
-        "plan",
-        __doc__ or "",
-        values,
-        lambda: plan(values.config, values.topology, values.what, values.json),
-        argv,
-        check=check_arguments,
-    )
+    values, (own, changes) = define_flags(), overrides.split(argv)
+
+    def work() -> int:
+        return plan(overrides.read(values.config, changes), values.topology, values.what, values.json)
+
+    return cli.run("plan", __doc__ or "", values, work, own)
 
 
 if __name__ == "__main__":

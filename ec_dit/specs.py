@@ -6,7 +6,7 @@ from dataclasses import replace
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from ec_dit.core import sharding
+from ec_dit.core import rounding, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.eval.generate import SampleSettings
@@ -82,14 +82,9 @@ def kept_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
     Raises:
         UserError: if the patch does not divide the shape, or the mask keeps no whole number of its tokens.
     """
-    tokens = image_tokens(config, shape)
-    kept = tokens * (1 - config.flow.mask_ratio)
-    if round(kept) < 1 or abs(kept - round(kept)) > 1e-6:
-        raise UserError(
-            f"--config.flow.mask_ratio={config.flow.mask_ratio:g} keeps {kept:g} of the {tokens} tokens of an image of "
-            f"{_named(config, shape)}, which must be a whole number. Change the ratio, or leave that shape out."
-        )
-    return round(kept)
+    return rounding.kept_tokens(
+        image_tokens(config, shape), config.flow.mask_ratio, f"an image of {_named(config, shape)}"
+    )
 
 
 def _named(config: ConfigDict, shape: Shape | None) -> str:

@@ -2,16 +2,15 @@
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from ec_dit import checks, cli, config, main
+from ec_dit import checks, cli, main, overrides
 from ec_dit.core import paths
-from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core.errors import UserError
 from launch import gcloud, job, slices
 
 
@@ -70,11 +69,8 @@ def load_config(values: flags.FlagValues) -> tuple[ConfigDict, Path, str]:
     """
     if not values.config:
         raise UserError("--config=FILE is needed, for example --config=configs/m_64e.py")
-    name, _, argument = values.config.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}{did_you_mean(str(path), map(str, path.parent.glob('*.py')))}.")
-    return config.load(path, argument), path, argument
+    path, argument = overrides.locate(values.config)
+    return overrides.load(path, argument), path, argument
 
 
 def make_tpu(values: flags.FlagValues) -> gcloud.Tpu:
@@ -130,19 +126,12 @@ def make_job(values: flags.FlagValues, arguments: tuple[str, ...]) -> job.Job:
         raise UserError(f"{reserved[0]} stands behind `--`: give it before.")
     if not values.workdir:
         raise UserError("--workdir=gs://BUCKET/DIR is needed: checkpoints outlive the slice there")
-    command = ["ec_dit.main", f"--config={values.config}", f"--workdir={values.workdir}", *arguments]
-    main.check_arguments(command[1:])
-    parsed = main.define_flags()
-    before, sys.argv = sys.argv, command  # where ml_collections looks for overrides
-    try:
-        extra = parsed(command)[1:]
-    finally:
-        sys.argv = before
-    if extra:
+    own, changes = overrides.split(arguments)
+    if extra := main.define_flags()(["ec_dit.main", *own])[1:]:
         raise UserError(f"unexpected argument {extra[0]!r} behind `--`; options are written --name=value")
-    checks.validate(parsed.config)
-    checks.check_data_is_named(parsed.config)
-    if (source := parsed.config.train.init_from) and not paths.is_remote(source):
+    config = overrides.read(values.config, changes)
+    checks.check_data_is_named(config)
+    if (source := config.train.init_from) and not paths.is_remote(source):
         raise UserError(
             f"--config.train.init_from={source} lies on this machine, which the hosts do not see: copy it to a bucket."
         )

@@ -11,13 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 STEPS = 40
 SETTINGS = f"""
-from ec_dit import config
+from ec_dit import config, presets
 
 
 def get_config(arg=""):
     c = config.default()
     c.moe.update(routing="expert_choice", num_experts=8)
-    c = config.smoke(c)
+    c = presets.smoke(c)
     c.model.update(width=32, num_blocks=2, num_heads=2, num_kv_heads=2, head_dim=16)
     c.optimizer.update(name="adamw", learning_rate=1e-3)
     c.train.update(steps={STEPS}, batch_size=16)

@@ -25,30 +25,6 @@ def test_default_is_valid():
     checks.validate(config.default())
 
 
-@pytest.mark.parametrize(
-    ("argument", "nearest"),
-    [
-        ("--config.optimizer.learning_rat=1", "optimizer.learning_rate"),
-        ("--config.model.widht=1", "model.width"),
-        ("-config.moe.experts=8", "moe.num_experts"),
-        ("--config.learning_rate=1", "optimizer.learning_rate"),
-        ("--config.model=3", "model.bias"),
-        ("--config.zzz=1", "seed"),
-    ],
-)
-def test_unknown_key_names_the_nearest(argument, nearest):
-    with pytest.raises(UserError) as error:
-        config.check_overrides(config.default(), ["--config=x.py", "--workdir=w", argument])
-    key = argument.lstrip("-").partition("=")[0]
-    assert str(error.value).startswith(f"unknown key --{key} (did you mean --config.{nearest}?).")
-
-
-def test_every_key_passes_and_other_flags_are_left_alone():
-    keys = config.flatten(config.default())
-    config.check_overrides(config.default(), [f"--config.{key}=1" for key in keys])
-    config.check_overrides(config.default(), ["--config=a.py:smoke", "--alsologtostderr", "--workdir=w"])
-
-
 @pytest.mark.parametrize("key", config.flatten(config.default()))
 def test_every_key_keeps_its_type(key):
     c = config.default().lock()
@@ -82,7 +58,7 @@ def test_every_key_keeps_its_type(key):
         ({"model__num_kv_heads": 4}, r"model.num_kv_heads=4: must divide num_heads 18"),
         ({"train__accumulate": 3}, r"train.accumulate=3: must divide train.batch_size 4096"),
         ({"sample__guidance_interval": (0.5, 0.5)}, r"sample.guidance_interval=\(0.5, 0.5\): give two times"),
-        ({"flow__mask_ratio": 0.3}, r"flow.mask_ratio=0.3: keeps 179.2 of 256 tokens"),
+        ({"flow__mask_ratio": 0.3}, r"flow.mask_ratio=0.3 keeps 179.2 of the 256 tokens"),
         ({"text__encoder": "tower", "text__tower_heads": 3}, r"text.tower_heads=3: must divide text.width 1280"),
         ({"data__space": "pixels"}, r"data.channels=4: pixels have 3 channels"),
     ],

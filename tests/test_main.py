@@ -140,23 +140,6 @@ def test_a_mistake_ends_with_one_message(entry, arguments, message, capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("def get_config(arg):\n  return", "returns NoneType, not a ConfigDict"),
-        ("def get_config(:", "SyntaxError"),
-        ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
-        ("x = 1", "has no attribute 'get_config'"),
-        ("def get_config():\n  return 1", "takes 0 positional arguments"),
-    ],
-)
-def test_a_config_file_that_does_not_load(tmp_path, capsys, text, message):
-    (tmp_path / "mine.py").write_text(text)
-    assert main.main(["main", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
-    assert f"{tmp_path / 'mine.py'} is no config file" in error and message in error
-
-
 @pytest.mark.slow
 def test_sampling_leaves_no_picture_of_an_earlier_call(workdir, tmp_path):
     common = ["sample", f"--workdir={workdir}", "--steps=1", "--sampler=euler", f"--out={tmp_path / 'out'}"]

@@ -42,9 +42,8 @@ def make_source(name: str, options: Mapping[str, Any]) -> Source:
         options = {**options, "dataset": dataset}
     for key in options:
         _field(name, key)
-    for field in dataclasses.fields(options_class):
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in options:
-            raise UserError(f"source {name} needs the option {field.name!r}")
+    for key in _missing(options_class, options):
+        raise UserError(f"source {name} needs the option {key!r}")
     return source_class(options_class(**options))
 
 
@@ -69,9 +68,37 @@ def parse_options(name: str, texts: Iterable[str]) -> dict[str, Any]:
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # What literal_eval may raise.
                 continue
         else:
-            kind = field.type.__name__ if isinstance(field.type, type) else field.type
-            raise UserError(f"option {key}={value} of source {name} is no {kind}; write for example {field.default!r}")
+            raise UserError(_wrong_type(name, field, value))
     return options
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Checks a source's options as far as that goes without its files.
+
+    Raises:
+        UserError: no such source or option, or a value of another type, or one that the options refuse.
+    """
+    typed = {}
+    for key, value in options.items():
+        field = _field(name, key)
+        try:
+            typed[key] = _typed(value, field.type)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(_wrong_type(name, field, value)) from error
+    if not _missing(options_class := _classes(name)[1], typed):
+        options_class(**typed)
+
+
+def _missing(options_class: Any, options: Mapping[str, Any]) -> list[str]:
+    """Options that are needed and not there."""
+    fields = dataclasses.fields(options_class)
+    needed = [field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING]
+    return [key for key in needed if key not in options]
+
+
+def _wrong_type(name: str, field: dataclasses.Field[Any], value: Any) -> str:
+    kind = field.type.__name__ if isinstance(field.type, type) else field.type
+    return f"option {field.name}={value} of source {name} is no {kind}; write for example {field.default!r}"
 
 
 def _typed(value: Any, kind: Any) -> Any:

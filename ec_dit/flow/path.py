@@ -8,6 +8,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from ec_dit.core import rounding
+
 PathKind = Literal["rectified", "ddpm"]  # the latter stands in flow/ddpm.py
 Prediction = Literal["velocity", "data", "epsilon"]  # what a network's output means
 LOSS_FLOOR = 0.05
@@ -61,4 +63,4 @@ def keep_tokens(key: jax.Array, batch: int, tokens: int, mask_ratio: float) -> j
     if not mask_ratio:
         return None
     order_BS = jnp.argsort(jax.random.uniform(key, (batch, tokens)), axis=1)
-    return jnp.sort(order_BS[:, : round(tokens * (1 - mask_ratio))], axis=1)
+    return jnp.sort(order_BS[:, : rounding.kept_tokens(tokens, mask_ratio)], axis=1)

@@ -15,13 +15,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ec_dit.core import rounding
 from ec_dit.core.errors import UserError
 
 RoutingKind = Literal["expert_choice", "token_choice"]
 CombineKind = Literal["scatter", "one_hot"]
 GateKind = Literal["score", "normalized"]
 _LEAST_SCORE, _NOT_TAKEN = 1e-30, -1e30  # below any score; its logarithm, below any other
-_ROUNDING = 1e-6  # of floats: 10 x 0.3 is more than 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def group_tokens(num_tokens: int, image_tokens: int, group_size: int) -> int:
 
 def capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
     """C, the slots of one expert in one group: S f_c / E rounded up, as images have any number of tokens; from 1 to S."""
-    return min(max(1, math.ceil(group_size * capacity_factor / num_experts - _ROUNDING)), group_size)
+    return min(max(1, math.ceil(group_size * rounding.fraction(capacity_factor) / num_experts)), group_size)
 
 
 def check_capacity(group_size: int, num_experts: int, capacity_factor: float) -> None:
@@ -93,11 +93,11 @@ def check_capacity(group_size: int, num_experts: int, capacity_factor: float) ->
     Raises:
         UserError: unless C = S f_c / E is a whole number from 1 to S.
     """
-    slots = group_size * capacity_factor / num_experts
-    if slots < 1 or slots > group_size or abs(slots - round(slots)) > _ROUNDING:
+    slots = group_size * rounding.fraction(capacity_factor) / num_experts
+    if slots.denominator != 1 or not 1 <= slots <= group_size:
         raise UserError(
             f"routing: capacity C = group size {group_size} x capacity factor {capacity_factor:g} / {num_experts} experts "
-            f"= {slots:g} must be a whole number from 1 to {group_size}. Change the group size or the capacity factor."
+            f"= {float(slots):g} must be a whole number from 1 to {group_size}. Change the group size or the capacity factor."
         )
 
 

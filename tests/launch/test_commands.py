@@ -46,11 +46,11 @@ def test_slices_that_are_not_offered(topology):
 
 
 def test_every_paper_config_names_a_slice():
-    from ec_dit import config
+    from ec_dit import overrides
     from ec_dit.models.paper import PAPER
 
     for name in PAPER:
-        topology = config.load(Path("configs") / f"{name}.py").topology
+        topology = overrides.load(Path("configs") / f"{name}.py").topology
         assert slices.find(topology).hosts > 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ec_dit.core import seeds
 from ec_dit.core.errors import UserError
 from ec_dit.data.sources.shapes_draw import GROUNDS, OUTLINES, PALETTE, Thing
 
@@ -69,6 +70,7 @@ class ShapesOptions:
         checks = (
             (self.placement in PLACEMENTS, f"placement is {self.placement!r}; choose one of {PLACEMENTS}"),
             (self.ground in GROUNDS, f"ground is {self.ground!r}; choose one of {GROUNDS}"),
+            (0 <= self.seed <= seeds.LARGEST, f"seed is {self.seed}; it must be from 0 to {seeds.LARGEST}"),
             (self.cells >= 2, f"cells is {self.cells}; {MAX_OBJECTS} objects need at least 2"),
             (0.0 < low <= high < 1.0, f"object_size is {self.object_size}; it needs 0 < smallest <= largest < 1"),
             (
