@@ -143,7 +143,7 @@ def check_keys(config: ConfigDict, source: str = "") -> None:
     for key, value in found.items():
         try:
             fit(key, value, wanted[key])
-        except UserError as error:
+        except ValueError as error:
             raise UserError(f"{source}--config.{error}.") from error
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core import json_file
+from ec_dit.core.errors import did_you_mean
 
+_ADVICE = "Bring it back as it was; the settings of a run also stand in its checkpoints."
 _SHOWN = 80  # letters of a wrong value in a message
 
 
@@ -242,35 +244,31 @@ def from_json(text: str, source: str = "the saved config") -> ConfigDict:
         source: the file that it stood in, for messages.
 
     Raises:
-        UserError: if the text is no such JSON; names the key.
+        DamageError: if the text is no such JSON; names the key.
     """
     config = default()
-    try:
-        _fill(config, json.loads(text), "")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{source} is damaged, or not of this version: {error}. Bring it back as it was; the settings of a run also stand in "
-            "its checkpoints."
-        ) from error
+    saved = json_file.parse(text.encode(), source, _ADVICE)
+    with json_file.whole(source, _ADVICE):
+        _fill(config, saved, "")
     return config
 
 
 def _fill(section: ConfigDict, saved: Any, prefix: str) -> None:
-    """Sets the keys of a section from decoded JSON."""
-    if not isinstance(saved, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'the whole'} is {shown(saved)}, but must be a section of keys")
+    """Sets the keys of a section from decoded JSON; ValueError where it holds anything else."""
     for name, value in saved.items():
         key = prefix + name
         if key in FREE:
             if not isinstance(value, dict) or any(isinstance(item, dict) for item in value.values()):
-                raise UserError(f"{key} is {shown(value)}, but must be a section of keys")
+                raise ValueError(f"{key} is {shown(value)}, but must be a section of keys")
             section[name] = ConfigDict(value)
         elif name not in section:
-            raise UserError(f"there is no key {key}{did_you_mean(key, flatten(default()))}")
-        elif isinstance(section[name], ConfigDict):
+            raise ValueError(f"there is no key {key} in this version{did_you_mean(key, flatten(default()))}")
+        elif not isinstance(section[name], ConfigDict):
+            section[name] = fit(key, value, section[name])
+        elif isinstance(value, dict):
             _fill(section[name], value, f"{key}.")
         else:
-            section[name] = fit(key, value, section[name])
+            raise ValueError(f"{key} is {shown(value)}, but must be a section of keys")
 
 
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
@@ -280,9 +278,9 @@ def fit(key: str, value: Any, like: Any) -> Any:
     """A key's value as its default has it: whole numbers become floats where that is one, and lists tuples.
 
     Raises:
-        UserError: naming the key, if it is of another kind.
+        ValueError: naming the key, if it is of another kind.
     """
-    wrong = UserError(f"{key} is {shown(value)}, but must be {TYPES[type(like)]}")
+    wrong = ValueError(f"{key} is {shown(value)}, but must be {TYPES[type(like)]}")
     if isinstance(value, bool) != isinstance(like, bool):
         raise wrong
     if isinstance(like, float) and isinstance(value, int):

@@ -114,7 +114,7 @@ class Workdir:
         """
         if not (self.path / _CONFIG).exists():
             raise UserError(f"{self.path} is no workdir of a run (no {_CONFIG}). Train one, or check --workdir.")
-        return config_lib.from_json((self.path / _CONFIG).read_text())
+        return config_lib.from_json((self.path / _CONFIG).read_text(), str(self.path / _CONFIG))
 
     def tokenizer(self) -> Tokenizer | None:
         """Of the data the run trains on; None where text comes from a cache."""
