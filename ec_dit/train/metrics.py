@@ -2,15 +2,20 @@
 
 import contextlib
 import json
+import os
+import socket
+import struct
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from ec_dit.core import paths
 from ec_dit.data import images
@@ -22,40 +27,52 @@ _LINES = "metrics.jsonl"
 class MetricWriter:
     """Writes scalars to `metrics.jsonl` (one object a line: step, time, values) and to TensorBoard.
 
-    A resumed run appends; lines of steps that the interrupted run had written beyond its last checkpoint stand twice, and
-    the later one counts. In a bucket, files are replaced every half a minute.
+    Both are written when a method returns, by the thread that calls it, so that what fails does so there. A resumed run
+    appends to `metrics.jsonl`, where steps that the interrupted one had done beyond its checkpoint then stand twice:
+    `read_metrics` gives each once. TensorBoard is told to leave them out. In a bucket, files are replaced every half a minute.
 
     Args:
+        first_step: the last step done before the run goes on.
         writes: False in all processes of a run but one, where nothing is written.
+
+    Raises:
+        OSError: by all methods, where the disk is full.
     """
 
-    def __init__(self, workdir: str, writes: bool = True):
+    def __init__(self, workdir: str, first_step: int = 0, writes: bool = True):
         self._writes = writes
+        self._mirror: Mirror | None = None
         self._open = contextlib.ExitStack()
         if not writes:
             return
         place = paths.at(workdir)
         place.mkdir(parents=True, exist_ok=True)
-        folder = Path(place)
+        self._folder = Path(place)
         if paths.is_remote(workdir):
-            folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+            self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory()))
             if (place / _LINES).exists():
-                (folder / _LINES).write_bytes((place / _LINES).read_bytes())
-            self._open.enter_context(Mirror(folder, place))
-        self._folder = folder
-        self._lines = self._open.enter_context((folder / _LINES).open("a", encoding="utf-8"))
-        if (folder / _LINES).read_bytes()[-1:] not in (b"", b"\n"):  # of a process that was killed
-            self._lines.write("\n")
-        self._board = self._open.enter_context(SummaryWriter(str(folder / "tensorboard"), flush_secs=30))
+                (self._folder / _LINES).write_bytes((place / _LINES).read_bytes())
+            self._mirror = self._open.enter_context(Mirror(self._folder, place))
+        self._lines = self._open.enter_context(_File(self._folder / _LINES))
+        if (self._folder / _LINES).read_bytes()[-1:] not in (b"", b"\n"):  # of a process that was killed
+            self._lines.write(b"\n")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._board = self._open.enter_context(_File(self._folder / "tensorboard" / name))
+        self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if first_step:
+            start = SessionLog(status=SessionLog.START)
+            self._event(Event(step=first_step + 1, session_log=start))  # TensorBoard drops steps from here on
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named numbers of a step."""
         if not self._writes:
             return
-        self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self._lines.flush()
+        now = time.time()
+        self._lines.write(json.dumps({"step": step, "time": round(now, 3), **values}).encode() + b"\n")
+        points = summary.Summary()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            points.MergeFrom(summary.scalar(name, value))
+        self._event(Event(step=step, wall_time=now, summary=points))
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Records a picture, also as `images/<name>_<step>.png`."""
@@ -64,7 +81,25 @@ class MetricWriter:
         folder = self._folder / "images"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}_{step:07d}.png").write_bytes(images.encode_png(image))
-        self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        picture = summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
+        self._event(Event(step=step, wall_time=time.time(), summary=picture))
+
+    def sync(self) -> None:
+        """Returns when what was written is in the workdir: a checkpoint that is there promises the metrics before it."""
+        if self._mirror is not None:
+            self._mirror.copy()
+
+    def check(self) -> None:
+        """Raises what ended the copying to a bucket, if something did."""
+        if self._mirror is not None:
+            self._mirror.check()
+
+    def _event(self, event: Event) -> None:
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._board.write(
+            length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+        )
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -72,4 +107,40 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        self._open.__exit__(kind, error, trace)
+
+
+class _File:
+    """A file that is appended to, without a buffer: what could not be written is not tried again when it is closed."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Writes all of the data, or raises OSError."""
+        while data:
+            data = data[self._file.write(data) :]
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
+def read_metrics(workdir: str) -> Iterator[dict[str, float]]:
+    """Yields what `metrics.jsonl` of a workdir says of each step, in order: of a step that was done twice, the later values.
+
+    Progress lines, validation and so on of one step come as one dict. A line that a kill cut short is left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    for line in (paths.at(workdir) / _LINES).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            values = json.loads(line)
+            steps.setdefault(int(values["step"]), {}).update(values)
+    for step in sorted(steps):
+        yield steps[step]

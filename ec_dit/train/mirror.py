@@ -2,28 +2,58 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
 from etils import epath
 
 from ec_dit.core import paths
+from ec_dit.core.errors import TryAgain
 
 EVERY_SECONDS = 30.0
+_LAST_TRIES = 5  # at the end
+_PAUSE_SECONDS = 3.0  # between them
 
 
 class Mirror:
-    """Copies changed files of `local` to `remote`, in the background and at the end.
+    """Copies changed files of `local` to `remote`, in the background, when asked to, and at the end.
 
     A copy that fails is tried again next time; a process that is killed loses what was written since the last.
+
+    Raises:
+        TryAgain: at the end, if a file cannot be copied even then.
     """
 
     def __init__(self, local: Path, remote: epath.Path, every_seconds: float = EVERY_SECONDS):
         self._local, self._remote, self._every = local, remote, every_seconds
         self._copied: dict[Path, tuple[int, int]] = {}
+        self._busy = threading.Lock()
         self._end = threading.Event()
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+
+    def copy(self) -> list[str]:
+        """Copies what has changed; returns what failed, and why, and says so."""
+        with self._busy:
+            failed = []
+            for path in sorted(path for path in self._local.rglob("*") if path.is_file()):
+                stat = path.stat()
+                if self._copied.get(path) == (stat.st_mtime_ns, stat.st_size):
+                    continue
+                try:
+                    paths.copy_file(path, self._remote / path.relative_to(self._local).as_posix())
+                    self._copied[path] = (stat.st_mtime_ns, stat.st_size)
+                except Exception as error:  # noqa: BLE001 - clients of buckets raise anything; training goes on without
+                    failed.append(f"{path.name} was not copied to {self._remote}: {error}")
+                    print(f"warning: {failed[-1]}", file=sys.stderr, flush=True)
+            return failed
+
+    def check(self) -> None:
+        """Raises what ended the thread that copies, if something did."""
+        if self._failure is not None:
+            raise RuntimeError(f"files are no longer copied to {self._remote}: {self._failure!r}") from self._failure
 
     def __enter__(self) -> "Mirror":
         return self
@@ -33,19 +63,17 @@ class Mirror:
     ) -> None:
         self._end.set()
         self._thread.join()
-        self._copy()
+        for left in reversed(range(_LAST_TRIES)):
+            if not (failed := self.copy()):
+                return
+            if left:
+                time.sleep(_PAUSE_SECONDS)
+        if error is None:
+            raise TryAgain(f"{failed[0]}. The run itself is saved; metrics since the last copy are lost.")
 
     def _work(self) -> None:
-        while not self._end.wait(self._every):
-            self._copy()
-
-    def _copy(self) -> None:
-        for path in sorted(path for path in self._local.rglob("*") if path.is_file()):
-            stat = path.stat()
-            if self._copied.get(path) == (stat.st_mtime_ns, stat.st_size):
-                continue
-            try:
-                paths.copy_file(path, self._remote / path.relative_to(self._local).as_posix())
-                self._copied[path] = (stat.st_mtime_ns, stat.st_size)
-            except Exception as error:  # noqa: BLE001 - clients of buckets raise anything; training goes on without
-                print(f"warning: {path.name} was not copied to {self._remote}: {error}", file=sys.stderr, flush=True)
+        try:
+            while not self._end.wait(self._every):
+                self.copy()
+        except BaseException as failure:  # noqa: BLE001 - whatever it is, `check` raises it where somebody listens
+            self._failure = failure
