@@ -1,14 +1,16 @@
 """Runs an evaluation suite on a model and leaves its figures and pictures in the workdir."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from ec_dit import build, specs
 from ec_dit.core import processes
 from ec_dit.core.errors import UserError
+from ec_dit.core.stopping import StopSignal
 from ec_dit.data import images
 from ec_dit.data.sources.shapes_scene import ShapesOptions
 from ec_dit.eval.base import Evaluation, Evaluator
@@ -30,10 +32,12 @@ def run(
     seed: int = 0,
     novel: bool = False,
     ema: bool = True,
+    stop: StopSignal | None = None,
 ) -> Evaluation:
     """Generates, scores, prints the table, writes eval_<suite>.json and eval_<suite>.png.
 
     Raises:
+        Stopped: between two batches, where `stop` says so.
         UserError: for an unknown suite, or data that it does not fit.
     """
     evaluator = make_evaluator(suite, system, workdir, novel)
@@ -43,8 +47,13 @@ def run(
         f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
         f"NFE {settings.evaluations}"
     )
+
+    def generate(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[tuple[slice, np.ndarray]]:
+        batches = generator.batches(params, prompts, indices, seed)
+        return batches if stop is None else stop.between(batches)
+
     outcome = evaluator.run(
-        lambda prompts, indices: generator.batches(params, prompts, indices, seed),
+        generate,
         lambda done, total: say(f"  {done}/{total} images"),
     )
     name = suite + ("_novel" if novel else "")

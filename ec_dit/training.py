@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from ec_dit import build, evaluation, feed, specs
 from ec_dit import config as config_lib
-from ec_dit.core import processes, sharding
-from ec_dit.core.processes import StopSignal
+from ec_dit.core import lock, processes, sharding, stopping
 from ec_dit.core.tree import fingerprint, num_params
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader, fixed_batches
@@ -61,16 +60,28 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
     Raises:
         UserError: for everything a user can mend.
     """
-    with StopSignal() as stop:
-        return _run(config, path, say, stop)
+    try:
+        with stopping.at_once():
+            data = _open_data(config, say)
+        with stopping.StopSignal() as stop:
+            return _run(config, data, path, say, stop)
+    except stopping.Stopped:
+        say("stopped by SIGTERM before the first step; the same command goes on from there")
+        return None
 
 
-def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSignal) -> str | None:
+def _open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
     specs.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
     specs.sample_settings(config)
     data = feed.open_data(config, say)
     if data is not None and data.encoding is not None:
         specs.check_batch(config, build.make_config_mesh(config), data.shapes())
+    return data
+
+
+def _run(
+    config: ConfigDict, data: Dataset | None, path: str, say: Callable[[str], None], stop: stopping.StopSignal
+) -> str | None:
     tokenizer = None
     if data is not None and data.tokenizer_path is not None:
         tokenizer = Tokenizer.load(data.tokenizer_path)
@@ -80,12 +91,25 @@ def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSi
     workdir = Workdir(path)
     if config.train.init_from and not workdir.has_begun():
         Workdir(config.train.init_from).config()  # says so before anything is written, if there is none
-    workdir.claim(config, data)
-    for suite in config.eval.suites:
-        evaluation.make_evaluator(suite, system, workdir)  # what does not fit should say so before the training
+    with lock.held(workdir.path / ".lock", f"the workdir {workdir.path}", say) as held:
+        workdir.claim(config, data)
+        for suite in config.eval.suites:
+            evaluation.make_evaluator(suite, system, workdir)  # what does not fit should say so before the training
+        return _train(system, data, workdir, held, say, stop)
+
+
+def _train(
+    system: build.System,
+    data: Dataset | None,
+    workdir: Workdir,
+    held: lock.Lock,
+    say: Callable[[str], None],
+    stop: stopping.StopSignal,
+) -> str | None:
+    config = system.config
     hosts = f" in {processes.count()} processes" if processes.count() > 1 else ""
     kind = jax.devices()[0].device_kind
-    say(f"devices: {system.mesh.size} x {kind}{hosts}; mesh {dict(system.mesh.shape)}; {path}")
+    say(f"devices: {system.mesh.size} x {kind}{hosts}; mesh {dict(system.mesh.shape)}; {workdir.path}")
 
     tx = system.optimizer()
     abstract, shardings = system.abstract_state(tx)
@@ -103,22 +127,33 @@ def _run(config: ConfigDict, path: str, say: Callable[[str], None], stop: StopSi
     loader = feed.make_loader(system, data)
     with (
         jax.set_mesh(system.mesh),
-        MetricWriter(path, writes=processes.is_first()) as writer,
+        MetricWriter(str(workdir.path), first_step, writes=processes.is_first()) as writer,
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
     ):
-        callbacks = _callbacks(system, data, loader, writer, checkpointer, say)
+        callbacks = _callbacks(system, data, loader, writer, checkpointer, stop, say)
         callbacks.append(trace)
         batches = build.stream(system, loader.batches(first_step))
         step_fn, steps = system.step(tx, shardings), config.train.steps
         state, done = loop.train(
-            state, step_fn, batches, first_step=first_step, steps=steps, callbacks=callbacks, stop=stop
+            state,
+            step_fn,
+            batches,
+            first_step=first_step,
+            steps=steps,
+            callbacks=callbacks,
+            checks=(checkpointer.check, writer.check, held.check),
+            stop=stop,
         )
         checkpointer.close()
     if done < steps:
         say(f"stopped by SIGTERM after step {done} of {steps}, which is saved; the same command goes on from there")
         return None
-    for suite in config.eval.suites:
-        evaluation.run(suite, system, state.ema, int(state.step), workdir, say)
+    try:
+        for suite in config.eval.suites:
+            evaluation.run(suite, system, state.ema, int(state.step), workdir, say, stop=stop)
+    except stopping.Stopped:
+        say(f"stopped by SIGTERM during suite {suite}; step {done} is saved, and the same command evaluates it again")
+        return None
     return fingerprint(state.params)
 
 
@@ -156,6 +191,7 @@ def _callbacks(
     loader: Loader | SyntheticLoader,
     writer: MetricWriter,
     checkpointer: Checkpointer,
+    stop: stopping.StopSignal,
     say: Callable[[str], None],
 ) -> list[loop.Callback]:
     config, last = system.config, system.config.train.steps
@@ -165,7 +201,7 @@ def _callbacks(
         where |= {"fingerprint": data.fingerprint if data else "synthetic"}
         return {"config": json.loads(config_lib.to_json(config)), "data": where}
 
-    save = loop.SaveEvery(checkpointer, config.checkpoint.every, meta)
+    save = loop.SaveEvery(checkpointer, writer, config.checkpoint.every, meta)
     peak, origin = peak_flops(jax.devices()[0])
     say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     spec, tower = specs.dit_spec(config), specs.tower_spec(config, system.tokenizer)
@@ -188,9 +224,9 @@ def _callbacks(
     )
     callbacks: list[loop.Callback] = [progress, save]
     if data is not None:
-        validate = functools.partial(_validate, system, data, writer, say, system.validation())
+        validate = functools.partial(_validate, system, data, writer, stop, say, system.validation())
         callbacks.append(loop.Every(config.log.validate_every, last, progress, validate))
-        if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, say)):
+        if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, stop, say)):
             callbacks.append(loop.Every(config.log.sample_every, last, progress, draw))
     return callbacks
 
@@ -205,19 +241,24 @@ def _validate(
     system: build.System,
     data: Dataset,
     writer: MetricWriter,
+    stop: stopping.StopSignal,
     say: Callable[[str], None],
     loss_fn: Callable[..., tuple[jax.Array, jax.Array]],
     done: int,
     state: TrainState,
 ) -> None:
-    """Loss of the moving average with fixed noise on a fixed part of each split, the training split's included."""
+    """Loss of the moving average with fixed noise on a fixed part of each split, the training split's included.
+
+    Raises:
+        Stopped: between two batches, where the run is told to stop.
+    """
     config = system.config
     size = config.train.batch_size // config.train.accumulate
     values = {}
     for split in data.splits:
         total, count = 0.0, 0
         rows, most = feed.make_rows(system, data, split, augment=False), -(-config.log.validate_images // size)
-        for arrays in fixed_batches(rows, batch_size=size, max_batches=most, share=system.share):
+        for arrays in stop.between(fixed_batches(rows, batch_size=size, max_batches=most, share=system.share)):
             positions = sharding.place_parts(arrays["position_B"], system.mesh)
             loss, images_seen = jax.device_get(loss_fn(state.ema, system.batch(arrays), positions))
             total, count = total + float(loss), count + int(images_seen)

@@ -1,12 +1,13 @@
 """Runs of the trainer as real processes: alone or several together, killed or told to stop."""
 
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from ec_dit.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -129,8 +130,7 @@ def read_until(process, step, sign=r"step (\d+)/"):
 
 def losses(workdir):
     """Loss by step, in full precision; of a step run twice, the later."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {values["step"]: values["loss"] for values in read_metrics(str(workdir)) if "loss" in values}
 
 
 def saved_steps(workdir):

@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, wait for each other, stop at one step, and end together.
+"""The processes of one run: how they find each other, wait for each other, agree, and end together.
 
 On a TPU pod, under SLURM's srun, or where the JAX_* variables or flags say so, a run is several processes, each of which sees a
 part of the devices. Everywhere else it is one, and everything here does nothing.
@@ -7,14 +7,11 @@ part of the devices. Everywhere else it is one, and everything here does nothing
 import contextlib
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from etils import epath
@@ -115,7 +112,7 @@ def join(
         return
     import jax
 
-    # Orbax would ask this service too, with step numbers of its own; StopSignal makes one for itself.
+    # Orbax would ask this service too, with step numbers of its own; stopping.StopSignal makes one for itself.
     jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {}
     if found is not None:  # a process sees all devices of its host, where JAX under SLURM gives each task one
@@ -316,44 +313,3 @@ def leave(code: int, *, failed: bool) -> int:
 
 
 STOPPED = 75  # exit code of what goes on when started again: SIGTERM stopped it, or a full disk did, ... (EX_TEMPFAIL)
-
-
-class StopSignal:
-    """Whether SIGTERM has reached any process of the run, answered alike in all of them; also at a second signal.
-
-    A context, within which SIGTERM ends nothing by itself. All processes enter it, and ask equally often.
-    """
-
-    def __init__(self) -> None:
-        self._received, self._asked = False, 0
-        self._together: Any = None
-
-    def __call__(self) -> bool:
-        """Whether all processes stop here; to be asked by each after every step."""
-        self._asked += 1
-        if self._together is not None:
-            self._received = self._received or self._together.reached_sync_point(self._asked)
-        return self._received
-
-    def __enter__(self) -> "StopSignal":
-        if joined():
-            # As jax.experimental.multihost_utils.reached_preemption_sync_point does it, with a counter of our own.
-            from jax._src import distributed
-            from jax._src.lib import _jax
-
-            self._together = _jax.create_preemption_sync_manager()
-            self._together.initialize(distributed.global_state.client)
-        elif threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._together is not None:
-            self._together.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            # A run that stops is gone in a moment: no further signal may change its exit code.
-            after = signal.SIG_DFL if joined() else self._before
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if joined() and self._received else after)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True

@@ -9,6 +9,7 @@ latent_BYXZ float32 and text_BTM bfloat16; mask_BT bool (True = real token), rec
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from ec_dit.core import paths
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import TryAgain, UserError
 from ec_dit.data.rows import Rows
 
 Batch = dict[str, np.ndarray]
@@ -92,12 +93,23 @@ def spread(total: int, count: int) -> Sequence[int]:
 
 
 def _plain_errors(batches: grain.IterDataset) -> Iterator[Batch]:
-    """Passes batches on, and ends their workers; takes from a UserError the lines that Grain adds about its stack frames."""
+    """Passes batches on, and ends their workers; takes from a UserError the lines that Grain adds about its stack frames.
+
+    Raises:
+        TryAgain: when a worker was killed.
+    """
     iterator = iter(batches)
     try:
         yield from iterator
     except UserError as error:
         raise UserError(str(error).partition("\n")[0]) from error
+    except RuntimeError as error:
+        if not (ended := re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))):
+            raise
+        raise TryAgain(
+            f"a process that loads data ended with exit code {ended[1]}. -9 is how the system ends one when memory is short: "
+            "if it happens again, lower --config.data.workers."
+        ) from error
     finally:
         iterator.close()  # ends the workers
 

@@ -125,6 +125,12 @@ class Checkpointer:
                 f"{saved.get(name, 'missing')} saved, {wanted.get(name, 'none')} wanted."
             )
 
+    def check(self) -> None:
+        """Raises what ended a save that ran in the background, if something did."""
+        self._manager.check_for_errors()
+        if not self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()  # of the thread that renames and deletes; it has nothing to wait for
+
     def wait(self) -> None:
         """Until everything saved is on disk."""
         self._manager.wait_until_finished()

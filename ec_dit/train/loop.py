@@ -4,6 +4,7 @@ Callbacks run after every step, in order, and decide by the step number whether 
 that losses are finite before anything is saved.
 """
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from ec_dit.core.errors import UserError
+from ec_dit.core.stopping import Stopped
 from ec_dit.flow.loss import LEVELS
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.metrics import MetricWriter
@@ -32,6 +34,7 @@ def train(
     first_step: int,
     steps: int,
     callbacks: Sequence[Callback],
+    checks: Sequence[Callable[[], None]] = (),
     stop: Callable[[], bool] | None = None,
 ) -> tuple[TrainState, int]:
     """Runs steps first_step ... steps - 1; returns the state and the number of steps it has seen.
@@ -39,11 +42,14 @@ def train(
     Args:
         state: at `first_step`; donated to the first step.
         batches: yields (batch on the devices, tag); the tag goes to the callbacks untouched.
+        checks: called after every step; each raises what a helper of the run, a thread or another process, has died of.
         stop: whether to end before `steps`; asked after every step, before the callbacks.
     """
     for done in range(first_step + 1, steps + 1):
         batch, tag = next(batches)
         state, metrics = step_fn(state, batch)
+        for check in checks:
+            check()
         last = (stop is not None and stop()) or done == steps
         for callback in callbacks:
             callback(done, state, metrics, tag, last)
@@ -164,10 +170,16 @@ class _Pause:
 
 
 class SaveEvery:
-    """Saves a checkpoint every so many steps and where the loop ends, with what `meta` says of that step."""
+    """Saves a checkpoint every so many steps and where the loop ends, with what `meta` says of that step.
 
-    def __init__(self, checkpointer: Checkpointer, every: int, meta: Callable[[int], Mapping[str, Any]]):
+    Its metrics come first: a run that goes on from there does not repeat them.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, writer: MetricWriter, every: int, meta: Callable[[int], Mapping[str, Any]]
+    ):
         self._checkpointer = checkpointer
+        self._writer = writer
         self._every = every
         self._meta = meta
 
@@ -178,6 +190,7 @@ class SaveEvery:
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
         """Saves where it is time."""
         if self.due(done) or last:
+            self._writer.sync()
             self._checkpointer.save(done, state, self._meta(done))
 
 
@@ -191,10 +204,10 @@ class Every:
         self._action = action
 
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
-        """Acts where it is time; not because a run is told to stop."""
+        """Acts where it is time; not because a run is told to stop, which cuts the action short (`Stopped`)."""
         told_to_stop = last and done < self._total_steps
         if self._every and not told_to_stop and (done % self._every == 0 or done == self._total_steps):
-            with self._progress.pause():
+            with self._progress.pause(), contextlib.suppress(Stopped):
                 self._action(done, state)
 
 

@@ -59,9 +59,8 @@ class MetricWriter:
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._board = self._open.enter_context(_File(self._folder / "tensorboard" / name))
         self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if first_step:
-            start = SessionLog(status=SessionLog.START)
-            self._event(Event(step=first_step + 1, session_log=start))  # TensorBoard drops steps from here on
+        start = SessionLog(status=SessionLog.START)
+        self._event(Event(step=first_step + 1, session_log=start))  # TensorBoard drops what it has from that step on
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named numbers of a step."""
@@ -138,7 +137,7 @@ def read_metrics(workdir: str) -> Iterator[dict[str, float]]:
         FileNotFoundError: if there is no such file.
     """
     steps: dict[int, dict[str, float]] = {}
-    for line in (paths.at(workdir) / _LINES).read_text(errors="replace").splitlines():
+    for line in (paths.at(workdir) / _LINES).read_bytes().splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             values = json.loads(line)
             steps.setdefault(int(values["step"]), {}).update(values)

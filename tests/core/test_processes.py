@@ -1,8 +1,5 @@
 """Where a process stands among several, read from flags, variables and SLURM's environment."""
 
-import os
-import signal
-
 import pytest
 
 from ec_dit.core import processes
@@ -81,13 +78,3 @@ def test_alone_there_is_nothing_to_wait_for():
     with processes.first_goes_ahead("alone"):
         pass
     assert processes.leave(3, failed=True) == 3
-
-
-def test_the_stop_signal_catches_sigterm_and_gives_it_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with processes.StopSignal() as stop:
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop() and stop()
-    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,4 +1,5 @@
 import itertools
+import multiprocessing
 from collections import Counter
 from types import SimpleNamespace
 
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import TryAgain, UserError
 from ec_dit.data import dataset, filters, loader, writing
 from ec_dit.data.images import to_uint8
 from ec_dit.data.loader import Loader, fixed_batches
@@ -153,6 +154,15 @@ def test_workers_give_the_same_batches(numbers, words):
     loaders = [make(numbers, words, workers=1, share=share) for share in shares]
     for *parts, right in zip(*(take(each.batches(2), 7) for each in loaders), expected[2:], strict=True):
         assert_same(joined(parts, shares), right)
+
+
+def test_a_worker_that_is_killed_is_told(numbers, words):
+    batches = make(numbers, words, workers=1).batches()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(TryAgain, match=r"a process that loads data ended with exit code -9\."):
+        take(batches, 100)
 
 
 @pytest.mark.parametrize("weights", [(5.0, 0.0, 3.0, 2.0), ()])

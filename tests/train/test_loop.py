@@ -1,11 +1,14 @@
 """The loop with a made-up step: rates, averages, and the stop on a loss that is not finite."""
 
 import json
+import os
+import signal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ec_dit.core import stopping
 from ec_dit.train import loop
 from ec_dit.train.metrics import MetricWriter
 
@@ -86,3 +89,121 @@ def test_an_update_that_is_not_finite_is_not_saved_either(tmp_path):
     with pytest.raises(loop.NonFiniteLossError, match="parameter norm inf at step 4"):
         run(tmp_path, [1.0] * STEPS, saved, [], [1.0, 1.0, 1.0, np.inf, np.inf, np.inf])
     assert saved == [2]
+
+
+def simple(steps, callbacks, **options):
+    """Steps of a state that counts them; returns what `train` does."""
+    batches = ((None, None) for _ in range(100))
+
+    def step_fn(state, batch):
+        return state + 1, metrics(state + 1, 1.0)
+
+    return loop.train(0, step_fn, batches, first_step=0, steps=steps, callbacks=callbacks, **options)
+
+
+def test_what_a_helper_died_of_ends_the_run_within_a_step():
+    seen, died = [], []
+
+    def check():
+        if died:
+            raise OSError(28, "No space left on device")
+
+    def callback(done, *_):
+        seen.append(done)
+        if done == 3:
+            died.append("a thread")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        simple(STEPS, [callback], checks=[lambda: None, check])
+    assert seen == [1, 2, 3]
+
+
+class Saves:
+    """Stands for a Checkpointer."""
+
+    def __init__(self, writer):
+        self.saved, self.writer = [], writer
+
+    def save(self, step, state, meta):
+        self.saved.append((step, state, meta, self.writer.synced))
+
+
+class Writer:
+    """Stands for a MetricWriter."""
+
+    synced = 0
+    values = ()
+
+    def sync(self):
+        self.synced += 1
+
+    def scalars(self, step, values):
+        self.values = (*self.values, (step, values))
+
+
+def progress_of(writer, every, **options):
+    chosen = {"images_per_step": 10, "flops_per_step": 1e9, "peak_flops": 1e12, "total_steps": STEPS} | options
+    return loop.Progress(
+        writer,
+        lambda line: None,
+        every=every,
+        must_fetch=lambda done: False,
+        describe=str,
+        last_good=str,
+        schedule=float,
+        **chosen,
+    )
+
+
+def test_sigterm_in_a_long_action_cuts_it_short_and_saves():
+    """Validation that takes long: one more step, and its checkpoint; what would come next at that step does not begin."""
+    writer = Writer()
+    checkpoints, drawn, began = Saves(writer), [], []
+    save = loop.SaveEvery(checkpoints, writer, 100, lambda done: {"step": done})
+    with stopping.StopSignal() as stop:
+
+        def validate(done, state):
+            for batch in stop.between(range(50)):
+                drawn.append((done, batch))
+                if done == 4 and batch == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        progress = progress_of(writer, 1)
+        actions = [
+            loop.Every(2, STEPS, progress, validate),
+            loop.Every(4, STEPS, progress, lambda done, state: began.extend(stop.between([done]))),
+        ]
+        state, done = simple(STEPS, [progress, save, *actions], stop=stop)
+    assert drawn == [(2, batch) for batch in range(50)] + [(4, 0), (4, 1), (4, 2)]
+    assert (state, done, began) == (5, 5, [])
+    assert checkpoints.saved == [(5, 5, {"step": 5}, 1)]  # its metrics were brought to their place before
+
+
+def test_a_crash_in_a_callback_comes_after_the_checkpoint_of_its_step():
+    writer = Writer()
+    checkpoints = Saves(writer)
+    save = loop.SaveEvery(checkpoints, writer, 3, lambda done: {})
+    draw = loop.Every(3, STEPS, progress_of(writer, 1), lambda done, state: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        simple(STEPS, [save, draw])
+    assert checkpoints.saved == [(3, 3, {}, 1)]
+
+
+def test_rates_leave_out_validation_and_compilation(monkeypatch):
+    """A step takes 2 s, the first 100 s, validation after steps 2 and 4 takes 50 s: 10 images and 1e9 FLOPs in 2 s."""
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    writer = Writer()
+    progress = progress_of(writer, 3)
+
+    def step(done, *_):
+        clock[0] += 100 if done == 1 else 2
+
+    def validate(done, state):
+        clock[0] += 50
+
+    simple(STEPS, [step, progress, loop.Every(2, STEPS, progress, validate)])
+    assert [step for step, _ in writer.values] == [3, 6]
+    for _, values in writer.values:
+        assert values["images_per_second"] == pytest.approx(10 / 2)
+        assert values["mfu"] == pytest.approx(1e9 / 2 / 1e12)

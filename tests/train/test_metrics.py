@@ -1,0 +1,126 @@
+"""Every number stands once in what is read back, in metrics.jsonl and in TensorBoard's files, whatever ended a run."""
+
+import errno
+import itertools
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from ec_dit.core import paths
+from ec_dit.core.errors import TryAgain
+from ec_dit.train import mirror
+from ec_dit.train.metrics import MetricWriter, read_metrics
+
+
+def events(workdir):
+    """The events of a folder, in the order in which TensorBoard reads its files; one that is cut short ends a file."""
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while len(data) >= 12 and len(data) >= 16 + (length := struct.unpack("<Q", data[:8])[0]):
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def shown(workdir, name="loss"):
+    """[(step, value)] as TensorBoard shows them: what stands at or after the step of a START is purged when it comes."""
+    points = []
+    for event in events(workdir):
+        if event.session_log.status == SessionLog.START:
+            points = [point for point in points if point[0] < event.step]
+        points += [(event.step, value.simple_value) for value in event.summary.value if value.tag == name]
+    return points
+
+
+def test_each_step_stands_once_after_a_kill(tmp_path):
+    """Steps 1 to 5 and a line cut short; then on from the checkpoint of step 3."""
+    killed = MetricWriter(str(tmp_path))
+    for step in range(1, 6):
+        killed.scalars(step, {"loss": 10.0 + step})
+    killed._lines.write(b'{"step": 6, "lo')
+    with killed, MetricWriter(str(tmp_path), 3) as writer:  # the first is not closed yet, as by SIGKILL
+        for step in range(4, 8):
+            writer.scalars(step, {"loss": 20.0 + step})
+        writer.scalars(7, {"validation_loss/train": 0.5})
+    wanted = [(1, 11), (2, 12), (3, 13), (4, 24), (5, 25), (6, 26), (7, 27)]
+    read = list(read_metrics(str(tmp_path)))
+    assert [(values["step"], values["loss"]) for values in read] == wanted
+    assert read[-1]["validation_loss/train"] == 0.5
+    assert shown(tmp_path) == wanted
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if line[-1] == "}"
+    ]
+
+
+def test_a_run_from_the_start_purges_what_a_killed_one_left(tmp_path):
+    for loss in (1.0, 2.0):
+        with MetricWriter(str(tmp_path)) as writer:
+            writer.scalars(1, {"loss": loss})
+    assert shown(tmp_path) == [(1, 2.0)]
+
+
+def test_pictures(tmp_path):
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    with MetricWriter(str(tmp_path)) as writer:
+        writer.image(5, "samples", picture)
+    (value,) = [value for event in events(tmp_path) for value in event.summary.value]
+    assert (value.tag, value.image.height, value.image.width) == ("samples", 4, 4)
+    (tmp_path / "again.png").write_bytes(value.image.encoded_image_string)
+    for path in (tmp_path / "again.png", tmp_path / "images" / "samples_0000005.png"):
+        with Image.open(path) as found:
+            assert (np.asarray(found) == np.asarray(picture)).all()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_told_by_the_call_that_meets_it_again_and_again(tmp_path, name):
+    with MetricWriter(str(tmp_path)) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        file = writer._lines if name == "metrics.jsonl" else writer._board
+        file._file.close()
+        file._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115 - closed as the other would be
+        for step in range(2, 40):  # more than any queue holds
+            with pytest.raises(OSError, match="No space left") as told:
+                writer.scalars(step, {"loss": 1.0})
+            assert told.value.errno == errno.ENOSPC
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(mirror, "_PAUSE_SECONDS", 0.0)
+
+
+def test_what_ends_the_copying_to_a_bucket_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror.Mirror, "copy", lambda self: 1 / 0)
+    copies = mirror.Mirror(tmp_path, paths.at(tmp_path / "b"), 0.01)
+    copies._thread.join(5)
+    with pytest.raises(RuntimeError, match=r"files are no longer copied to .*ZeroDivisionError"):
+        copies.check()
+
+
+def test_a_copy_that_fails_is_tried_again_and_at_last_told(tmp_path, monkeypatch, capsys, quick):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("x")
+    tries, copy = itertools.count(), paths.copy_file
+
+    def flaky(path, target):
+        if next(tries) < 3:
+            raise ConnectionResetError("gone")
+        copy(path, target)
+
+    monkeypatch.setattr(paths, "copy_file", flaky)
+    with mirror.Mirror(tmp_path / "a", paths.at(tmp_path / "b")) as copies:
+        assert copies.copy() == [f"file was not copied to {tmp_path / 'b'}: gone"]
+    assert (tmp_path / "b" / "file").read_text() == "x"
+    assert "warning: file was not copied" in capsys.readouterr().err
+
+    tries = itertools.count(-1000)
+    (tmp_path / "a" / "file").write_text("longer")
+    with (
+        pytest.raises(TryAgain, match=r"file was not copied .*: gone"),
+        mirror.Mirror(tmp_path / "a", paths.at(tmp_path / "b")),
+    ):
+        pass
