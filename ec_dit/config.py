@@ -149,8 +149,9 @@ def default() -> ConfigDict:
     return c
 
 
-# What may change between the runs of one workdir: nothing here alters what a step computes.
+# What may change between the runs of one workdir: nothing here alters what a step computes, but for rounding.
 RESUMABLE = (
+    "name",
     "mesh",
     "checkpoint",
     "log",
@@ -165,7 +166,17 @@ RESUMABLE = (
     "train.steps",
     "tpu_options",
     "model.attention",
+    "model.remat",
+    "moe.combine",
 )
+
+_MEMORY = "where memory is short, model.remat=full and larger mesh.fsdp or mesh.expert may be given instead"
+# Why what looks as if it could change may not.
+_BECAUSE = {
+    "train.accumulate": f"each micro-batch draws noise and forms routing groups of its own; {_MEMORY}",
+    "moe.group_size": f"it decides which tokens compete for an expert; {_MEMORY}",
+    "train.batch_size": f"it decides which images make a step; {_MEMORY}",
+}
 
 FREE = ("data.options", "tpu_options")  # sections of which a config may hold any keys
 
@@ -307,7 +318,7 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
     free = RESUMABLE if new.optimizer.schedule == "constant" else tuple(k for k in RESUMABLE if k != "train.steps")
     idle = unused(old).keys() & unused(new).keys()
     return [
-        f"{key}: {a.get(key, '(none)')} -> {b.get(key, '(none)')}"
+        f"{key}: {a.get(key, '(none)')} -> {b.get(key, '(none)')}" + (f" ({_BECAUSE[key]})" if key in _BECAUSE else "")
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key) and key not in idle and not any(key == f or key.startswith(f + ".") for f in free)
     ]

@@ -123,6 +123,8 @@ def _train(
         say(f"resuming at step {step}")
         state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
         workdir.check(config_lib.from_json(json.dumps(checkpointer.meta(step)["config"])), config)
+        if step > config.train.steps:
+            say(f"nothing to train: step {step} is past --config.train.steps={config.train.steps}")
 
     loader = feed.make_loader(system, data)
     with (

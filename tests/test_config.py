@@ -96,6 +96,18 @@ def test_difference_lists_what_must_not_change():
     assert config.difference(new, new) == []
 
 
+def test_what_changes_memory_alone_may_change_and_what_looks_so_says_why():
+    sparse = {"moe__routing": "expert_choice", "moe__num_experts": 8}
+    old, free = changed(**sparse), changed(**sparse, model__remat="full", moe__combine="one_hot", mesh__expert=4)
+    free.name = "again"
+    assert config.difference(old, free) == []
+    (line,) = config.difference(old, changed(**sparse, train__accumulate=2))
+    assert line.startswith("train.accumulate: 1 -> 2 (each micro-batch draws noise")
+    assert "model.remat=full" in line
+    (line,) = config.difference(old, changed(**sparse, moe__group_size="512"))
+    assert line.startswith("moe.group_size: 1024 -> 512 (it decides which tokens compete")
+
+
 def test_length_of_a_run_may_change_only_where_the_schedule_ignores_it():
     old, new = (changed(optimizer__schedule="cosine", train__steps=steps) for steps in (10, 20))
     assert config.difference(old, new) == ["train.steps: 10 -> 20"]
