@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ec_dit.train.metrics import read_metrics
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "upcycling.md"
 COMMON = ["--config.optimizer.schedule=constant", "--config.optimizer.learning_rate=5e-3", "--config.eval.suites=()"]
@@ -37,8 +39,8 @@ def train(workdir: Path, config: str, steps: int, every: int, *arguments: str) -
         *COMMON,
         *arguments,
     )
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["validation_loss/validation"] for row in rows if "validation_loss/validation" in row}
+    name = "validation_loss/validation"
+    return {int(row["step"]): row[name] for row in read_metrics(str(workdir)) if name in row}
 
 
 def main() -> None:

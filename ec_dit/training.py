@@ -1,8 +1,9 @@
 """A whole training run, put together from its parts: data, state, callbacks, evaluation at the end."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -131,6 +132,7 @@ def _train(
         jax.set_mesh(system.mesh),
         MetricWriter(str(workdir.path), first_step, writes=processes.is_first()) as writer,
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
+        _closing(checkpointer),
     ):
         callbacks = _callbacks(system, data, loader, writer, checkpointer, stop, say)
         callbacks.append(trace)
@@ -146,7 +148,6 @@ def _train(
             checks=(checkpointer.check, writer.check, held.check),
             stop=stop,
         )
-        checkpointer.close()
     if done < steps:
         say(f"stopped by SIGTERM after step {done} of {steps}, which is saved; the same command goes on from there")
         return None
@@ -157,6 +158,19 @@ def _train(
         say(f"stopped by SIGTERM during suite {suite}; step {done} is saved, and the same command evaluates it again")
         return None
     return fingerprint(state.params)
+
+
+@contextlib.contextmanager
+def _closing(checkpointer: Checkpointer) -> Iterator[None]:
+    """Waits for the save that is under way, also where the run fails meanwhile: its checkpoint is good."""
+    try:
+        yield
+    except Exception:
+        if processes.count() == 1:  # several would wait for one that is gone
+            with contextlib.suppress(Exception):
+                checkpointer.wait()
+        raise
+    checkpointer.close()
 
 
 def _first_state(

@@ -1,13 +1,16 @@
 """The entry points from outside: a short run, its files, sampling, evaluation, and a user's mistakes."""
 
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ec_dit import evaluate, main, sample
+from ec_dit import evaluate, evaluation, main, sample
+from ec_dit.core import lock, paths, processes
 from ec_dit.core.errors import UserError
 
 pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time
@@ -25,11 +28,15 @@ def pixels(path):
 def workdir(tmp_path_factory):
     """A finished run of four steps."""
     folder = tmp_path_factory.mktemp("main")
+    assert main.main(four_steps(folder)) == 0
+    return folder / "run"
+
+
+def four_steps(folder):
+    """The command of that run."""
     arguments = ["main", SMOKE, f"--workdir={folder / 'run'}", f"--config.data.path={folder / 'data'}"]
     arguments += ["--config.train.steps=4", "--config.model.num_blocks=2", *EIGHT]
-    arguments += ["--config.log.sample_every=4", "--config.log.validate_every=4"]
-    assert main.main(arguments) == 0
-    return folder / "run"
+    return [*arguments, "--config.log.sample_every=4", "--config.log.validate_every=4"]
 
 
 @pytest.mark.slow
@@ -44,6 +51,38 @@ def test_a_run_leaves_everything_it_promises(workdir):
     assert pixels(workdir / "images" / "samples_0000004.png").shape[1] > 500
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "checkpoints" / "4").is_dir()
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_last_evaluation_leaves_it_to_the_next_start(workdir, capsys, monkeypatch):
+    evaluated = []
+
+    def evaluate_until_told(suite, system, params, step, workdir, say, stop):
+        for batch in stop.between(range(2)):
+            evaluated.append((suite, step, batch))
+            if len(evaluated) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(evaluation, "run", evaluate_until_told)
+    arguments = [*four_steps(workdir.parent), "--config.eval.suites=('shapes',)"]
+    assert main.main(arguments) == processes.STOPPED
+    assert "stopped by SIGTERM during suite shapes; step 4 is saved" in capsys.readouterr().out
+    assert main.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "resuming at step 4" in output and "step 4/4" not in output
+    assert evaluated == [("shapes", 4, 0), ("shapes", 4, 0), ("shapes", 4, 1)]
+
+
+@pytest.mark.slow
+def test_a_workdir_in_use_and_one_that_is_past_its_last_step(workdir, capsys):
+    arguments = four_steps(workdir.parent)
+    with lock.held(paths.at(workdir / ".lock"), "it", print):
+        assert main.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"the workdir {workdir} is in use by process {os.getpid()} on " in error
+    assert main.main([*arguments, "--config.train.steps=2"]) == 0
+    assert "nothing to train: step 4 is past --config.train.steps=2" in capsys.readouterr().out
+    assert not (workdir / ".lock").exists()
 
 
 @pytest.mark.slow
