@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ec_dit import evaluation, sample
+from ec_dit.core.stopping import StopSignal
 from ec_dit.eval import generate
 from ec_dit.eval.base import Evaluation
 from ec_dit.grid import SampleGrid
@@ -53,7 +54,7 @@ def test_sample_grids_tell(diverging):
     class State:
         ema = None
 
-    grid = SampleGrid(diverging, None, Writer(), said.append)
+    grid = SampleGrid(diverging, None, Writer(), StopSignal(), said.append)
     for step in (10, 20):  # each of itself
         grid(step, State)
     assert len(sheets) == 2
