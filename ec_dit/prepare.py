@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _OPTIONS = {name: name for name in ("path", "captions", "font", "placement", "ground", "seed", "validation_share")}
 _OF_SHAPES = {"num_train": "train", "num_validation": "validation"}
 _DRAWN = ("shapes", "emoji")  # sources with an image_size of their own
+_MOST_DRAWN, _LARGEST = 10**9, 2**16  # pictures, pixels of a side
 _FILTERS = ("min_size", "max_pixels", "max_aspect", "min_caption", "max_caption", "duplicate_bits")
 _OF_ENCODED = (
     *("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip", "lower"),
@@ -40,8 +41,8 @@ def _flags() -> flags.FlagValues:
     def place(name: str, meaning: str) -> None:
         cli.define_path(name, meaning, flag_values=values)
 
-    def whole(name: str, meaning: str, default: int | None = None) -> None:
-        flags.DEFINE_integer(name, default, meaning, lower_bound=0, flag_values=values)
+    def whole(name: str, meaning: str, default: int | None = None, most: int = 2**31 - 1) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=0, upper_bound=most, flag_values=values)
 
     def real(name: str, meaning: str, default: float | None = None) -> None:
         cli.define_float(name, default, meaning, flag_values=values)
@@ -66,9 +67,9 @@ def _flags() -> flags.FlagValues:
     place("font", "emoji: file of a colour emoji font; without it an installed one is used.")
     text("placement", "shapes: where objects stand: cell, jitter or free.")
     text("ground", "shapes: plain or textured.")
-    whole("num_train", "shapes: training examples.")
-    whole("num_validation", "shapes: validation examples.")
-    whole("seed", "shapes: seed of the scenes.")
+    whole("num_train", "shapes: training examples.", most=_MOST_DRAWN)
+    whole("num_validation", "shapes: validation examples.", most=_MOST_DRAWN)
+    whole("seed", "shapes: seed of the scenes.", most=2**64 - 1)
     real("validation_share", "Share of the pictures held out for validation, of a source that has no such split.")
     flags.DEFINE_multi_string(
         "option",
@@ -97,6 +98,7 @@ def _flags() -> flags.FlagValues:
     whole(
         "image_size",
         "Of pictures: side of what shapes and emoji draw; others are shrunk to it, if their shorter side is longer.",
+        most=_LARGEST,
     )
     whole("vocab_size", "Of pictures: pieces of the tokenizer, at most.", 4096)
     place("tokenizer", "Of pictures: a sentencepiece model to copy instead of training one.")

@@ -8,9 +8,29 @@ one that gave the most.
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ec_dit.data.records import Shard, Skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitFacts:
+    """What one unit met; all by reason, but for `examples`.
+
+    Attributes:
+        skipped: entries that were left out.
+        remarks: likewise, on what was read all the same.
+        faults: examples that could not be used, where their number is known.
+        lost: those among them that are several of one entry.
+        examples: of each shard, those left out as asked for not counted.
+        torn: shards, by their number in the unit, of which nobody knows all examples, and why.
+    """
+
+    skipped: dict[str, int]
+    remarks: dict[str, int]
+    faults: dict[str, int]
+    lost: dict[str, int]
+    examples: list[int]
+    torn: dict[str, str]
 
 
 class UnitCount:
@@ -45,22 +65,22 @@ class UnitCount:
         self._examples.append(self._here)
         self._here = 0
 
-    def facts(self) -> dict[str, Any]:
-        """JSON, for `Counts.of`."""
+    def facts(self) -> UnitFacts:
+        """The sums."""
         faults: collections.Counter[str] = collections.Counter()
         lost: collections.Counter[str] = collections.Counter()
         for item in self.skipped:
             if not item.asked and item.examples:
                 faults[cause(item.reason)] += item.examples
                 lost[cause(item.reason)] += item.examples if item.examples > 1 else 0
-        return {
-            "skipped": _lines(item for item in self.skipped if item.examples != 0),
-            "remarks": _lines(item for item in self.skipped if item.examples == 0),
-            "faults": dict(faults),
-            "lost": dict(+lost),
-            "examples": self._examples,
-            "torn": {str(shard): reason for shard, reason in self._torn.items()},
-        }
+        return UnitFacts(
+            skipped=_lines(item for item in self.skipped if item.examples != 0),
+            remarks=_lines(item for item in self.skipped if item.examples == 0),
+            faults=dict(faults),
+            lost=dict(+lost),
+            examples=self._examples,
+            torn={str(shard): reason for shard, reason in self._torn.items()},
+        )
 
 
 def cause(reason: str) -> str:
@@ -91,17 +111,17 @@ class Counts:
     guessed: bool
 
     @classmethod
-    def of(cls, facts: Iterable[Mapping[str, Any]], shards: Sequence[Sequence[Shard]]) -> "Counts":
+    def of(cls, facts: Iterable[UnitFacts], shards: Sequence[Sequence[Shard]]) -> "Counts":
         """Sums over units; `shards` are those of each."""
         sums = {name: collections.Counter[str]() for name in ("skipped", "remarks", "faults", "lost")}
         examples: collections.Counter[str] = collections.Counter()  # by file
         torn: dict[str, str] = {}
         for fact, of_unit in zip(facts, shards, strict=True):
             for name, counter in sums.items():
-                counter.update(fact[name])
-            for shard, count in zip(of_unit, fact["examples"], strict=True):
+                counter.update(getattr(fact, name))
+            for shard, count in zip(of_unit, fact.examples, strict=True):
                 examples[shard.file] += count
-            for number, reason in fact["torn"].items():
+            for number, reason in fact.torn.items():
                 torn.setdefault(of_unit[int(number)].file, reason)
         whole = [count for file, count in examples.items() if file not in torn]
         typical = sum(whole) / len(whole) if whole else max(examples.values(), default=0)

@@ -46,9 +46,9 @@ class Filters:
         limits = {"min_size": 1, "max_pixels": 1, "max_aspect": 1, "min_caption": 1, "max_caption": self.min_caption}
         for name, least in (limits | {"duplicate_bits": 0}).items():
             value = getattr(self, name)
-            if value is not None and not value >= least:  # So that nan fails too.
+            if value is not None and not least <= value < math.inf:  # So that nan fails too.
                 why = " (min_caption)" if name == "max_caption" else ""
-                raise UserError(f"{name} is {value}; it must be at least {least}{why}")
+                raise UserError(f"{name} is {value}; it must be at least {least}{why}, and finite")
         if Image.MAX_IMAGE_PIXELS is not None and self.max_pixels > Image.MAX_IMAGE_PIXELS:
             raise UserError(
                 f"max_pixels is {self.max_pixels}; it must be at most {Image.MAX_IMAGE_PIXELS}, Pillow's limit"

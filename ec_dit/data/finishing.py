@@ -48,7 +48,7 @@ class Finish:
             if "texts" in fact:
                 self._texts.append(fact["texts"])
         self.counts = Counts.of(counted, shards)
-        self.faulty = [unit for unit, count in enumerate(counted) if count["faults"] or count["torn"]]
+        self.faulty = [unit for unit, count in enumerate(counted) if count.faults or count.torn]
         found = {name for of in self._files for name in of}
         splits = source.splits()
         self._names = sorted(found, key=lambda name: (splits.index(self._split(name)), name))

@@ -16,6 +16,7 @@ from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 
 _MAX_TRAINING_CAPTIONS = 1_000_000
+_MAX_PIECES = 2**24
 _SPECIAL_IDS: dict[str, Any] = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 
 
@@ -29,6 +30,8 @@ def train(captions: Iterable[str], vocab_size: int) -> bytes:
     Raises:
         UserError: no text to train on, or `vocab_size` cannot hold even the characters of the captions.
     """
+    if not 1 <= vocab_size <= _MAX_PIECES:
+        raise UserError(f"vocab_size is {vocab_size}; it must be from 1 to {_MAX_PIECES:,}")
     captions = [caption for caption in captions if caption.strip()]
     if not captions:
         raise UserError("no captions to train a tokenizer on")

@@ -9,6 +9,7 @@ import numpy as np
 from ec_dit.core.errors import UserError
 from ec_dit.data import files, images, stored
 from ec_dit.data.filters import Picture
+from ec_dit.data.pace import Pace
 from ec_dit.data.records import TRAIN, Record
 from ec_dit.data.resolution import Shape, nearest
 from ec_dit.data.workplace import Workplace
@@ -118,6 +119,7 @@ class EncodedUnit:
         shapes: in pixels; a picture gets the nearest.
         text_type: as in stored.Codec.
         flip: stores a second latent, of the mirror image, where the captions allow it.
+        pace: told of the steps that may compile.
     """
 
     def __init__(
@@ -129,9 +131,11 @@ class EncodedUnit:
         batch_size: int,
         text_type: str,
         flip: bool,
+        pace: Pace,
     ):
         self._files, self._encoders, self._shapes = out, encoders, shapes
         self._batch_size, self._text_type, self._flip = batch_size, text_type, flip
+        self._pace = pace
         self._waiting: dict[Shape, list[tuple[Record, np.ndarray]]] = {}
         self._moments = np.zeros((2, encoders.channels))  # of training latents: sums of z and z^2
         self._pixels = 0
@@ -182,13 +186,15 @@ class EncodedUnit:
     def _embed(self, captions: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens and mask of each caption; a picture may have many, so that not all are held with their padding."""
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
-            text_BTM, mask_BT = self._encoders.texts(captions[start : start + _CAPTIONS_AT_ONCE])
+            with self._pace.step("texts"):
+                text_BTM, mask_BT = self._encoders.texts(captions[start : start + _CAPTIONS_AT_ONCE])
             yield from ((text_TM[mask_T], mask_T) for text_TM, mask_T in zip(text_BTM, mask_BT, strict=True))
 
     def _latents(self, pixels_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float16 mean and deviation."""
         filling = np.repeat(pixels_BYXZ[-1:], self._batch_size - len(pixels_BYXZ), 0)
-        found = self._encoders.images(images.to_float(np.concatenate([pixels_BYXZ, filling])))
+        with self._pace.step(pixels_BYXZ.shape[1:3], len(pixels_BYXZ)):
+            found = self._encoders.images(images.to_float(np.concatenate([pixels_BYXZ, filling])))
         with np.errstate(over="ignore"):  # it is looked for below
             mean, std = (array[: len(pixels_BYXZ)].astype(np.float16) for array in found)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):

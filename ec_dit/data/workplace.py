@@ -5,6 +5,7 @@ the files come to their place at once, and a folder `.incomplete` among them say
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from ec_dit.core import json_file, lock, paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data import files as data_files
 from ec_dit.data import ownership, plans
+from ec_dit.data.counting import UnitFacts
 from ec_dit.data.ownership import INCOMPLETE, REPORT, SKIPPED
 
 _PLAN, _UNITS, _SET = "plan.json", "units", "set"
@@ -46,20 +48,26 @@ class Workplace:
         return {int(path.stem) for path in self._units.glob("*.json")}
 
     def facts(self, unit: int) -> dict[str, Any]:
-        """What `finish` was told of a unit."""
-        return json_file.read(
-            self._units / f"{unit:06d}.json", "Remove it, and the same command makes that part again."
-        )
+        """What `finish` was told of a unit, its 'counts' as UnitFacts."""
+        path, advice = self._units / f"{unit:06d}.json", "Remove it, and the same command makes that part again."
+        with json_file.whole(str(path), advice):
+            found = json_file.read(path, advice)
+            files = json_file.typed(found["files"], dict[str, dict[str, Any]], str(path), advice)
+            for of in files.values():
+                json_file.typed(of, dict[str, int | str | list[str]], str(path), advice)
+            return found | {"counts": json_file.typed(found["counts"], UnitFacts, str(path), advice)}
 
     def lines(self, unit: int) -> list[str]:
         """The lines that `finish` was given of a unit."""
         return (self._units / f"{unit:06d}.lines").read_text(encoding="utf-8").split("\n")[:-1]
 
-    def finish(self, unit: int, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
-        """Says that a unit's files are all there; `facts` are JSON, `lines` hold no line breaks."""
+    def finish(self, unit: int, facts: Mapping[str, Any], counts: UnitFacts, lines: Sequence[str]) -> None:
+        """Says that a unit's files are all there; `facts` are JSON, with 'files'; `lines` hold no line breaks."""
         self._held.check()
         self._write(self._units / f"{unit:06d}.lines", "".join(f"{line}\n" for line in lines))
-        self._write(self._units / f"{unit:06d}.json", json.dumps(facts))  # last: it is what `finished` looks for
+        self._write(
+            self._units / f"{unit:06d}.json", json.dumps(dict(facts) | {"counts": dataclasses.asdict(counts)})
+        )  # last: it is what `finished` looks for
 
     def forget(self, unit: int) -> None:
         """Has a unit that is done made again."""

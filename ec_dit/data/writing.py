@@ -11,7 +11,6 @@ import importlib.metadata
 import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
@@ -25,6 +24,7 @@ from ec_dit.data import files, filters, finishing, images, ownership, tokenizer,
 from ec_dit.data.counting import UnitCount
 from ec_dit.data.filters import Filters
 from ec_dit.data.finishing import Finish
+from ec_dit.data.pace import Pace
 from ec_dit.data.pipeline import Bar, ahead
 from ec_dit.data.records import Record, Shard, Skipped, Source
 from ec_dit.data.report import FORMAT, Report
@@ -124,11 +124,9 @@ def write(
         if place is None:
             return ownership.report(paths.at(out))
         work = _Work(source, place, parts, chosen, encoding, image_size, max_skipped_share)
-        start = time.monotonic()
-        looked_at = work.run(progress)
-        if looked_at and say is not None:
-            speed = looked_at / (time.monotonic() - start)
-            say(f"{speed:,.1f} images/s in this process: {1e6 / speed / 3600:,.1f} hours for a million")
+        line = work.run(progress)
+        if line and say is not None:
+            say(line)
         processes.wait("all units are made", seconds=_PATIENCE)
         paths.look_again(out)
         report = work.finish(plan | {"mark": mark}, given, vocab_size) if processes.is_first() else None
@@ -158,9 +156,10 @@ class _Work:
         starts = itertools.accumulate((len(part) for part in parts), initial=0)
         self._shards = [range(start, start + len(part)) for start, part in zip(starts, parts, strict=False)]
         self._kept, self._faults = 0, 0
+        self._pace = Pace()
 
-    def run(self, progress: bool) -> int:
-        """Makes this process's share of the units that are not done yet; how many examples that were."""
+    def run(self, progress: bool) -> str | None:
+        """Makes this process's share of the units that are not done yet; how fast, where that can be told."""
         if processes.is_first():
             self._place.take_back(self._most)
         processes.wait("units are taken back")
@@ -169,11 +168,12 @@ class _Work:
         left = [unit for unit in range(len(self._shards)) if unit not in done]
         mine = left[processes.index() :: processes.count()]
         bar = Bar(self._source.name, [self._sizes[unit] for unit in mine], len(self._shards) - len(left), progress)
+        self._pace = Pace()
         with bar, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for unit in mine:
                 self._make(unit, pool, bar)
                 bar.unit_done()
-        return bar.count
+        return self._pace.line(bar.count)
 
     def _make(self, number: int, pool: ThreadPoolExecutor, bar: Bar) -> None:
         unit, seen, count = self._unit(number), filters.Seen(self._filters), UnitCount()
@@ -209,7 +209,7 @@ class _Work:
             self._kept += 1
             count.keep()
             unit.add(record, ready)
-        self._place.finish(number, unit.close() | {"counts": count.facts()}, list(map(_line, count.skipped)))
+        self._place.finish(number, unit.close(), count.facts(), list(map(_line, count.skipped)))
 
     def _unit(self, number: int) -> units.Unit:
         def name(split: str) -> str:
@@ -219,7 +219,13 @@ class _Work:
         if plan is None:
             return units.PictureUnit(out, self._image_size)
         return units.EncodedUnit(
-            out, plan.encoders, plan.shapes, batch_size=plan.batch_size, text_type=plan.text_type, flip=plan.flip
+            out,
+            plan.encoders,
+            plan.shapes,
+            batch_size=plan.batch_size,
+            text_type=plan.text_type,
+            flip=plan.flip,
+            pace=self._pace,
         )
 
     def _count_fault(self, item: Skipped, count: UnitCount) -> None:
@@ -231,8 +237,8 @@ class _Work:
         if total >= _EARLY and self._faults > max(self._most, 0.5) * total:
             units, counts = sorted(self._place.finished()), collections.Counter[str]()
             for facts in [*(self._place.facts(unit)["counts"] for unit in units), count.facts()]:
-                counts.update(facts["faults"])
-                counts.update(facts["torn"].values())
+                counts.update(facts.faults)
+                counts.update(facts.torn.values())
 
             def lines() -> Iterator[str]:
                 yield from itertools.chain.from_iterable(map(self._place.lines, units))

@@ -8,6 +8,8 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset, plans, workplace
+from ec_dit.data.counting import UnitCount
+from ec_dit.data.records import Skipped
 from tests.data import sets
 from tests.data.sets import Breaking, CountingSource, MixedSource, hashes, write
 
@@ -120,13 +122,16 @@ def test_a_workplace_keeps_what_units_are_told(tmp_path):
         scratch.write_text("half")
         place.put(scratch)
         place.put_bytes("small", b"bytes")
-        place.finish(3, {"files": {"\u00e9": [1]}}, lines)
-        place.finish(12, {}, [])
+        counts = UnitCount()
+        counts.leave_out(Skipped("a", "b"))
+        place.finish(3, {"files": {"\u00e9": {"records": 1}}}, counts.facts(), lines)
+        place.finish(12, {"files": {}}, UnitCount().facts(), [])
         raise KeyError
     assert not (tmp_path / "set").exists()
     with workplace.opened(tmp_path / "set", plan, overwrite=False) as place:
         assert place.finished() == {3, 12}
-        assert place.facts(3) == {"files": {"\u00e9": [1]}} and place.facts(12) == {}
+        assert place.facts(3) == {"files": {"\u00e9": {"records": 1}}, "counts": counts.facts()}
+        assert place.facts(12) == {"files": {}, "counts": UnitCount().facts()}
         assert place.lines(3) == lines and place.lines(12) == []
         place.forget(3)
         assert place.finished() == {12}

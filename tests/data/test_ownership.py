@@ -1,0 +1,149 @@
+"""What a preparation removes: what its own record lists, and nothing else."""
+
+import json
+
+import pytest
+
+from ec_dit.core.errors import UserError
+from ec_dit.data import dataset
+from tests.data import sets
+from tests.data.sets import Breaking, hashes, write
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+MINE = {"notes.txt": b"mine", "photos/a.jpg": b"precious", ".hidden": b"too", "report.json.bak": b"{}"}
+
+
+def put(folder, files=MINE):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def test_what_lies_beside_a_set_stays_when_it_is_replaced(tmp_path, counting):
+    out = tmp_path / "set"
+    write(counting(), out)
+    put(out)
+    write(counting(train=3), tmp_path / "fresh")
+    write(counting(train=3), out, overwrite=True)
+    assert tree(out) == tree(tmp_path / "fresh") | MINE
+    assert len(dataset.open(out)["train"]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "set"]
+
+
+def report(**changes):
+    files = {"features.json": [3, ["0"]]}
+    return json.dumps({"format": 2, "source": "counting", "kept": {"train": 3}, "files": files} | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"tests": 12, "passed": true}', "a report.json that is none of a data set"),
+        ("<html>", "a report.json that is none of a data set"),
+        ("", "a report.json that is none of a data set"),
+        ("[" * 100_000, "a report.json that is none of a data set"),
+        ('["notes.txt"]', "a report.json that is none of a data set"),
+        (report(files=["notes.txt"]), "a report.json that is none of a data set"),
+        (report(files={"../other": [3, []]}), "a report.json that is none of a data set"),
+        (report(files={"/etc/passwd": [3, []]}), "a report.json that is none of a data set"),
+        (report(files={"photos/a.jpg": [3, []]}), "a report.json that is none of a data set"),
+        (report(format="2"), "a report.json that is none of a data set"),
+        (None, "holds other files"),
+    ],
+    ids=map(str, range(11)),
+)
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, counting, text, message):
+    put(tmp_path / "set")
+    if text is not None:
+        put(tmp_path / "set", {"report.json": text.encode()})
+    before = tree(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=message):
+            write(counting(), tmp_path / "set", overwrite=overwrite)
+        assert tree(tmp_path) == before
+
+
+def test_files_under_names_that_the_new_set_takes_are_to_be_moved_first(tmp_path, counting):
+    out = tmp_path / "set"
+    write(counting(), out)
+    put(out, {"encoding.safetensors": b"mine"})
+    before, source = tree(out), counting(train=3)
+    with pytest.raises(UserError, match=r"set holds encoding.safetensors, which its report.json does not list, under"):
+        write(source, out, overwrite=True)
+    assert tree(out) == before and source.read == []
+
+
+def test_a_set_of_an_older_layout_is_replaced(tmp_path, counting):
+    out = tmp_path / "set"
+    put(out, MINE | {"report.json": report(format=1, files={"features.json": 3}).encode(), "features.json": b"abc"})
+    write(counting(), out, overwrite=True)
+    assert tree(out).items() >= MINE.items() and len(dataset.open(out)["train"]) == 23
+
+
+def test_files_put_beside_a_set_while_it_is_replaced_stay(tmp_path, counting):
+    out = tmp_path / "set"
+    write(counting(), out)
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(counting(train=13), 1, 3), out, overwrite=True)
+    put(out)
+    write(counting(train=13), out, overwrite=True)
+    assert tree(out).items() >= MINE.items() and len(dataset.open(out)["train"]) == 13
+
+
+@pytest.mark.parametrize("step", ["removing", "moving"])
+def test_killed_while_the_old_set_is_removed(tmp_path, counting, monkeypatch, step):
+    """Whatever was moved or removed by then: the new set is whole, and what is not ours comes to it."""
+    from ec_dit.data import ownership
+
+    out = tmp_path / "set"
+    write(counting(), out)
+    put(out)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    remove = ownership.remove
+    monkeypatch.setattr(ownership, "remove", killed)
+    if step == "moving":
+        foreign = ownership.foreign
+        monkeypatch.setattr(
+            ownership, "foreign", lambda folder, own: (killed if folder.name == "replaced" else foreign)(folder, own)
+        )
+    with pytest.raises(KeyboardInterrupt):
+        write(counting(train=3), out, overwrite=True)
+    assert dataset.open(out).report.kept["train"] == 3
+    monkeypatch.undo()
+    assert ownership.remove is remove
+    with pytest.raises(UserError, match=r"already holds a data set"):
+        write(counting(train=5), out)
+    assert tree(out).items() >= MINE.items() and dataset.open(out).report.kept["train"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_an_interrupted_preparation_left_is_cleared_without_what_others_put_there(tmp_path, counting):
+    left = tmp_path / ".set.incomplete"
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(counting(), 2, 3), tmp_path / "set")
+    put(left)
+    write(counting(), tmp_path / "set")
+    assert tree(left) == MINE
+    write(counting(), tmp_path / "unbroken")
+    assert hashes(tmp_path / "set") == hashes(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "refused.json", "units/000000.json", "pieces.json"])
+@pytest.mark.parametrize("data", [b"", b"\0\0\0", b"[]", b'{"a": 1}', b"[" * 100_000], ids=range(5))
+def test_a_damaged_workplace_says_which_file_and_what_to_do(tmp_path, counting, name, data):
+    shards = [*[sets.record("train", i) for i in range(4)]], [sets.Skipped("bad", "damaged image")]
+    with pytest.raises(UserError, match=r"1 of 5"):
+        write(sets.Listed(*shards), tmp_path / "set")
+    (tmp_path / ".set.incomplete" / name).write_bytes(data)
+    again = sets.Listed(*shards, *([] if name != "pieces.json" else [[]]))
+    what = rf"{name} is damaged: " + ("|made with other settings" if name == "plan.json" else "")
+    with pytest.raises(UserError, match=what) as caught:
+        write(again, tmp_path / "set", max_skipped_share=0.5)
+    assert "emove" in str(caught.value)
