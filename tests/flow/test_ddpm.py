@@ -33,7 +33,7 @@ def test_every_time_names_its_level():
     times_B = jnp.arange(1000) / 1000
     np.testing.assert_array_equal(ddpm.level(times_B), np.arange(1000))
     np.testing.assert_array_equal(
-        ddpm.level(ddpm.nearest_level(jnp.array([0, 0.0004, 0.5, 0.99999, 1]))), [0, 0, 500, 999, 999]
+        ddpm.level(ddpm.nearest_level(jnp.array([0, 0.0007, 0.0012, 0.5, 0.9984, 1]))), [0, 0, 1, 500, 998, 999]
     )
 
 

@@ -60,7 +60,7 @@ def test_kept_tokens_are_sorted_distinct_and_uniform():
 
 
 def test_loss_by_level_sums_to_the_whole():
-    loss_B, t_B = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([0.0, 0.3, 0.26, 1.0])
+    loss_B, t_B = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([0.2, 0.3, 0.26, 1.0])
     level_sum, level_count = loss.by_level(loss_B, t_B)
     np.testing.assert_allclose(level_sum, [1, 6, 0, 8])
     np.testing.assert_allclose(level_count, [1, 2, 0, 1])

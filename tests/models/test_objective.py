@@ -79,6 +79,16 @@ def plain_draws(key, goal, shape):
     return t_B, np.float64(jax.random.normal(key_noise, shape)), keep_BS, drop_B
 
 
+def plain_diffuse(x0_BYXZ, noise_BYXZ, level_B):
+    """x_n of DDPM."""
+    share, shares = 1.0, []
+    for n in range(1000):  # abar_n = prod (1 - beta), betas evenly from 1e-4 to 0.02
+        share *= 1 - (1e-4 + n * (0.02 - 1e-4) / 999)
+        shares.append(share)
+    share_B = np.array(shares)[level_B].reshape(-1, 1, 1, 1)
+    return (np.sqrt(share_B) * x0_BYXZ + np.sqrt(1 - share_B) * noise_BYXZ).astype(np.float32)
+
+
 def plain_path(x0_BYXZ, noise_BYXZ, t_B):
     """x_t, image by image."""
     images = [(1 - t) * x0 + t * noise for x0, noise, t in zip(x0_BYXZ, noise_BYXZ, t_B, strict=True)]
@@ -93,8 +103,9 @@ def plain_loss(out_BSP, x0_BYXZ, noise_BYXZ, t_B, keep_BS, prediction):
     """
     losses = []
     for out_SP, x0, noise, t, keep_S in zip(np.float64(out_BSP), x0_BYXZ, noise_BYXZ, t_B, keep_BS, strict=True):
-        if prediction == "velocity":
-            error = out_SP - plain.patches(noise - x0, PATCH)[keep_S]
+        if prediction in ("velocity", "epsilon"):
+            target = noise - x0 if prediction == "velocity" else noise
+            error = out_SP - plain.patches(target, PATCH)[keep_S]
         else:
             error = (out_SP - plain.patches(x0, PATCH)[keep_S]) / max(t, FLOOR)
         losses.append((error**2).mean())
@@ -236,16 +247,10 @@ def test_the_loss_of_ddpm_equals_numpy(random_model):
     level_B = np.asarray(jax.random.randint(key_t, (BATCH,), 0, 1000))
     noise_BYXZ = np.asarray(jax.random.normal(key_noise, x0_BYXZ.shape))
     keep_BS = np.sort(np.argsort(np.asarray(jax.random.uniform(key_keep, (BATCH, 16))), axis=1)[:, :8], axis=1)
-    share, shares = 1.0, []
-    for n in range(1000):  # abar_n = prod (1 - beta), betas evenly from 1e-4 to 0.02
-        share *= 1 - (1e-4 + n * (0.02 - 1e-4) / 999)
-        shares.append(share)
-    share_B = np.array(shares)[level_B].reshape(-1, 1, 1, 1)
-    x_BYXZ = (np.sqrt(share_B) * x0_BYXZ + np.sqrt(1 - share_B) * noise_BYXZ).astype(np.float32)
+    x_BYXZ = plain_diffuse(x0_BYXZ, noise_BYXZ, level_B)
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, (level_B / 1000).astype(np.float32), text, keep_BS)
-    target_BSP = np.array([plain.patches(image, PATCH)[keep] for image, keep in zip(noise_BYXZ, keep_BS, strict=True)])
-    expected = np.mean((np.asarray(out_BSP) - target_BSP) ** 2)
-    assert float(parts["loss"]) == pytest.approx(expected, rel=1e-4)
+    expected_B = plain_loss(out_BSP, x0_BYXZ, noise_BYXZ, level_B / 1000, keep_BS, "epsilon")
+    assert float(parts["loss"]) == pytest.approx(expected_B.mean(), rel=1e-4)
     assert float(loss) == float(parts["loss"])  # expert choice has no auxiliary loss
 
 
@@ -270,11 +275,11 @@ def test_without_dropout_the_text_stays_as_it_is():
 
 @cache
 def validation(graphdef, prediction):
-    goal = Objective("rectified", prediction, **GOAL, routing=ROUTING)
+    goal = Objective("ddpm" if prediction == "epsilon" else "rectified", prediction, **GOAL, routing=ROUTING)
     return quick_jit(lambda params, *inputs: objective.validation_loss(graphdef, goal, params, *inputs))
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "data"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "epsilon"])
 def test_the_validation_loss_equals_numpy(random_model, prediction):
     graphdef, params = random_model
     x0_BYXZ, text = example()
@@ -285,7 +290,12 @@ def test_the_validation_loss_equals_numpy(random_model, prediction):
     t_B = np.array([(int(position) * golden + 2**31) % 2**32 / 2**32 for position in position_B])
     noise_BYXZ = [jax.random.normal(jax.random.fold_in(jax.random.key(0), n), x0_BYXZ.shape[1:]) for n in position_B]
     noise_BYXZ = np.asarray(noise_BYXZ)
-    x_BYXZ = plain_path(x0_BYXZ, noise_BYXZ, t_B)
+    if prediction == "epsilon":
+        level_B = (1000 * t_B).astype(int)
+        t_B = level_B / 1000
+        x_BYXZ = plain_diffuse(x0_BYXZ, noise_BYXZ, level_B)
+    else:
+        x_BYXZ = plain_path(x0_BYXZ, noise_BYXZ, t_B)
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, np.float32(t_B), text)
     everything_BS = np.tile(np.arange(16), (BATCH, 1))
     expected_B = plain_loss(out_BSP, x0_BYXZ, noise_BYXZ, t_B, everything_BS, prediction)

@@ -270,6 +270,8 @@ def test_route_follows_the_spec():
         spec = RoutingSpec(kind=kind, capacity_factor=1.5)  # C = 16 * 1.5 / 4
         by_spec = jax.jit(route, static_argnums=1)(scores_GSE, spec)
         jax.tree.map(np.testing.assert_array_equal, by_spec, rule(scores_GSE, 6))
+    normal = jax.jit(route, static_argnums=1)(scores_GSE, RoutingSpec(capacity_factor=1.5, gate="normalized"))
+    jax.tree.map(np.testing.assert_array_equal, normal, expert_choice(scores_GSE, 6, "normalized"))
 
 
 @pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
@@ -296,7 +298,8 @@ def test_a_group_of_any_size_takes_a_capacity_rounded_up(kind):
     [
         (1024, 64, 2.0, 32),
         (512, 32, 1.0, 16),
-        (10, 3, 0.3, 1),  # 10 * 0.3 is not exactly 3 in floating point
+        (10, 3, 0.3, 1),
+        (100, 10, 1.1, 11),  # 100 * 1.1 is more than 110 in floating point
         (70, 70, 1.1, 2),
         (8, 4, 4.0, 8),
         (252, 64, 2.0, 8),
