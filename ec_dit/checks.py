@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ec_dit.config import FREE, default, fit, flatten, get, shown, unused
 from ec_dit.core import rounding, seeds, topology
-from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core.errors import UserError, did_you_mean, shortened
 from ec_dit.data import registry
 
 _CHOICES = {
@@ -91,11 +91,13 @@ _BOUNDS = (
     ),
     Bounds("seed", f"must be at least 0, and at most {seeds.LARGEST:,}", 0, seeds.LARGEST),
     Bounds(
-        "moe.aux_weight optimizer.weight_decay optimizer.clip_norm sample.guidance sample.capacity_factor",
+        "moe.aux_weight optimizer.weight_decay optimizer.clip_norm sample.guidance",
         "must not be negative",
         0,
         math.inf,
     ),
+    Bounds("sample.capacity_factor", f"must not be negative, and at most {_SIZE:,}", 0, _SIZE),
+    Bounds("moe.capacity_factor", f"must be greater than 0, and at most {_SIZE:,}", 0, _SIZE, open_low=True),
     Bounds(
         "flow.mask_ratio flow.caption_dropout optimizer.momentum optimizer.decay optimizer.ema_decay",
         "must be at least 0 and less than 1",
@@ -104,7 +106,7 @@ _BOUNDS = (
         open_high=True,
     ),
     Bounds(
-        "moe.capacity_factor flow.time_std optimizer.learning_rate optimizer.adam_learning_rate optimizer.eps "
+        "flow.time_std optimizer.learning_rate optimizer.adam_learning_rate optimizer.eps "
         "sample.time_shift model.position_scale",
         "must be greater than 0",
         0,
@@ -134,7 +136,7 @@ def check_keys(config: ConfigDict, source: str = "") -> None:
     Raises:
         UserError: naming the key.
     """
-    wanted = flatten(default())
+    wanted = _defaults()
     found = {key: value for key, value in flatten(config).items() if not key.startswith(tuple(f"{f}." for f in FREE))}
     for key in found.keys() - wanted.keys() - set(FREE):
         raise UserError(f"{source}there is no key {key}{did_you_mean(key, wanted)}.")
@@ -145,6 +147,11 @@ def check_keys(config: ConfigDict, source: str = "") -> None:
             fit(key, value, wanted[key])
         except ValueError as error:
             raise UserError(f"{source}--config.{error}.") from error
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flatten(default())
 
 
 def check_use(config: ConfigDict, start: ConfigDict) -> None:
@@ -182,8 +189,9 @@ def _validate_each(config: ConfigDict) -> None:
     """Values that are good or bad by themselves."""
     check = functools.partial(_check, config)
     for key, choices in _CHOICES.items():
-        hint = did_you_mean(get(config, key), choices)
-        check(get(config, key) in choices, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
+        if get(config, key) not in choices:
+            hint = did_you_mean(shortened(get(config, key)), choices)
+            check(False, key, f"choose one of {', '.join(c or repr('') for c in choices)}{hint}")
     for key, value in flatten(config).items():
         check(not isinstance(value, float) or math.isfinite(value), key, "must be a finite number")
         check(not isinstance(value, str) or "\0" not in value, key, "holds a character that no text has, \\0")
@@ -258,7 +266,7 @@ def _validate_together(config: ConfigDict) -> None:
         check(
             suite == config.data.source == "shapes",
             "eval.suites",
-            f"suite {suite!r} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
+            f"suite {shown(suite)} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
         )
     rounding.kept_tokens((size // patch) ** 2, config.flow.mask_ratio)
     if config.text.encoder == "tower":

@@ -11,10 +11,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ec_dit.core import json_file
-from ec_dit.core.errors import did_you_mean
+from ec_dit.core.errors import did_you_mean, shortened
 
 _ADVICE = "Bring it back as it was; the settings of a run also stand in its checkpoints."
-_SHOWN = 80  # letters of a wrong value in a message
 
 
 def default() -> ConfigDict:
@@ -307,9 +306,8 @@ def fit(key: str, value: Any, like: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A wrong value for a message, and not all of it where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    """A wrong value for a message."""
+    return shortened(repr(value))
 
 
 def difference(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -13,14 +13,13 @@ from ml_collections import ConfigDict
 
 from ec_dit import checks
 from ec_dit import config as config_lib
-from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core.errors import UserError, did_you_mean, shortened
 from ec_dit.data import registry
 
 Change = tuple[str, str | None]  # a dotted key and what was written for it; None where nothing was
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _NUMBER = re.compile(r"-[\d.]")
-_SHOWN = 80  # letters of a wrong value in a message
 _YES, _NO = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 
 
@@ -131,7 +130,7 @@ def apply(config: ConfigDict, changes: Sequence[Change]) -> None:
     given: dict[str, str | None] = {}
     for key, text in changes:
         if key in given and given[key] != text:
-            raise UserError(f"--config.{key} is given twice, as {given[key]} and as {text}; leave one of them out.")
+            raise UserError(f"--config.{key} is given twice, as {given[key]} and {text}; leave one of them out.")
         given[key] = text
     known, options, source = config_lib.flatten(config_lib.default()), [], config.data.source
     for key, text in given.items():
@@ -196,7 +195,7 @@ def _value(key: str, text: str, like: Any) -> Any:
             return float(text)
         return _tuple(text) if isinstance(like, tuple) else text
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:  # what literal_eval may raise
-        raise UserError(f"--config.{key}={text[:_SHOWN]}: must be {config_lib.TYPES[type(like)]}.") from error
+        raise UserError(f"--config.{key}={shortened(text)}: must be {config_lib.TYPES[type(like)]}.") from error
 
 
 def _tuple(text: str) -> tuple[Any, ...]:

@@ -106,7 +106,7 @@ def test_every_key_can_be_overridden(key):
         (["--config.train.steps"], "--config.train.steps has no value; write --config.train.steps=VALUE"),
         (["--config.train.steps", "--config.train.batch_size=8"], "--config.train.steps has no value"),
         (["--config.tpu_options.xla_x"], "--config.tpu_options.xla_x has no value"),
-        (["--config.train.steps=5", "--config.train.steps=6"], "--config.train.steps is given twice, as 5 and as 6"),
+        (["--config.train.steps=5", "--config.train.steps=6"], "--config.train.steps is given twice, as 5 and 6"),
         (["--config.train.steps=1e3"], "--config.train.steps=1e3: must be a whole number"),
         (["--config.train.steps="], "--config.train.steps=: must be a whole number"),
         (["--config.train.steps=" + "9" * 5000], ": must be a whole number"),

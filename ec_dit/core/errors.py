@@ -22,6 +22,7 @@ class TryAgain(UserError):
     """
 
 
+_SHOWN = 80  # letters of what a user wrote
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PASSING = {
     errno.ECONNREFUSED,
@@ -100,6 +101,11 @@ def status_of(error: BaseException) -> str:
 
 def _of_network(error: BaseException) -> bool:
     return any(kind.__module__.partition(".")[0] in _NETWORK for kind in type(error).__mro__)
+
+
+def shortened(text: str) -> str:
+    """A text of the user's for a message, and not all of it where it is long."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:

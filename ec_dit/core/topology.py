@@ -6,12 +6,13 @@ Names and shapes: cloud.google.com/tpu/docs/v4, /v5p, /v5e, /v6e.
 import math
 from dataclasses import dataclass
 
-from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.core.errors import UserError, did_you_mean, shortened
 
 _CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16".split()
 _SQUARES = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
 _CUBE = 4  # larger three-dimensional slices are made of cubes of 4 x 4 x 4 chips
 CPU, _MOST_CPUS = "cpu", 4096
+_LONGEST = 20  # letters in which a mistyped name is looked for
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,18 @@ def parse(text: str, flag: str = "--topology", *, cpus: bool = True) -> Topology
         UserError: unless there is such a slice; says which there are.
     """
     name, _, shape = text.partition(":")
+    given = f"{flag}={shortened(text)}"
     name = _ALIASES.get(name, name)
     words = shape.split("x")
     sides = tuple(int(word) if word.isascii() and word.isdigit() and len(word) < 6 else 0 for word in words)
     if name == CPU and cpus:
         if len(sides) > 1 or not 1 <= sides[0] <= _MOST_CPUS:
-            raise UserError(f"{flag}={text}: give the number of emulated devices, from cpu:1 to cpu:{_MOST_CPUS}.")
+            raise UserError(f"{given}: give the number of emulated devices, from cpu:1 to cpu:{_MOST_CPUS}.")
         return Topology(name, sides)
     if name not in GENERATIONS:
         also = ", and cpu:8 for emulated devices" if cpus else ""
-        hint = did_you_mean(name, NAMES) if name else ""
-        raise UserError(f"{flag}={text}: write it as v5p:8x8x8; known are {', '.join(NAMES)}{also}{hint}.")
+        hint = did_you_mean(name[:_LONGEST], NAMES) if name else ""
+        raise UserError(f"{given}: write it as v5p:8x8x8; known are {', '.join(NAMES)}{also}{hint}.")
     generation = GENERATIONS[name]
     found = Topology(name, sides)
     if found.shape in generation.shapes or (
@@ -111,6 +113,4 @@ def parse(text: str, flag: str = "--topology", *, cpus: bool = True) -> Topology
     more = (
         f", and others of whole cubes {_CUBE}x{_CUBE}x{_CUBE} up to {generation.most} chips" if generation.cubes else ""
     )
-    raise UserError(
-        f"{flag}={text}: there is no such slice; {name} has the shapes {', '.join(generation.shapes)}{more}."
-    )
+    raise UserError(f"{given}: there is no such slice; {name} has the shapes {', '.join(generation.shapes)}{more}.")
