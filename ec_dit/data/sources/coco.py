@@ -10,7 +10,9 @@ from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped, ranges
-from ec_dit.data.sources import found
+from ec_dit.data.sources import access, found, splits
+from ec_dit.data.sources.access import Unusable
+from ec_dit.data.sources.fields import at, choose_captions
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,12 @@ class CocoSource(found.FoundSource):
         self._root = paths.at(options.path)
         if not self._root.is_dir():
             raise UserError(f"coco: {self._root} is no folder; pass --path=DIR with the images")
-        self._entries = list(self._find(*_lists(options.annotations)))
-        self._shards = ranges(len(self._entries))
+        entries = list(self._find(*_lists(options.annotations)))
+        self._kept = self._published(
+            (splits.of_picture(each.file) for each in entries if each.file), False, options.path
+        )
+        self._entries = [entry for entry in entries if self._kept.reads(splits.of_picture(entry.file))]
+        self._shards = ranges(len(self._entries), entries=[entry.id for entry in self._entries])
 
     def shards(self) -> Sequence[Shard]:
         """Stretches of the images in the order of their ids."""
@@ -59,18 +65,16 @@ class CocoSource(found.FoundSource):
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the images of one stretch; last of all come the annotations that are of none."""
         start, stop = map(int, self._shards[shard].name.split("-"))
-        for entry, image in found.ahead(self._image, self._entries[start:stop], paths.is_remote(self._root)):
-            split = self._split(printable(entry.file or entry.id))
-            try:
-                yield self._record(entry.id, image(), entry.fields, split)
-            except found.Unusable as problem:
-                yield self._skipped(entry.id, str(problem), split, entry.fields)
+        for entry, image in access.ahead(self._image, self._entries[start:stop], paths.is_remote(self._root)):
+            published = self._kept.kept_as(splits.of_picture(entry.file))
+            split = published or self._split(printable(entry.file or entry.id))
+            yield self._record(entry.id, image, entry.fields, split)
 
     def _image(self, entry: _Entry, limit: int) -> bytes:
         if entry.problem:
-            raise found.Unusable(entry.problem)
-        found.choose_captions(self._weights, entry.fields)  # Without one the image need not be read.
-        return found.read_file(self._root, entry.file, limit)
+            raise Unusable(entry.problem)
+        choose_captions(self._weights, entry.fields)  # Without one the image need not be read.
+        return access.read_file(self._root, entry.file, limit)
 
     def _find(self, images: list[Any], annotations: list[Any]) -> Iterator[_Entry]:
         sound = [each for each in annotations if isinstance(each, dict) and _is_id(each.get("image_id"))]
@@ -92,9 +96,14 @@ class CocoSource(found.FoundSource):
                 yield _Entry(id_, file, problem="repeated image id")
                 continue
             seen.add(number)
-            captions = {key: [each.get(key) for each in texts[number]] for key in self._weights}
+            captions = {key: at(texts[number], key) for key in self._weights}
+            if not any(captions.values()):  # for the message
+                captions = {
+                    key: [each.get(key) for each in texts[number]] for each in texts[number][:1] for key in each
+                }
             facts = {key: value for key, value in image.items() if key != "file_name"}
-            yield _Entry(id_, file, facts | captions)
+            problem = None if texts[number] else "no caption: no annotation is of this image"
+            yield _Entry(id_, file, facts | captions, problem)
         for number, annotation in enumerate(annotations):
             image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
             if not _is_id(image_id) or image_id not in seen:

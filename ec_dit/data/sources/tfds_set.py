@@ -1,5 +1,6 @@
 """A prepared TensorFlow Datasets set of images and captions, read without TensorFlow: stored as ArrayRecord."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import tensorflow_datasets as tfds
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.terminal import printable
 from ec_dit.data.records import TRAIN, VALIDATION, Record, Shard, Skipped, ranges
-from ec_dit.data.sources import found
+from ec_dit.data.sources import access, found
+from ec_dit.data.sources.access import Unusable
+from ec_dit.data.sources.fields import at
 
 _CONTAINERS = (tfds.features.FeaturesDict, tfds.features.Sequence, tfds.features.Dataset)
 
@@ -26,7 +29,7 @@ class TfdsOptions(found.FoundOptions):
         image: the field of the images.
         captions: fields of a text or several; 'captions.text' is the text of each of the captions.
         id_field: field that names the examples, each differently; None numbers them.
-        train: TFDS split to train on.
+        train: TFDS split to train on, such as 'train+test' or 'train[:90%]'.
         validation: TFDS split for validation; where the set has no 'validation', or for None, the share is held out.
         validation_share: share of `train` that is held out, chosen by a hash of the id, where nothing else is.
     """
@@ -35,8 +38,6 @@ class TfdsOptions(found.FoundOptions):
     path: str | None = None
     image: str = "image"
     id_field: str | None = None
-    train: str = "train"
-    validation: str | None = "validation"
 
 
 class TfdsSource(found.FoundSource):
@@ -68,35 +69,44 @@ class TfdsSource(found.FoundSource):
         start, stop = map(int, stretch.split("-"))
         times: Counter[str] = Counter()
         for index in range(start, stop):
-            id_, fields = f"{self._names[split]}-{index}", {}
+            id_, published = f"{self._names[split]}-{index}", None if self._holds_out else split
             try:
-                fields = dict(self._read(split, index))
-                image = fields.pop(self.options.image)
-                fields = _plain(fields)
-                if self.options.id_field and (value := _at(fields, self.options.id_field)) is not None:
-                    id_ = printable(str(value))
-                    times[id_] += 1
-                    id_ = found.numbered(id_, times[id_])
-                if not isinstance(image, bytes) or not image:
-                    raise found.Unusable("no image")
-                found.check_size(len(image), found.MAX_IMAGE)
-                fields |= {key: _at(fields, key) for key in self._weights}
-                yield self._record(id_, image, fields, None if self._holds_out else split)
-            except found.Unusable as problem:
-                yield self._skipped(id_, str(problem), None if self._holds_out else split, fields)
+                example = dict(self._read(split, index))
+            except Unusable as problem:
+                yield self._skipped(id_, str(problem), published)
+                continue
+            image = at(example, self.options.image)
+            example.pop(self.options.image, None)
+            fields = _plain(example)
+            if self.options.id_field and (value := at(fields, self.options.id_field)) is not None:
+                id_ = printable(str(value))
+                times[id_] += 1
+                id_ = found.numbered(id_, times[id_])
+            yield self._record(id_, functools.partial(self._image, image), fields, published)
+
+    def _image(self, value: Any) -> bytes:
+        if not isinstance(value, bytes) or not value:
+            raise Unusable(f"no image: field {self.options.image!r} holds nothing")
+        access.check_size(len(value), access.MAX_IMAGE)
+        return value
 
     def _read(self, split: str, index: int) -> Any:
         try:
             return self._data[split][index]
         except Exception as error:  # What the readers raise on damage is nowhere written.
-            raise found.Unusable(f"unreadable entry: {str(error)[:200]}") from error
+            raise Unusable(f"unreadable entry: {str(error)[:200]}") from error
 
     def _decoders(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """Leaves images, and whatever else is large, as it is stored."""
         skip = tfds.decode.SkipDecoding()
         captions = {key.partition(".")[0] for key in self._weights} | set(self._weights)
         large = {name for name, feature in features.items() if not isinstance(feature, _CONTAINERS) and feature.shape}
-        return dict.fromkeys({self.options.image} | large - captions, skip)
+        decoders: dict[str, Any] = dict.fromkeys(large - captions, skip)
+        name, image = self.options.image, skip
+        while name not in features:
+            name, _, inner = name.rpartition(".")
+            image = {inner: image}
+        return decoders | {name: image}
 
 
 def _builder(options: TfdsOptions) -> Any:
@@ -157,13 +167,3 @@ def _plain(value: Any) -> Any:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         return value
-
-
-def _at(fields: Any, path: str) -> Any:
-    """The value at a path such as 'captions.text'; of each, where there is a list on the way."""
-    if isinstance(fields, list):
-        return [_at(each, path) for each in fields]
-    if not isinstance(fields, Mapping):
-        return None
-    part, _, rest = path.partition(".")
-    return fields[path] if path in fields or not rest else _at(fields.get(part), rest)

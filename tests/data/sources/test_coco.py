@@ -108,7 +108,7 @@ def test_what_is_skipped(tmp_path):
         "gone.jpg": "missing file",
         "../secret.jpg": "path leaves the folder",
         "link.jpg": "link leaves the folder",
-        str(tmp_path / "secret.jpg"): "path leaves the folder",
+        str(tmp_path / "secret.jpg"): "absolute path",
         "n.jpg": "caption is not text",
         "again.jpg": "repeated image id",
         **{f"annotation {number}": "annotation of an unknown image" for number in (7, 8, 9, 10)},

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Skipped, everything, ranges
-from ec_dit.data.sources import folder, found
+from ec_dit.data.sources import access, folder
 from ec_dit.data.sources.folder import FolderOptions, FolderSource
 from tests import gcs_server
 
@@ -86,7 +86,8 @@ def test_captions_file(tmp_path):
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     kept, skipped = sorted_out(tmp_path)
-    assert captions(kept) == {"a.png": "one", "a.png#2": "another", "b.png": "beside", "sub/c.png": "see"}
+    texts = {"a.png": "one", "a.png#2": "another", "a.png#3": "absolute", "b.png": "beside", "sub/c.png": "see"}
+    assert captions(kept) == texts
     assert {name: dict(record.meta) for name, record in kept.items() if record.meta} == {
         "a.png#2": {"score": 1},
         "b.png": {"score": 2},
@@ -94,11 +95,13 @@ def test_captions_file(tmp_path):
     short = {name.removeprefix("captions.jsonl:"): reason.split(":")[0] for name, reason in skipped.items()}
     assert short == {
         "d.png": "no caption",
-        "a.png#3": "no caption",
-        "a.png#4": "caption is not text",
-        **dict.fromkeys(["5", "6", "7"], "path leaves the folder"),
+        "a.png#4": "no caption",
+        "a.png#5": "caption is not text",
+        **dict.fromkeys(["5", "6"], "path leaves the folder"),
         "8": "listed file is missing or no image",
-        **dict.fromkeys(["9", "10", "11", "12"], 'line is no object with the text "file"'),
+        "9": "line is no JSON",
+        "10": "line is no object",
+        **dict.fromkeys(["11", "12"], 'line without "file_name"'),
     }
 
 
@@ -141,9 +144,10 @@ def test_a_line_that_is_not_utf8_costs_itself_alone(tmp_path, monkeypatch):
     assert skipped == dict.fromkeys(["captions.jsonl:2", "captions.jsonl:4"], "line is not UTF-8 text")
     (tmp_path / "captions.jsonl").write_bytes(b"\xff" + b"\n".join(lines[2:3]))
     assert sorted_out(tmp_path)[1]["captions.jsonl:1"] == "line is not UTF-8 text"
-    monkeypatch.setattr(found, "MAX_TEXT", 51)  # The line is cut within a character.
+    monkeypatch.setattr(access, "MAX_TEXT", 51)  # The line is cut within a character.
     (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "caption": "%sé"}' % ("x" * 20), encoding="utf-8")
-    assert set(sorted_out(tmp_path)[1].values()) == {"line is not UTF-8 text", "no caption"}
+    reasons = {reason.split(":")[0] for reason in sorted_out(tmp_path)[1].values()}
+    assert reasons == {"line is not UTF-8 text", "no caption"}
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
@@ -204,7 +208,7 @@ def test_links_that_lead_elsewhere_are_reported(tmp_path):
 
 
 def test_unusable_files_are_skipped_with_the_reason(tmp_path, monkeypatch):
-    put(tmp_path, "anim.gif", picture(form="GIF"), "x")
+    put(tmp_path, "page.jpg", b"\n<!DOCTYPE html><html>403 Forbidden</html>", "x")
     put(tmp_path, "blank.png", caption=" \n")
     put(tmp_path, "alone.png")
     put(tmp_path, "latin.png")
@@ -214,12 +218,12 @@ def test_unusable_files_are_skipped_with_the_reason(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "pipe.txt").write_text("x")
     put(tmp_path, "damaged.png", picture()[:300], "for a later step to refuse")
-    monkeypatch.setattr(found, "MAX_IMAGE", 1999)
-    monkeypatch.setattr(found, "MAX_TEXT", 149)
+    monkeypatch.setattr(access, "MAX_IMAGE", 1999)
+    monkeypatch.setattr(access, "MAX_TEXT", 149)
     kept, skipped = sorted_out(tmp_path)
     assert list(kept) == ["damaged.png"]
     assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {
-        "anim.gif": "not a PNG, JPEG or WebP image",
+        "page.jpg": "not a readable picture",
         "blank.png": "empty caption",
         "alone.png": "no caption",
         "latin.png": "caption is not UTF-8 text",
@@ -287,7 +291,10 @@ def test_a_folder_in_a_bucket():
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"nowhere does not exist; pass --path=DIR"):
         read(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no images in .*looked for .png, .jpg"):
+    with pytest.raises(UserError, match=r"no images in .* or its subfolders$"):
+        read(tmp_path)
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"no images in .* or its subfolders; there is 1 x .zip"):
         read(tmp_path)
     put(tmp_path, "a.png", caption="x")
     with pytest.raises(UserError, match=r"a.png is not a folder"):
@@ -297,6 +304,138 @@ def test_mistakes(tmp_path):
             read(tmp_path, validation_share=share)
     with pytest.raises(UserError, match=r"folder: captions has 'caption=x'"):
         read(tmp_path, captions=("caption=x",))
-    (tmp_path / "captions.jsonl").mkdir()
+    (tmp_path / "captions.jsonl").symlink_to(tmp_path / "captions.jsonl")
     with pytest.raises(UserError, match=r"cannot read .*captions.jsonl"):
         read(tmp_path)
+
+
+def unread(root):
+    return FolderSource(FolderOptions(str(root))).unread()
+
+
+def test_pictures_of_any_ending(tmp_path):
+    names = {
+        "a.jfif": "JPEG",
+        "b.BMP": "BMP",
+        "c.gif": "GIF",
+        "d.tiff": "TIFF",
+        "e.avif": "AVIF",
+        "f": "PNG",
+        "g.xyz": "WEBP",
+    }
+    for name, form in names.items():
+        put(tmp_path, name, picture(form=form), f"a {form}")
+    for number in range(6):
+        put(tmp_path, f"sub/{number}.xyz", b"no picture")
+    put(tmp_path, "sub/x.npy", b"\x93NUMPY")
+    put(tmp_path, "alone.txt", b"of no picture")
+    os.mkfifo(tmp_path / "pipe")
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {name: f"a {form}" for name, form in names.items()}
+    assert all(record.image == picture(form=names[name]) for name, record in kept.items())
+    assert skipped == {}
+    assert unread(tmp_path) == {".xyz": 6, ".npy": 1, ".txt": 1, "file without an ending": 1}
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path):
+    put(tmp_path, "a.jpg", b"", "x")
+    put(tmp_path, "b.png", b"version https://git-lfs.github.com/spec/v1\n", "x")
+    put(tmp_path, "c.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "x")
+    put(tmp_path, "d.jpg", caption="x")
+    (tmp_path / "d.json").write_bytes(b"<html>")
+    kept, skipped = sorted_out(tmp_path)
+    assert kept == {}
+    assert skipped == {
+        "a.jpg": "not a readable picture: an empty file",
+        "b.png": "not a readable picture: a git-lfs pointer; run git lfs pull where it comes from",
+        "c.heic": "not a readable picture: a HEIC picture; convert it to JPEG",
+        "d.jpg": "damaged json: an HTML page",
+    }
+
+
+def test_metadata_as_hugging_face_writes_it(tmp_path):
+    for name in ("a.png", "sub/b.png", "sub/deep/c.png", "sub/d.png", "csv/e.png", "csv/f.png"):
+        put(tmp_path, name)
+    lines = [{"file_name": "a.png", "text": "top", "n": 1}, {"file_name": "sub/deep/c.png", "text": "from above"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lines = [
+        {"file_name": "b.png", "text": "within", "scores": {"x": 2}},
+        {"file_name": "d.png", "text": "t", "caption": "c"},
+    ]
+    (tmp_path / "sub/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "csv/metadata.csv").write_bytes(
+        b'\xef\xbb\xbffile_name,text,score\ne.png,"two\nlines, with a comma",0.5\n"f.png",caf\xe9,1\ng.png,gone,\n,none,2\n'
+    )
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {
+        "a.png": "top",
+        "sub/b.png": "within",
+        "sub/deep/c.png": "from above",
+        "sub/d.png": "c",
+        "csv/e.png": "two lines, with a comma",
+    }
+    assert {name: record.meta for name, record in kept.items()} == {
+        "a.png": {"n": 1},
+        "sub/b.png": {"scores.x": 2},
+        "sub/deep/c.png": {},
+        "sub/d.png": {"text": "t"},
+        "csv/e.png": {"score": "0.5"},
+    }
+    assert skipped == {
+        "csv/f.png": "no caption: no 'caption'; there is nothing else",
+        "csv/metadata.csv:4": "line is not UTF-8 text",
+        "csv/metadata.csv:5": "listed file is missing or no image: 'csv/g.png'",
+        "csv/metadata.csv:6": 'line without "file_name": it has text, score',
+    }
+    assert unread(tmp_path) == {}
+    both = sorted_out(tmp_path, captions=("caption", "text=2"))[0]["sub/d.png"]
+    assert (both.captions, both.weights) == (("c", "t"), (1.0, 2.0))
+
+
+def test_text_files_of_other_kinds(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "a.caption").write_text("from .caption")
+    put(tmp_path, "b.png", caption="from .txt")
+    (tmp_path / "b.caption").write_text("not this")
+    put(tmp_path, "c.jpg")
+    (tmp_path / "c.jpg.txt").write_text("after the whole name")
+    put(tmp_path, "d.png", caption="one\n\n two\nthree\n")
+    kept, _ = sorted_out(tmp_path, caption_lines=True)
+    assert {name: record.captions for name, record in kept.items()} == {
+        "a.png": ("from .caption",),
+        "b.png": ("from .txt",),
+        "c.jpg": ("after the whole name",),
+        "d.png": ("one", "two", "three"),
+    }
+    assert captions(sorted_out(tmp_path)[0])["d.png"] == "one two three"
+    assert unread(tmp_path) == {".caption": 1}
+
+
+def test_json_beside_pictures(tmp_path):
+    put(tmp_path, "a.png", caption="beside")
+    (tmp_path / "a.json").write_text('{"score": 5, "tags": {"rating": "g"}, "tag": ["x"]}')
+    put(tmp_path, "b.png")
+    (tmp_path / "b.png.json").write_text('{"caption": "its own", "score": 1}')
+    put(tmp_path, "c.png")
+    (tmp_path / "c.json").write_text('{"score": 2, "status": "failed"}')
+    put(tmp_path, "d.png", caption="x")
+    (tmp_path / "d.json").write_text("[1, 2]")
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.png", "score": 6}')
+    items = {item.id: item for item in read(tmp_path)}
+    assert {name: item.meta for name, item in items.items()} == {
+        "a.png": {"score": 6, "tags.rating": "g"},
+        "b.png": {"score": 1},
+        "c.png": {"score": 2, "status": "failed"},
+        "d.png": {},
+    }
+    assert items["b.png"].caption == "its own" and items["a.png"].caption == "beside"
+    assert items["c.png"].reason == "no caption: no 'caption'; there is score, status"
+
+
+def test_links_that_lead_back_lose_nothing(tmp_path):
+    put(tmp_path, "root/sub/a.png", caption="x")
+    put(tmp_path, "elsewhere/b.png", caption="x")
+    (tmp_path / "root/loop").symlink_to(tmp_path / "root")
+    (tmp_path / "root/out").symlink_to(tmp_path / "elsewhere")
+    items = {item.id: item for item in read(tmp_path / "root")}
+    assert {name: item.examples for name, item in items.items() if isinstance(item, Skipped)} == {"loop": 0, "out": 1}

@@ -15,7 +15,7 @@ import pytest
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
-from ec_dit.data.sources import found
+from ec_dit.data.sources import access, found, listing
 from tests import gcs_server
 
 
@@ -24,7 +24,7 @@ class Source(found.FoundSource):
 
 
 def record(fields, id_="a", **options):
-    return Source(found.FoundOptions(**options))._record(id_, b"image", fields)
+    return Source(found.FoundOptions(**options))._record(id_, lambda: b"image", fields)
 
 
 def test_weights_of_captions():
@@ -41,10 +41,10 @@ def test_weights_of_captions():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "no caption"),
-        (math.nan, "no caption"),
-        ([], "no caption"),
-        ([None], "no caption"),
+        (None, "no caption: no 'caption'; there is nothing else"),
+        (math.nan, "no caption: 'caption' is there and holds none"),
+        ([], "no caption: 'caption' is there and holds none"),
+        ([None], "no caption: 'caption' is there and holds none"),
         (" \n", "empty caption"),
         (b"\xff", "caption is not UTF-8 text"),
         (3, "caption is not text"),
@@ -139,10 +139,10 @@ def test_an_endless_name():
 
 
 def test_braces():
-    assert list(found.braces("a")) == ["a"]
-    assert list(found.braces("{8..11}")) == ["8", "9", "10", "11"]
-    assert list(found.braces("{008..011}.tar")) == ["008.tar", "009.tar", "010.tar", "011.tar"]
-    assert list(found.braces("{a,b}{1..2}-{x,}"))[:5] == ["a1-x", "a1-", "a2-x", "a2-", "b1-x"]
+    assert list(listing.braces("a")) == ["a"]
+    assert list(listing.braces("{8..11}")) == ["8", "9", "10", "11"]
+    assert list(listing.braces("{008..011}.tar")) == ["008.tar", "009.tar", "010.tar", "011.tar"]
+    assert list(listing.braces("{a,b}{1..2}-{x,}"))[:5] == ["a1-x", "a1-", "a2-x", "a2-", "b1-x"]
 
 
 def test_files_within_a_folder(tmp_path):
@@ -155,14 +155,15 @@ def test_files_within_a_folder(tmp_path):
     (root / "loop").symlink_to(root / "loop")
 
     def read(name, limit=5):
-        return found.read_file(paths.at(root), name, limit)
+        return access.read_file(paths.at(root), name, limit)
 
-    assert read("sub/x.txt") == read("./sub//x.txt") == read("in.txt") == b"12345"
+    assert read("sub/x.txt") == read("./sub//x.txt") == read("in.txt") == read(f"{root}/sub/x.txt") == b"12345"
     for name, reason in {
         "../secret": "path leaves the folder",
         "sub/../../secret": "path leaves the folder",
-        f"{tmp_path}/secret": "path leaves the folder",
-        "gs://bucket/x": "path leaves the folder",
+        f"{tmp_path}/secret": "absolute path",
+        "C:\\\\secret": "absolute path",
+        "gs://bucket/x": "a URL and no picture",
         "out/secret": "link leaves the folder",
         "loop": "unreadable",
         "sub": "not a regular file",
@@ -171,9 +172,9 @@ def test_files_within_a_folder(tmp_path):
         "": "not a regular file",
         "x" * 5000: "unreadable",
     }.items():
-        with pytest.raises(found.Unusable, match=f"^{reason}"):
+        with pytest.raises(access.Unusable, match=f"^{reason}"):
             read(name)
-    with pytest.raises(found.Unusable, match="too large: 5 bytes, at most 4 are read"):
+    with pytest.raises(access.Unusable, match="too large: 5 bytes, at most 4 are read"):
         read("sub/x.txt", 4)
 
 
@@ -194,9 +195,9 @@ class Reads:
         time.sleep(self.wait)
         with self.lock:
             self.running -= 1
-        found.check_size(self.sizes[number], limit)
+        access.check_size(self.sizes[number], limit)
         if self.sizes[number] < 0:
-            raise found.Unusable(f"{number} is bad")
+            raise access.Unusable(f"{number} is bad")
         return f"content {number}"
 
 
@@ -204,27 +205,27 @@ def results(pairs):
     for item, result in pairs:
         try:
             yield item, result()
-        except found.Unusable as problem:
+        except access.Unusable as problem:
             yield item, str(problem)
 
 
 def test_files_of_a_bucket_are_read_ahead_in_order():
     reads = Reads(*[1] * 20, -1, *[1] * 20)
     expected = [(number, f"content {number}" if number != 20 else "20 is bad") for number in range(41)]
-    assert list(results(found.ahead(reads, range(41), remote=True))) == expected
+    assert list(results(access.ahead(reads, range(41), remote=True))) == expected
     assert 8 <= reads.most <= 16
-    pairs = results(found.ahead(reads := Reads(*[1] * 41), range(41), remote=True))
+    pairs = results(access.ahead(reads := Reads(*[1] * 41), range(41), remote=True))
     assert next(pairs) == (0, "content 0")
     assert len(reads.calls) <= 16
     assert [number for number, _ in pairs] == list(range(1, 41))
-    assert list(found.ahead(reads, [], remote=True)) == []
+    assert list(access.ahead(reads, [], remote=True)) == []
 
 
 def test_large_files_wait_for_their_turn():
     share, whole = 16 << 20, 256 << 20
     sizes = [1, share + 1, share, whole + 1, 1]
     reads = Reads(*sizes)
-    pairs = list(results(found.ahead(reads, range(5), remote=True)))
+    pairs = list(results(access.ahead(reads, range(5), remote=True)))
     assert [text for _, text in pairs] == [
         *(f"content {number}" for number in range(3)),
         "too large: 268,435,457 bytes, at most 268,435,456 are read",
@@ -237,16 +238,16 @@ def test_large_files_wait_for_their_turn():
 
 def test_files_of_a_disk_are_read_when_they_are_asked_for():
     reads = Reads(*[1] * 5)
-    pairs = results(found.ahead(reads, iter(range(5)), remote=False))
+    pairs = results(access.ahead(reads, iter(range(5)), remote=False))
     for number in range(5):
         assert next(pairs) == (number, f"content {number}")
-        assert reads.calls == [(each, found.MAX_IMAGE) for each in range(number + 1)]
+        assert reads.calls == [(each, access.MAX_IMAGE) for each in range(number + 1)]
     assert reads.threads == {threading.get_ident()}
 
 
 def test_reading_ahead_ends_with_its_reader():
     before = threading.active_count()
-    pairs = found.ahead(reads := Reads(*[1] * 500), range(500), remote=True)
+    pairs = access.ahead(reads := Reads(*[1] * 500), range(500), remote=True)
     next(pairs)
     pairs.close()
     assert len(reads.calls) <= 17 and threading.active_count() == before
@@ -257,7 +258,7 @@ def test_reading_ahead_ends_with_its_reader():
         return number
 
     with pytest.raises(ConnectionError, match="gone"):
-        list(results(found.ahead(network, range(40), remote=True)))
+        list(results(access.ahead(network, range(40), remote=True)))
     gc.collect()
     assert threading.active_count() == before
 
@@ -311,9 +312,9 @@ def test_every_source_reads_ahead_in_a_bucket(tmp_path):
 WALK = """
 import sys
 from ec_dit.core import paths
-from ec_dit.data.sources import found
+from ec_dit.data.sources import access, found, listing
 try:
-    print(sorted(found.walk(paths.at("gs://bucket/set"))))
+    print(sorted(listing.walk(paths.at("gs://bucket/set"))))
 except OSError as error:
     print(type(error).__name__)
 """

@@ -1,6 +1,8 @@
+import base64
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Shard, Skipped, everything
-from ec_dit.data.sources import found, parquet
+from ec_dit.data.sources import access, parquet
 from ec_dit.data.sources.parquet import ParquetOptions, ParquetSource
 from tests import gcs_server
 
@@ -50,9 +52,9 @@ def test_bytes_texts_and_facts(tmp_path):
     assert one.meta == {"score": 0.5, "width": 640, "good": True, "url": "u"}
     assert two.meta == {"good": False} and not two.flip
     assert skipped == {
-        "a.parquet#2": "no image",
-        "a.parquet#3": "no caption",
-        "a.parquet#4": "no image",
+        "a.parquet#2": "no image: column 'image' holds nothing",
+        "a.parquet#3": "no caption: no 'caption'; there is score, width, good, url",
+        "a.parquet#4": "no image: column 'image' holds nothing",
         "a.parquet#5": "empty caption",
     }
 
@@ -98,7 +100,7 @@ def test_hugging_face_images_and_several_captions(tmp_path):
         "t.parquet#0": (JPEG, ("one", "two"), (2.0, 1.0)),
         "t.parquet#1": (JPEG + b"p", ("alt",), ()),
     }
-    assert skipped == {"t.parquet#2": "no image"}
+    assert skipped == {"t.parquet#2": "no image: column 'picture' holds nothing"}
     write(tmp_path / "t.parquet", {"image": ["beside.jpg", "pictures/p.jpg"], "caption": ["x", "x"]})
     kept, _ = sorted_out(tmp_path / "t.parquet")
     assert [record.image for record in kept.values()] == [JPEG + b"beside", JPEG + b"p"]
@@ -135,13 +137,13 @@ def test_paths_that_lead_elsewhere(tmp_path):
     assert kept == {}
     assert [reason.split(":")[0] for reason in skipped.values()] == [
         "path leaves the folder",
-        "path leaves the folder",
+        "absolute path",
         "link leaves the folder",
         "not a regular file",
         "not a regular file",
         "missing file",
         "missing file",
-        "path leaves the folder",
+        "a URL and no picture",
     ]
 
 
@@ -160,7 +162,7 @@ def test_texts_that_are_not_utf8(tmp_path):
 
 def test_images_too_large(tmp_path, monkeypatch):
     (tmp_path / "big.jpg").write_bytes(b"x" * 101)
-    monkeypatch.setattr(found, "MAX_IMAGE", 100)
+    monkeypatch.setattr(access, "MAX_IMAGE", 100)
     images = [
         {"bytes": b"x" * 100, "path": None},
         {"bytes": b"x" * 101, "path": None},
@@ -205,6 +207,8 @@ def spoiled(path, kind):
         path.write_bytes(cut[kind])
     return {
         "missing": "missing file",
+        "empty": "not a parquet table: an empty file",
+        "other": "not a parquet table: it begins with b'no tableno table'",
         "column": "missing column: 'caption' (did you mean captoin?); it has image, captoin",
         "twice": "repeated column: 'caption'",
     }.get(kind, "damaged file: ")
@@ -219,12 +223,15 @@ def test_a_file_that_cannot_be_used_costs_itself_alone(tmp_path, kind):
     assert source.shards() == [
         Shard("0.parquet:0", 1),
         Shard("0.parquet:1", 1),
-        Shard("1.parquet", 1),
+        Shard("1.parquet", 1 if kind in ("column", "twice") else None),
         Shard("2.parquet:0", 1),
     ]
     (skipped,) = source.records(2)
     assert isinstance(skipped, Skipped) and not skipped.asked
     assert skipped.id == "1.parquet" and skipped.reason.startswith(reason)
+    assert skipped.examples == (
+        1 if kind in ("column", "twice") else None
+    )  # as its footer says, where that can be read
     kept, left_out = sorted_out(tmp_path / "{0..2}.parquet")
     assert list(kept) == ["0.parquet#0", "0.parquet#1", "2.parquet#0"] and list(left_out) == ["1.parquet"]
 
@@ -267,9 +274,9 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"1.parquet: missing file"):
         read(tmp_path / "{1,2}.parquet")
     data = (tmp_path / "t.parquet").read_bytes()
-    for damaged in (data[:-10], b"", b"no table" * 10):
+    for damaged, kind in ((data[:-10], "damaged file"), (b"", "not a parquet table: an empty file")):
         (tmp_path / "t.parquet").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"cannot use .*t.parquet: damaged file: "):
+        with pytest.raises(UserError, match=rf"cannot use .*t.parquet: {kind}"):
             read(tmp_path, captions=("text",))
 
 
@@ -310,8 +317,12 @@ def test_rows_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     write(tmp_path / "t.parquet", columns, use_dictionary=False, write_batch_size=2, data_page_size=1 << 20)
     del columns
     source = ParquetSource(ParquetOptions(str(tmp_path)))
+    tracemalloc.start()  # sees what pyarrow reads through Python's file, its own memory is counted below
     held = [pa.total_allocated_bytes() for _ in source.records(0)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert len(held) == 64 and max(held) < 3 * parquet._ROWS << 20
+    assert peak < 24 << 20  # of 64; read ahead, the group is there as a whole
 
 
 def test_what_is_known_of_a_row_without_an_image_or_a_caption(tmp_path):
@@ -321,3 +332,77 @@ def test_what_is_known_of_a_row_without_an_image_or_a_caption(tmp_path):
         {"status": "failed", "size": 1.5},
         {"status": "success", "size": 2.0},
     ]
+
+
+def test_nested_columns(tmp_path):
+    columns = {
+        "sample": [{"image": {"bytes": JPEG + bytes([n]), "path": None}, "key": f"k{n}"} for n in range(2)],
+        "captions": [{"short": "a", "long": ["b", "c"]}, {"short": None, "long": []}],
+        "annotations": [[{"text": "d", "id": 1}, {"text": "e", "id": 2}], []],
+        "scores": [{"aesthetic": 5.5, "deep": {"er": "x"}}, {"aesthetic": None, "deep": {"er": "y"}}],
+    }
+    write(tmp_path / "t.parquet", columns)
+    options = {"image": "sample.image", "id_column": "sample.key"}
+    keys = ("captions.short=2", "captions.long=2", "annotations.text=2")
+    kept, skipped = sorted_out(tmp_path, captions=keys, **options)
+    (record,) = kept.values()
+    assert (record.id, record.image) == ("t.parquet#k0", JPEG + b"\0")
+    assert (record.captions, record.weights) == (("a", "b", "c", "d", "e"), (2.0, 1.0, 1.0, 1.0, 1.0))
+    assert record.meta == {"sample.key": "k0", "scores.aesthetic": 5.5, "scores.deep.er": "x"}
+    assert skipped["t.parquet#k1"].startswith("no caption: ")
+    for wrong, there in (
+        ({"image": "sample.img"}, "sample.image."),
+        ({"captions": ("captions.shrot",)}, "captions.short"),
+    ):
+        with pytest.raises(UserError, match=rf"missing column: .*did you mean {there}.*; it has sample.image.bytes, "):
+            read(tmp_path, **{"captions": keys, **options, **wrong})
+
+
+def test_what_columns_of_texts_hold(tmp_path):
+    inside = tmp_path / "pictures"
+    inside.mkdir()
+    (inside / "a.jpg").write_bytes(JPEG)
+    text = base64.b64encode(JPEG * 9).decode()
+    images = [
+        f"{inside}/a.jpg",
+        text,
+        f"data:image/jpeg;base64,{text}",
+        "https://a.b/c.jpg",
+        "/data/c.jpg",
+        "C:\\c.jpg",
+        "b.jpg",
+    ]
+    write(tmp_path / "t.parquet", {"image": images, "caption": ["x"] * len(images)})
+    kept, skipped = sorted_out(tmp_path, images=str(inside))
+    assert [record.image for record in kept.values()] == [JPEG, JPEG * 9, JPEG * 9]
+    assert list(skipped.values()) == [
+        "a URL and no picture: 'https://a.b/c.jpg'; download the pictures first, as img2dataset does",
+        f"absolute path: '/data/c.jpg' is not in {inside}, where pictures are looked for",
+        f"absolute path: 'C:\\\\c.jpg' is not in {inside}, where pictures are looked for",
+        "missing file: 'b.jpg'",
+    ]
+    write(tmp_path / "t.parquet", {"image": [text.encode(), b"<html>", b"http://a.b/c"], "caption": ["x"] * 3})
+    kept, skipped = sorted_out(tmp_path)
+    assert [record.image for record in kept.values()] == [JPEG * 9]
+    assert [reason.split(";")[0] for reason in skipped.values()] == [
+        "not a readable picture: an HTML page",
+        "a URL and no picture: 'http://a.b/c'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer; run git lfs pull"),
+        (b"<html>", "an HTML page"),
+        (b"PK\x03\x04", "a zip archive"),
+    ],
+)
+def test_a_table_that_is_something_else(tmp_path, data, kind):
+    write(tmp_path / "0.parquet", {"image": [JPEG], "caption": ["x"]})
+    (tmp_path / "1.parquet").write_bytes(data)
+    (tmp_path / "README.md").write_bytes(b"x")
+    source = ParquetSource(ParquetOptions(str(tmp_path)))
+    _, lost = everything(source)
+    assert lost.reason.startswith(f"not a parquet table: {kind}") and lost.examples is None
+    assert source.unread() == {".md": 1}

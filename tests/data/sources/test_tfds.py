@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from ec_dit.core.errors import UserError
 from ec_dit.data import registry
 from ec_dit.data.records import Record, Skipped, everything
-from ec_dit.data.sources import found
+from ec_dit.data.sources import access
 from ec_dit.data.sources.tfds_set import TfdsOptions, TfdsSource
 
 PNG = b"\x89PNG\r\n\x1a\n not decoded here"
@@ -91,7 +91,7 @@ def test_splits_of_its_own(tmp_path):
     }
     one = kept["validation-0"]
     assert (one.image, one.captions, one.weights, one.flip) == (PNG + b"\2", ("picture c",), (), True)
-    assert one.meta == {"image/filename": "2.png", "score": 0.5, "label": 1}
+    assert one.meta == {"image/filename": "2.png", "nested.deep": "below", "score": 0.5, "label": 1}
     kept, _ = sorted_out(tmp_path, "pictures:1.2.0", train="test", validation="train[:50%]", id_field="image/filename")
     assert len(kept) == 2 and kept["3.png"].split == "train"
     assert {record.split for name, record in kept.items() if name != "3.png"} == {"validation"}
@@ -110,8 +110,11 @@ def test_captions_of_many_kinds(tmp_path):
         (1.0, 1.0, 2.0, 1.0, 1.0),
     )
     kept, skipped = sorted_out(tmp_path, captions=("captions.text",), id_field="image/filename")
-    assert skipped == {"2.png": "no caption", "3.png": "caption is not UTF-8 text"}
-    assert kept["0.png"].meta == {"image/filename": "0.png", "score": 0.5, "label": 1}
+    assert skipped == {
+        "2.png": "no caption: 'captions.text' is there and holds none",
+        "3.png": "caption is not UTF-8 text",
+    }
+    assert kept["0.png"].meta == {"image/filename": "0.png", "nested.deep": "below", "score": 0.5, "label": 1}
 
 
 def test_a_share_is_held_out_where_it_has_no_validation(tmp_path):
@@ -134,7 +137,7 @@ def test_shards(tmp_path, monkeypatch):
 def test_what_is_skipped(tmp_path, monkeypatch):
     names = [example(0), example(1, **{"image/filename": "same"}), example(2, **{"image/filename": "same"})]
     folder = build(tmp_path, train=[*names, example(3, image=PNG * 20)])
-    monkeypatch.setattr(found, "MAX_IMAGE", 100)
+    monkeypatch.setattr(access, "MAX_IMAGE", 100)
     kept, skipped = sorted_out(tmp_path, id_field="image/filename")
     assert set(kept) == {"0.png", "same", "same#2"}
     assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {"3.png": "too large"}

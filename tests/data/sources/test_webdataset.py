@@ -11,7 +11,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Shard, Skipped, everything
-from ec_dit.data.sources import found
+from ec_dit.data.sources import access
 from ec_dit.data.sources.webdataset import WebdatasetOptions, WebdatasetSource
 from tests import gcs_server
 
@@ -91,7 +91,10 @@ def test_captions_from_several_keys(tmp_path):
         "00000/c": (("same",), ()),
     }
     assert "recaption" not in kept["00000/a"].meta
-    assert skipped == {"00000/d": "caption is not text", "00000/e": "no caption"}
+    assert skipped == {
+        "00000/d": "caption is not text",
+        "00000/e": "no caption: no 'recaption' or 'txt'; there is nothing else",
+    }
 
 
 def test_what_is_skipped(tmp_path, monkeypatch):
@@ -125,22 +128,23 @@ def test_what_is_skipped(tmp_path, monkeypatch):
         ("._mac.jpg", b"no example"),
         ("line\nfeed.jpg", JPEG),
     )
-    monkeypatch.setattr(found, "MAX_IMAGE", 1000)
+    monkeypatch.setattr(access, "MAX_IMAGE", 1000)
     kept, skipped = of(tmp_path, data, captions=("txt", "caption"))
     assert list(kept) == ["00000/folder/kept", "00000/twice", "00000/other"]
     assert kept["00000/twice"].caption == "a dog"
     assert skipped == {
         "00000/failed": "download failed: HTTP Error 404",
-        "00000/bare": "no image",
+        "00000/bare": "no image: the example has txt",
         "00000/latin": "caption is not UTF-8 text",
-        "00000/broken": "damaged json",
+        "00000/broken": f"damaged json: it begins with {b'[' * 40!r}",
         "00000/list": "damaged json: no object",
         "00000/flood": "too many captions: 65",
         "00000/novel": "endless caption: 10001 characters",
         "00000/vast": "too large: jpg of 1,900 bytes, at most 1,000 are read",
-        "00000/twice#2": "repeated key",
-        "00000/twice#3": "repeated key",
-        "00000/line\\nfeed": "no caption",
+        "00000/twice#2": "repeated key: the files of an example must follow each other",
+        "00000/twice#3": "repeated key: the files of an example must follow each other",
+        "00000/line\\nfeed": "no caption: no 'txt' or 'caption'; there is nothing else",
+        "00000.tar (parts)": "not read: 1 x .v1.jpg, 1 x file without an ending, 1 x .mp3",
     }
 
 
@@ -191,18 +195,20 @@ def test_damage_ends_a_tar_but_not_the_preparation(tmp_path, form):
     other = tar(*example("z"))
     header, data = starts["c.jpg"]
     overwritten = good[: header + 20] + b"\xff\xfe" + good[header + 22 :]
-    for cut, kept_of_it in (
+    for cut, kept_of_it, *reason in (
         (overwritten, ["a", "b"]),
         (good[: header + 100], ["a", "b"]),
         (good[: data + 5], ["a", "b"]),
         (good[: starts["b.txt"][1] + 2], ["a"]),  # b has lost a part: nothing of it stays
         (good[: starts["c.txt"][1] + 512], ["a", "b", "c"]),  # only the end mark is missing
-        (b"", []),
-        (b"no tar at all" * 100, []),
+        (b"", [], "not a tar"),
+        (b"no tar at all" * 100, [], "not a tar"),
     ):
         kept, skipped = of(tmp_path, cut, other)
         assert list(kept) == [*(f"00000/{key}" for key in kept_of_it), "00001/z"]
-        assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {"00000.tar": "damaged archive"}
+        assert {name: told.split(":")[0] for name, told in skipped.items()} == {
+            "00000.tar": reason[0] if reason else "damaged archive"
+        }
 
 
 def hostile(name, size, kind=tarfile.REGTYPE):
@@ -289,7 +295,7 @@ def test_which_tars(tmp_path):
     def ids(path, **options):
         return [item.id for item in read(f"{tmp_path}/{path}", **options)]
 
-    assert ids("") == ["00000/k", "10/k", "sub/00000/k", "sub/00001/k"]
+    assert ids("") == ["00000/k", "10/k", "empty.tar", "sub/00000/k", "sub/00001/k"]
     assert ids("sub/00001.tar") == ["00001/k"]
     assert ids("sub/*.tar") == ["00000/k", "00001/k"]
     assert ids("s*/*1.tar") == ["sub/00001/k"]

@@ -1,0 +1,126 @@
+"""Bytes of found files: within limits, never out of their folder, and from a bucket ahead of their turn."""
+
+import functools
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from etils import epath
+
+from ec_dit.core import paths
+
+MAX_IMAGE, MAX_TEXT = 256 << 20, 16 << 20  # bytes
+_AHEAD, _BYTES_AHEAD = 16, 256 << 20  # pictures, and their bytes, read ahead of their turn
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # an absolute path of Windows
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+
+
+class Unusable(Exception):
+    """Why an example is left out, ready for a report: the kind of reason, a colon and what was found."""
+
+
+class TooLarge(Unusable):
+    """More bytes than may be read."""
+
+
+def within(root: epath.Path, name: str) -> str:
+    """The name, relative to the folder `root`, that the data gives a file.
+
+    Raises:
+        Unusable: it is a URL, or a path that leads elsewhere.
+    """
+    if "://" in name:
+        raise a_url(name)
+    inner = name.removeprefix(f"{os.fspath(root)}/")
+    if inner.startswith("/") or _DRIVE.match(inner):
+        raise Unusable(f"absolute path: {name[:200]!r} is not in {root}, where pictures are looked for")
+    if ".." in inner.split("/"):
+        raise Unusable(f"path leaves the folder: {name[:200]!r}")
+    return inner
+
+
+def read_file(root: epath.Path, name: str, limit: int, head: bool = False) -> bytes:
+    """The bytes of a file whose name, relative to the folder `root`, the data gives.
+
+    Args:
+        head: gives the first `limit` bytes, of a file of any size.
+
+    Raises:
+        TooLarge: it is larger than `limit`.
+        Unusable: it is missing, no plain file, or lies outside `root`, by its name or by a link.
+    """
+    shown = repr(name[:200])
+    path = root / within(root, name)
+    try:
+        if not paths.is_remote(path):
+            real = os.path.realpath(path, strict=True)
+            if not Path(real).is_relative_to(os.path.realpath(root)):
+                raise Unusable(f"link leaves the folder: {shown}")
+            if not Path(real).is_file():  # Opening a pipe would wait for ever.
+                raise Unusable(f"not a regular file: {shown}")
+        with path.open("rb") as file:
+            if head:
+                return file.read(limit)
+            size = file.seek(0, os.SEEK_END)
+            check_size(size, limit)
+            file.seek(0)
+            return file.read(size)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name with a NUL byte.
+        raise Unusable(f"missing file: {shown}") from None
+    except OSError as error:
+        if paths.is_remote(path):
+            raise  # The network's fault, not the example's.
+        raise Unusable(f"unreadable: {error.strerror}") from error
+
+
+def a_url(text: str) -> Unusable:
+    """The reason to leave out a picture that is somewhere in the web."""
+    return Unusable(f"a URL and no picture: {text.strip()[:200]!r}; download the pictures first, as img2dataset does")
+
+
+def check_size(size: int, limit: int) -> None:
+    """TooLarge where that is more than may be read."""
+    if size > limit:
+        raise TooLarge(f"too large: {size:,} bytes, at most {limit:,} are read")
+
+
+def ahead(
+    read: Callable[[_Item, int], _Found], items: Iterable[_Item], remote: bool
+) -> Iterator[tuple[_Item, Callable[[], _Found]]]:
+    """The items in their order, each with what gives, or raises, what read(item, MAX_IMAGE) does.
+
+    Where they are remote, several threads read the next few meanwhile; those larger than their share of _BYTES_AHEAD
+    wait for their turn.
+
+    Args:
+        read: raises TooLarge above so many bytes.
+    """
+    if not remote:
+        for item in items:
+            yield item, functools.partial(read, item, MAX_IMAGE)
+        return
+    waiting: deque[tuple[_Item, Future[_Found]]] = deque()
+
+    def first() -> tuple[_Item, Callable[[], _Found]]:
+        item, future = waiting.popleft()
+
+        def result() -> _Found:
+            try:
+                return future.result()
+            except TooLarge:
+                return read(item, MAX_IMAGE)
+
+        return item, result
+
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for item in items:
+            waiting.append((item, pool.submit(read, item, min(MAX_IMAGE, _BYTES_AHEAD // _AHEAD))))
+            if len(waiting) == _AHEAD:
+                yield first()
+        while waiting:
+            yield first()
