@@ -61,7 +61,7 @@ _NAMED = {
     "an array of NumPy": rb"\x93NUMPY",
     "an HDF5 file": rb"\x89HDF\r\n",
     "nothing but zeros": rb"\0{16,}\Z",
-    _JSON: rb"\s*(\{\s*[\"}]|\[\s*[\[{\"\d\]])",
+    _JSON: rb"\s*(\{\s*[\"}]|\[\s*[\[{\"\d\]])[\t\n\r -~\x80-\xff]*\Z",
 }
 _PATTERNS = {name: re.compile(pattern, re.DOTALL | re.IGNORECASE) for name, pattern in _NAMED.items()}
 _PICTURE = re.compile(b"|".join(b"(?:%s)" % pattern for pattern in _READ.values()), re.DOTALL)

@@ -175,7 +175,7 @@ def test_images_too_large(tmp_path, monkeypatch):
 
 
 def test_damaged_pages_cost_their_rows_alone(tmp_path):
-    noise = [os.urandom(1000) for _ in range(90)]
+    noise = [JPEG + os.urandom(1000) for _ in range(90)]
     path = tmp_path / "t.parquet"
     write(path, {"image": noise, "caption": ["x"] * 90}, row_group_size=30, compression="zstd", use_dictionary=False)
     data = bytearray(path.read_bytes())
