@@ -23,7 +23,7 @@ _CAPTIONS_CHECKED = 500
 
 
 def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
-    """The prepared data set; None for synthetic data. Embedded sources are prepared on first use.
+    """The prepared data set; None for synthetic data. Embedded sources are prepared on first use, by one run at a time.
 
     Raises:
         UserError: if there is none and it cannot be made here.
@@ -39,7 +39,7 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
                 source = registry.make_source(d.source, dict(d.options))
                 first = processes.is_first()
                 with processes.alone():  # one after the other
-                    report = writing.write(source, d.path, progress=first)
+                    report = writing.write(source, d.path, progress=first, say=say)  # waits for who makes it already
                 say(report.table())
     data = datasets.open(d.path)
     processes.check_same(data.fingerprint, f"the data set at {d.path}")

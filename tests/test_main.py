@@ -74,14 +74,12 @@ def test_sigterm_in_the_last_evaluation_leaves_it_to_the_next_start(workdir, cap
 
 
 @pytest.mark.slow
-def test_a_workdir_in_use_and_one_that_is_past_its_last_step(workdir, capsys):
+def test_a_workdir_in_use_is_left_alone(workdir, capsys):
     arguments = four_steps(workdir.parent)
     with lock.held(paths.at(workdir / ".lock"), "it", print):
         assert main.main(arguments) == 2
         error = capsys.readouterr().err
         assert f"the workdir {workdir} is in use by process {os.getpid()} on " in error
-    assert main.main([*arguments, "--config.train.steps=2"]) == 0
-    assert "nothing to train: step 4 is past --config.train.steps=2" in capsys.readouterr().out
     assert not (workdir / ".lock").exists()
 
 
@@ -199,6 +197,9 @@ def test_before_the_first_checkpoint_settings_may_change(tmp_path, capsys):
     assert main.main([*common, "--config.optimizer.learning_rate=1e30"]) == 2
     assert "There is no checkpoint yet" in capsys.readouterr().err
     assert main.main([*common, "--config.optimizer.learning_rate=1e-3"]) == 0
+    capsys.readouterr()
+    assert main.main([*common, "--config.optimizer.learning_rate=1e-3", "--config.train.steps=1"]) == 0
+    assert "nothing to train: step 2 is past --config.train.steps=1" in capsys.readouterr().out
     assert main.main([*common, "--config.optimizer.learning_rate=1e-2"]) == 2
     assert "optimizer.learning_rate: 0.001 -> 0.01" in capsys.readouterr().err
 
