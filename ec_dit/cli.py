@@ -2,6 +2,7 @@
 message, return an exit code.
 """
 
+import gc
 import math
 import os
 import sys
@@ -27,10 +28,10 @@ def _tell(name: str, message: str) -> None:
 
 
 def quiet() -> None:
-    """Silences libraries that log start-up noise; errors still show."""
+    """Silences libraries that log start-up noise, and the tracebacks of what they raise as well."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
 
 
 def run(
@@ -70,6 +71,7 @@ def run(
             traceback.print_exc()
             _tell(name, "crashed; if another process did before, look there first")
             code = CRASH
+    gc.collect()  # a save that failed left work behind, which would complain while Python shuts down
     return processes.leave(code, failed=True)
 
 
