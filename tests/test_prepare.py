@@ -12,6 +12,8 @@ from ec_dit import prepare
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
 from ec_dit.data.images import decode
+from ec_dit.data.records import ranges
+from ec_dit.data.sources import folder as folder_source
 from tests.data.sets import hashes
 
 ENCODERS = ["--vae=/nonexistent/vae", "--text_encoder=/nonexistent/t5"]
@@ -113,6 +115,12 @@ def test_any_option_of_a_source_can_be_given(tmp_path):
         (["--source=folder", "--out=OUT", "--path=/nonexistent/images"], "does not exist"),
         (["--source=folder", "--out=OUT", "--path=.", "--placement=cell"], "folder has no option 'placement'"),
         (["--source=shapes", "--out=OUT", "--num_train=many"], "--num_train=many"),
+        (["--source=shapes", "--out=OUT", f"--num_train={10**23}"], f"--num_train={10**23}"),
+        (["--source=shapes", "--out=OUT", f"--image_size={2**63}"], f"--image_size={2**63}"),
+        (["--source=shapes", "--out=OUT", "--image_size=0"], "raise image_size"),
+        (["--source=folder", "--out=OUT", "--path=IMAGES", "--image_size=0"], "image_size is 0; it must be at least 1"),
+        (["--source=shapes", "--out=OUT", "--max_aspect=inf"], "--max_aspect=inf: it must be a finite number"),
+        (["--source=shapes", "--out=OUT", "--option=cells=-1"], "cells"),
         (["--source=shapes", "--out=OUT", "--option=cels=3"], "did you mean cells?"),
         (["--source=shapes", "--out=OUT", "--option=cells=many"], "cells=many of source shapes is no int"),
         (["--source=shapes", "--out=OUT", "--option=train=3", "--num_train=3"], "option 'train' is given twice"),
@@ -147,10 +155,60 @@ def test_any_option_of_a_source_can_be_given(tmp_path):
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):
-    code = prepare.main(["prepare", *(argument.replace("OUT", str(tmp_path / "set")) for argument in arguments)])
+    put(tmp_path / "images", "1")
+    places = {"OUT": tmp_path / "set", "IMAGES": tmp_path / "images"}
+    for name, place in places.items():
+        arguments = [argument.replace(name, str(place)) for argument in arguments]
+    code = prepare.main(["prepare", *arguments])
     errors = capsys.readouterr().err
     assert code == 2 and message in errors and errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def put(folder, names, data=None):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        if data is None:
+            Image.new("RGB", (40, 40), (7 * int(name), 0, 0)).save(folder / f"{name}.png")
+        else:
+            (folder / f"{name}.png").write_bytes(data)
+        (folder / f"{name}.txt").write_text(f"number {name}")
+
+
+def test_a_bad_picture_may_be_removed_after_a_refusal(tmp_path, capsys):
+    put(tmp_path / "images", "1234")
+    put(tmp_path / "images", "5", b"\x89PNG\r\n\x1a\n")
+    command = ["prepare", "--source=folder", f"--path={tmp_path / 'images'}", f"--out={tmp_path / 'set'}"]
+    command += ["--vocab_size=30", "--validation_share=0"]
+    assert prepare.main(command) == 2
+    assert "image, such as 5.png" in capsys.readouterr().err
+    (tmp_path / "images" / "5.png").unlink()
+    assert prepare.main(command) == 0
+    assert dataset.open(tmp_path / "set").report.kept == {"train": 4}
+
+
+def test_a_source_that_changed_meanwhile_is_named_in_words(tmp_path, capsys, monkeypatch):
+    """Pictures in stretches of two, the first and the last of which have nothing wrong; the middle one is refused."""
+    monkeypatch.setattr(folder_source, "ranges", lambda size, entries: ranges(size, 2, entries=entries))
+    put(tmp_path / "images", "12356")
+    put(tmp_path / "images", "4", b"\x89PNG\r\n\x1a\n")
+    command = ["prepare", "--source=folder", f"--path={tmp_path / 'images'}", f"--out={tmp_path / 'set'}"]
+    command += ["--vocab_size=30", "--validation_share=0", "--num_shards=3"]
+    assert prepare.main(command) == 2
+    bad, good = tmp_path / "images" / "4.png", tmp_path / "images" / "1.png"
+    data = bad.read_bytes()
+    bad.unlink()
+    put(tmp_path / "images", "78")
+    capsys.readouterr()
+    assert prepare.main([*command[:-1], "--num_shards=4"]) == 2
+    told = capsys.readouterr().err
+    assert "made of a source that has changed since:\n  no longer there: 4.png\n  new: 7.png, 8.png\n" in told
+    assert "Put it back as it was to go on (what cannot be used may stay: --max_skipped_share" in told
+    for name in "78":
+        (tmp_path / "images" / f"{name}.png").unlink()
+    bad.write_bytes(data)
+    assert prepare.main([*command, "--max_skipped_share=0.2"]) == 0
+    assert dataset.open(tmp_path / "set").report.kept == {"train": 5} and good.exists()
 
 
 def test_a_folder_of_damaged_images(tmp_path, capsys):
@@ -161,7 +219,11 @@ def test_a_folder_of_damaged_images(tmp_path, capsys):
         (images / f"{number}.txt").write_text("a picture")
     assert prepare.main(["prepare", "--source=folder", f"--path={images}", f"--out={tmp_path / 'set'}"]) == 2
     errors = capsys.readouterr().err
-    assert "no example is left to train on:\n  4 x damaged image, such as 0.png" in errors and "Traceback" not in errors
+    assert (
+        "no example is left to train on:\n  4 x " in errors
+        and "image, such as 0.png" in errors
+        and "Traceback" not in errors
+    )
     assert f"all of them: {tmp_path}/.set.incomplete/skipped.jsonl" in errors
     for number in range(4):
         Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(images / f"{number}.png")

@@ -234,6 +234,7 @@ def test_threads_see_what_one_sees():
         ({"max_pixels": 89_478_486}, "max_pixels is 89478486; it must be at most 89478485, Pillow's limit"),
         ({"max_aspect": 0.99}, "max_aspect is 0.99; it must be at least 1"),
         ({"max_aspect": float("nan")}, "max_aspect is nan; it must be at least 1"),
+        ({"max_aspect": float("inf")}, "max_aspect is inf; it must be at least 1, and finite"),
         ({"min_size": float("nan")}, "min_size is nan; it must be at least 1"),
         ({"min_caption": 0}, "min_caption is 0; it must be at least 1"),
         ({"max_caption": 0}, r"max_caption is 0; it must be at least 1 \(min_caption\)"),
