@@ -37,7 +37,7 @@ ASKED = {
 }
 UNUSABLE = {
     "00000/damaged": "damaged image",
-    "00000/noise": "not a PNG, JPEG or WebP image",
+    "00000/noise": "not a picture",
     "00000/bare": "no caption",
     "00000/blank": "empty caption",
     "00000/000000005#2": "repeated key",

@@ -4,6 +4,7 @@ Pictures are PIL images or uint8 arrays of shape (Y, X, 3); models see float32 i
 """
 
 import contextlib
+import importlib.util
 import io
 import re
 import warnings
@@ -14,8 +15,11 @@ from PIL import Image, ImageOps
 from ec_dit.core.errors import UserError
 from ec_dit.data import png, profiles
 from ec_dit.data.room import Room
+from ec_dit.data.sources import kinds
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+if importlib.util.find_spec("PIL.AvifImagePlugin"):  # of Pillow 11.3 and later
+    FORMATS += ("AVIF",)
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 4  # longer side over shorter side, once resized
 
@@ -24,6 +28,8 @@ _ROOM = Room(2 * MAX_PIXELS)
 # What the C library takes in pieces of over 32 MiB it gives back when they are freed, whichever thread does it.
 Image.core.set_block_size(2**26)
 _PILLOW = re.compile(r"PIL\.")
+_STORED = re.compile(rb"\x89PNG|\xff\xd8|RIFF.{4}WEBP", re.DOTALL)  # formats that a data set holds
+_LOSSY = re.compile(rb"\xff\xd8|RIFF.{4}WEBP|.{4}ftyp|.{4}jP  |\xff\x4f", re.DOTALL)
 
 
 class ImageError(UserError):
@@ -35,7 +41,7 @@ class HugeImageError(ImageError):
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes PNG, JPEG or WebP bytes to an upright RGB image in the colours of sRGB.
+    """Decodes bytes in one of FORMATS to an upright RGB image in the colours of sRGB.
 
     ICC profiles are applied, transparency is laid over white, 16-bit samples keep their high byte, EXIF orientation is applied,
     and of an animation the first frame is taken. The size is checked before any pixel is decompressed. Metadata that is damaged
@@ -51,6 +57,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise HugeImageError(f"huge: {image.width}x{image.height} is more than {max_pixels:,} pixels")
+        if image.mode == "F":
+            raise ImageError("pixels of floats: nobody tells which is white")
         image.load()
         _find_transparency(image, data)
     except ImageError:
@@ -58,7 +66,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise HugeImageError(f"huge: more than {max_pixels:,} pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError("not a PNG, JPEG or WebP image") from error
+        known = kinds.is_picture(data[: kinds.HEAD])
+        raise ImageError("damaged image: no more than its beginning is there" if known else "not a picture") from error
     except Exception as error:  # Decoders raise anything (OSError, SyntaxError, struct.error, ...) on damaged bytes.
         raise ImageError(f"damaged image: {error}") from error
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels: keep them as they are stored
@@ -160,15 +169,17 @@ def resize_shorter(image: Image.Image, size: int) -> Image.Image:
     return _resample(image, kept, (round(kept[0] * size / shorter), round(kept[1] * size / shorter)))
 
 
-def shrink(image: Image.Image, data: bytes, size: int) -> bytes:
-    """Encodes `image`, which was decoded from `data`, with a shorter side of at most `size` pixels.
+def shrink(image: Image.Image, data: bytes, size: int | None) -> bytes:
+    """Encodes `image`, which was decoded from `data`, with a shorter side of at most `size` pixels; None sets no limit.
 
-    Where it is no longer than that, `data` itself; else PNG where `data` are, and JPEG where not.
+    Where it is no longer than that, and PNG, JPEG or WebP, `data` itself; else JPEG where `data` are of a format that loses
+    something, and PNG where not.
     """
-    if min(image.size) <= size:
+    fits = size is None or min(image.size) <= size
+    if fits and _STORED.match(data):
         return data
-    small = resize_shorter(image, size)
-    if data.startswith(b"\x89PNG"):
+    small = image if size is None or fits else resize_shorter(image, size)
+    if not _LOSSY.match(data):
         return encode_png(small)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=95)

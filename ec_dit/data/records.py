@@ -13,7 +13,7 @@ class Record:
 
     Attributes:
         id: stable name, unique within its split; the same source gives the same id every time.
-        image: encoded bytes (PNG, JPEG or WebP) of an image.
+        image: encoded bytes of an image, as images.decode reads them.
         captions: plain texts, at least one; evaluation takes the first.
         weights: how often training takes each caption, relative to the others; () = all alike.
         split: which one it belongs to.

@@ -85,7 +85,7 @@ class PictureUnit:
     """Stores pictures as they are, or shrunk.
 
     Args:
-        size: shrinks pictures whose shorter side is longer than so many pixels; None: none.
+        size: shrinks pictures whose shorter side is longer than so many pixels; None: none. Uncommon formats become PNG or JPEG.
     """
 
     def __init__(self, out: Files, size: int | None = None):
@@ -94,8 +94,7 @@ class PictureUnit:
 
     def ready(self, picture: Picture) -> bytes:
         """The bytes to store."""
-        data = picture.record.image
-        return data if self._size is None else images.shrink(picture.image, data, self._size)
+        return images.shrink(picture.image, picture.record.image, self._size)
 
     def add(self, record: Record, ready: bytes) -> None:
         """Stores a picture."""

@@ -129,15 +129,53 @@ def test_unusable_bytes_say_why():
     whole = encoded(Image.fromarray(noise))
     jpeg = encoded(Image.fromarray(noise), "JPEG")
     for data, reason in (
-        (b"", "not a PNG, JPEG or WebP image"),
-        (b"hello", "not a PNG, JPEG or WebP image"),
-        (encoded(Image.fromarray(noise), "GIF"), "not a PNG, JPEG or WebP image"),
+        (b"", "not a picture"),
+        (b"hello", "not a picture"),
+        (encoded(Image.fromarray(noise), "ICO"), "not a picture"),
+        (whole[:8], "damaged image: no more than its beginning is there"),
+        (
+            encoded(Image.fromarray(noise[..., 0] / np.float32(255)), "TIFF"),
+            "pixels of floats: nobody tells which is white",
+        ),
         (whole[: len(whole) // 2], "damaged image: .*"),
         (jpeg[: len(jpeg) // 2], "damaged image: .*"),
         (whole[:60] + b"\xff" * 40 + whole[100:], "damaged image: .*"),
     ):
         with pytest.raises(images.ImageError, match=f"^{reason}$"):
             images.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("form", "kept_as", "error"),
+    [
+        ("BMP", "PNG", 0),
+        ("TIFF", "PNG", 0),
+        ("PPM", "PNG", 0),
+        ("GIF", "PNG", 40),
+        ("JPEG2000", "JPEG", 0),
+        ("AVIF", "JPEG", 40),
+    ],
+)
+def test_formats_that_a_data_set_does_not_hold(form, kept_as, error):
+    rows, columns = np.mgrid[:40, :60]
+    pixels = np.stack([rows * 4, columns * 4, rows + columns], -1).astype(np.uint8)
+    data = encoded(Image.fromarray(pixels), form)
+    image = images.decode(data)
+    assert np.abs(np.asarray(image).astype(int) - pixels).max() <= error
+    for size, side in ((None, 40), (40, 40), (20, 20)):
+        stored = images.shrink(image, data, size)
+        assert (Image.open(io.BytesIO(stored)).format, images.decode(stored).height) == (kept_as, side)
+    if kept_as == "PNG":
+        assert np.array_equal(images.decode(images.shrink(image, data, None)), image)
+
+
+def test_the_first_frame_of_a_transparent_gif():
+    frames = [Image.new("P", (8, 8), colour) for colour in (0, 1)]
+    for frame in frames:
+        frame.putpalette([255, 0, 0, 0, 0, 255])
+    frames[0].putpixel((3, 3), 1)
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], transparency=1)
+    assert (pixel(data), pixel(data, (3, 3))) == ((255, 0, 0), (255, 255, 255))
 
 
 @pytest.mark.parametrize("side", [9_000, 10_000, 200_000])
