@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
-from ec_dit.core import paths, processes, terminal
+from ec_dit.core import paths, processes, seeds, terminal
 from ec_dit.core.errors import TryAgain, UserError, explain
 
 CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -173,8 +173,13 @@ def define_run(flag_values: flags.FlagValues) -> None:
     define_path("workdir", "Folder of a run.", flag_values=flag_values)
     flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=flag_values)
     flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=flag_values)
-    flags.DEFINE_integer("seed", 0, "Of the starting noise.", lower_bound=0, flag_values=flag_values)
+    define_seed("Of the starting noise.", flag_values)
     define_mesh(flag_values)
+
+
+def define_seed(meaning: str, flag_values: flags.FlagValues) -> None:
+    """Adds --seed."""
+    flags.DEFINE_integer("seed", 0, meaning, lower_bound=0, upper_bound=seeds.LARGEST, flag_values=flag_values)
 
 
 def define_mesh(flag_values: flags.FlagValues) -> None:

@@ -47,7 +47,7 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_integer("step", None, "workdir: checkpoint to use; the newest by default.", flag_values=values)
     flags.DEFINE_bool("ema", True, "workdir: the moving average of the parameters.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "upcycle: of routers and noise.", lower_bound=0, flag_values=values)
+    cli.define_seed("upcycle: of routers and noise.", values)
     cli.define_mesh(values)
     cli.define_processes(values)
     cli.define_help(values)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from ec_dit import cli
-from ec_dit.core import paths
+from ec_dit.core import paths, seeds
 from ec_dit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _flags() -> flags.FlagValues:
     text("ground", "shapes: plain or textured.")
     whole("num_train", "shapes: training examples.", most=_MOST_DRAWN)
     whole("num_validation", "shapes: validation examples.", most=_MOST_DRAWN)
-    whole("seed", "shapes: seed of the scenes.", most=2**64 - 1)
+    whole("seed", "shapes: seed of the scenes.", most=seeds.LARGEST)
     real("validation_share", "Share of the pictures held out for validation, of a source that has no such split.")
     flags.DEFINE_multi_string(
         "option",

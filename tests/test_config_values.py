@@ -166,5 +166,5 @@ def test_a_config_without_effect_differs_in_nothing():
     assert config.difference(old, new) == []
     assert config.difference(presets.shapes(), new) != []
     one_reads_it = presets.shapes()
-    one_reads_it.moe.group_size = "64"
-    assert config.difference(presets.shapes(), one_reads_it) == ["moe.group_size: 32 -> 64"]
+    one_reads_it.moe.first = 0
+    assert config.difference(presets.shapes(), one_reads_it) == ["moe.first: 1 -> 0"]

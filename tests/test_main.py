@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ec_dit import evaluate, evaluation, main, sample
+from ec_dit import convert, evaluate, evaluation, main, prepare, sample
 from ec_dit.core import lock, paths, processes
 from ec_dit.core.errors import UserError
 
@@ -167,6 +167,10 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (sample, ["--workdir=nowhere", "--out=x", "--prompt=a\udcff"], "no valid Unicode"),
         (sample, ["--workdir=nowhere", "--out=x", "--prompt=a", "--shape=384"], "--shape=384: give height x width"),
         (sample, ["--workdir=nowhere", "--out=x", "--prompt=a", "--shape=0x64"], "give height x width in pixels"),
+        (sample, ["--workdir=nowhere", "--out=x", "--prompt=a", "--seed=-1"], "[0, 4294967295]"),
+        (evaluate, ["--workdir=nowhere", "--seed=4294967296"], "[0, 4294967295]"),
+        (convert, ["--upcycle", "--seed=4294967296"], "[0, 4294967295]"),
+        (prepare, ["--source=shapes", "--out=x", "--seed=4294967296"], "[0, 4294967295]"),
         (evaluate, ["--workdir=nowhere"], "nowhere is no workdir of a run"),
     ],
 )
