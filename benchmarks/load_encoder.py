@@ -25,7 +25,7 @@ def write(folder: Path, width: int, blocks: int, hidden: int) -> None:
     import ml_dtypes
     import numpy as np
 
-    from ec_dit.core import hub
+    from ec_dit.core import export
 
     numbers = np.random.default_rng(0).normal(0, 0.02, 2**20).astype(ml_dtypes.bfloat16)
     found = {
@@ -57,7 +57,7 @@ def write(folder: Path, width: int, blocks: int, hidden: int) -> None:
             for layer in (attention, mlp):
                 yield f"{layer}.layer_norm.weight", np.resize(numbers, (width,))
 
-    hub.write(folder, "model", tensors())
+    export.write(folder, "model", tensors())
     (folder / "config.json").write_text(json.dumps(found))
 
 

@@ -27,7 +27,9 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer("experts", 8, "upcycle: experts of a sparse block.", lower_bound=2, flag_values=values)
     flags.DEFINE_integer("first", 1, "upcycle: the first sparse block.", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("every", 2, "upcycle: a sparse block every so many.", lower_bound=1, flag_values=values)
-    cli.define_float("capacity_factor", 2.0, "upcycle: experts per token on average.", flag_values=values)
+    cli.define_float(
+        "capacity_factor", 2.0, "upcycle: experts per token on average.", lower_bound=0, flag_values=values
+    )
     cli.define_float(
         "noise",
         0.0,
@@ -89,6 +91,7 @@ def convert(values: flags.FlagValues) -> None:
             values.experts, values.first, values.every, values.capacity_factor, values.noise, values.seed
         )
         model = growing.grow(model, how, cli.say)
+    writing.refuse_broken(model)
     if values.to == "workdir":
         writing.to_workdir(model, values.out)
     elif values.to == "diffusers":

@@ -150,7 +150,7 @@ PIXART_LIKE = {
 @pytest.mark.parametrize("routing", ["dense", "expert_choice"])
 @pytest.mark.parametrize("shards", [2**31, 4000])
 def test_our_own_models_come_back_bit_for_bit(tmp_path, capsys, monkeypatch, routing, shards):
-    monkeypatch.setattr(writing.hub.write, "__defaults__", (shards,))
+    monkeypatch.setattr(writing.export.write, "__defaults__", (shards,))
     params = random_run(tmp_path / "run", routing, model__num_blocks=5)
     flags = {
         "from": "workdir",

@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from ec_dit import checks
 from ec_dit import config as config_lib
 from ec_dit.conversion.model import Model, Say, abstract_params, make_system, native_table
-from ec_dit.core import hub, name_map
+from ec_dit.core import export, hub, json_file, name_map
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.encoders import frozen, text
 from ec_dit.flow import ddpm
 from ec_dit.models import pixart
 from ec_dit.models.spec import DiTSpec
@@ -23,6 +24,7 @@ from ec_dit.workdir import Workdir
 
 CONFIG_KEY = "ec_dit"  # in the config.json beside our safetensors
 TOKENIZER = "tokenizer.model"
+_INDEX = "model_index.json"  # of a pipeline
 _TEXT_TOKENS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # by their papers
 _SIZE_CONDITIONS = "adaln_single.emb.resolution_embedder."
 _IMAGE_TOKENS_AT_ONCE = 64 * 256  # of a batch of samples
@@ -43,26 +45,28 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     Raises:
         UserError: naming file, tensor or key, for what is no such model.
     """
-    folder = hub.local(path)
-    if folder.is_dir() and (folder / "model_index.json").is_file():
-        folder = folder / "transformer"
+    source = hub.local(path).absolute()
+    name = hub.folder_of(source).name
+    if (source / _INDEX).is_file():
+        source = hub.local(source / "transformer")
+    folder = hub.folder_of(source)
     pipeline = _pipeline_of(folder)
-    files, found = hub.TensorFiles(folder), hub.config(folder)
+    export.check(folder)
+    files, found = hub.TensorFiles(source), hub.config(folder)
     if found.get("use_additional_conditions") is None:  # files of older diffusers do not say
         found["use_additional_conditions"] = any(name.startswith(_SIZE_CONDITIONS) for name in files.tensors)
-    spec = pixart.spec_of(found, str(files.config_path))
-    config = _config_of(spec)
-    config.name = Path(path).absolute().name
-    told = found.get(CONFIG_KEY, {})  # by ourselves, of a model that is not PixArt's
-    config.update(config_lib.from_json(json.dumps({**json.loads(config_lib.to_json(config)), **told})))
+    with json_file.whole(str(files.config_path), hub.AGAIN):
+        spec = pixart.spec_of(found, str(files.config_path))
+        config = _config_of(spec)
+        told = found.get(CONFIG_KEY, {})  # by ourselves, of a model that is not PixArt's
+        config.update(config_lib.from_json(json.dumps({**json.loads(config_lib.to_json(config)), **told})))
+    config.name = name
     known = _TEXT_TOKENS.get(pipeline.get("_class_name", ""))
     config.text.length = text_length or known or min(_TEXT_TOKENS.values())
     if not text_length and not known:
         say(f"text tokens: {config.text.length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
-    for key, part in (("text.path", "text_encoder"), ("data.autoencoder", "vae")):
-        if pipeline and (folder.parent / part).is_dir():
-            section, _, name = key.partition(".")
-            config[section][name] = str((folder.parent / part).resolve())
+    if pipeline:
+        _note_encoders(config, folder.parent, say)
     config.mesh.update(mesh)
     checks.validate(config)
     system = make_system(config, None)
@@ -73,16 +77,30 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     return Model(system, {"dit": params}, origin={"from": "pixart", "path": str(Path(path).absolute())})
 
 
+def _note_encoders(config: ConfigDict, pipeline: Path, say: Say) -> None:
+    """Writes down where the text encoder and the autoencoder of a pipeline lie, and says what prompts would miss."""
+    if (pipeline / "vae").is_dir():
+        config.data.autoencoder = str((pipeline / "vae").resolve())
+    encoder = pipeline / "text_encoder"
+    if encoder.is_dir():
+        config.text.path = frozen.joined([str(encoder.resolve())])
+        try:
+            text.tokenizer_files(encoder.resolve())
+        except UserError as error:
+            say(f"note: without a tokenizer no prompt can be drawn: {error}")
+
+
 def _pipeline_of(folder: Path) -> dict[str, Any]:
     """The model_index.json of the pipeline that a transformer's folder lies in; empty where there is none.
 
     Raises:
         UserError: for another kind of pipeline, or one trained with another noise.
     """
-    index = folder.parent / "model_index.json"
+    index = folder.parent / _INDEX
     if not index.is_file():
         return {}
     pipeline = hub.read_json(index)
+    hub.fields(pipeline, str(index), _class_name=str)
     hub.supported(pipeline, str(index), _class_name=tuple(_TEXT_TOKENS))
     _check_noise(folder.parent / "scheduler" / "scheduler_config.json")
     return pipeline
@@ -97,7 +115,9 @@ def _check_noise(path: Path) -> None:
             "num_train_timesteps": ddpm.LEVELS,
             "rescale_betas_zero_snr": (False, None),
         }
-        hub.supported(hub.read_json(path), str(path), _class_name=_SCHEDULERS, **betas, **kind)
+        found = hub.read_json(path)
+        hub.fields(found, str(path), _class_name=str)
+        hub.supported(found, str(path), _class_name=_SCHEDULERS, **betas, **kind)
 
 
 def _config_of(spec: DiTSpec) -> ConfigDict:
@@ -138,16 +158,20 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     Raises:
         UserError: naming file, tensor or key, for what is none.
     """
+    export.check(path)
     found = hub.config(path)
     if CONFIG_KEY not in found:
         raise UserError(
             f"{path}: its config.json has no {CONFIG_KEY!r}; these are no weights that ec_dit.convert wrote."
         )
-    config = config_lib.from_json(json.dumps(found[CONFIG_KEY]))
-    home = _home(config)
-    config.mesh.update(mesh)
-    checks.validate(config)
     folder = hub.folder_of(hub.local(path))
+    where = str(folder / hub.CONFIG)
+    with json_file.whole(where, hub.AGAIN):
+        config = config_lib.from_json(json.dumps(found[CONFIG_KEY]))
+        home = _home(config)
+        config.mesh.update(mesh)
+        checks.validate(config)
+    step, data = hub.fields(found, where, step=0, data={}).values()
     needs_tokenizer = config.text.encoder == "tower"
     tokenizer = Tokenizer.load(folder / TOKENIZER) if needs_tokenizer else None
     encoding = None
@@ -158,4 +182,4 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     say(f"reading {num_params(abstract):,} parameters from {path}")
     params = name_map.load(hub.TensorFiles(path), native_table(system, abstract), abstract)
     origin = {"from": "safetensors", "path": str(Path(path).absolute())}
-    return Model(system, params, int(found.get("step", 0)), found.get("data", {}), origin, **home)
+    return Model(system, params, step, data, origin, **home)

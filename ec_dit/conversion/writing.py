@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,8 +12,9 @@ from ec_dit import config as config_lib
 from ec_dit import specs
 from ec_dit.conversion.model import Model, Say, native_table
 from ec_dit.conversion.reading import CONFIG_KEY, TOKENIZER
-from ec_dit.core import hub, name_map, paths, processes
+from ec_dit.core import export, name_map, paths, processes, sharding
 from ec_dit.core.errors import UserError
+from ec_dit.core.hub import flag_names
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.models import native, pixart
@@ -64,15 +66,15 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
         say("the text tower stays behind: PixArt's transformer has none")
     params = model.params["dit"]
     table = pixart.entries([name for name, _ in named_leaves(params)], spec)
-    hub.write(path, pixart.STEM, _cast(name_map.tensors(params, table), dtype))
-    _write_json(path, found)
+    _finish(path, export.write(path, pixart.STEM, _cast(name_map.tensors(params, table), dtype)), {}, found)
 
 
 def to_safetensors(model: Model, path: str, dtype: str) -> None:
     """A folder with every tensor under our own name, and a config.json that builds the model again."""
     config = model.config()
     config.text.path = config.data.autoencoder = config.train.init_from = ""  # folders of this machine
-    hub.write(path, native.STEM, _cast(name_map.tensors(model.params, native_table(model.system, model.params)), dtype))
+    tensors = name_map.tensors(model.params, native_table(model.system, model.params))
+    digests = export.write(path, native.STEM, _cast(tensors, dtype))
     found = {
         "architectures": ["EC-DiT"],
         "parameters": num_params(model.params),
@@ -80,11 +82,29 @@ def to_safetensors(model: Model, path: str, dtype: str) -> None:
         "step": model.step,
         "data": {key: value for key, value in model.data.items() if key != "path"},
     }
-    if processes.is_first() and model.system.tokenizer is not None:
-        (paths.at(path) / TOKENIZER).write_bytes(model.system.tokenizer.model)
-    if processes.is_first() and model.system.encoding is not None:
-        (paths.at(path) / ENCODING).write_bytes(model.system.encoding.to_bytes())
-    _write_json(path, found)
+    beside = {}
+    if model.system.tokenizer is not None:
+        beside[TOKENIZER] = model.system.tokenizer.model
+    if model.system.encoding is not None:
+        beside[ENCODING] = model.system.encoding.to_bytes()
+    _finish(path, digests, beside, found)
+
+
+def refuse_broken(model: Model) -> None:
+    """Every process has to ask, before the first one writes.
+
+    Raises:
+        UserError: if parameters are not finite.
+    """
+    with jax.set_mesh(model.system.mesh):
+        everywhere = sharding.replicated(model.system.mesh)
+        finite = jax.jit(lambda params: jax.tree.map(lambda a: jnp.isfinite(a).all(), params), out_shardings=everywhere)
+        broken = [name for name, sound in named_leaves(jax.device_get(finite(model.params))) if not sound]
+    if broken:
+        raise UserError(
+            f"the parameters {flag_names(broken)} hold numbers that are not finite, and nothing is written: the run diverged, "
+            f"and an earlier checkpoint may be sound (--step), or --noise is too large."
+        )
 
 
 def _cast(tensors: Iterator[tuple[str, Any]], dtype: str) -> Iterator[tuple[str, np.ndarray | None]]:
@@ -95,8 +115,8 @@ def _cast(tensors: Iterator[tuple[str, Any]], dtype: str) -> Iterator[tuple[str,
         yield name, cast
 
 
-def _write_json(path: str, found: dict[str, Any]) -> None:
-    """Last: a folder with a config.json is complete."""
+def _finish(path: str, digests: dict[str, str], beside: dict[str, bytes], found: dict[str, Any]) -> None:
+    """Writes the files beside the weights, config.json last."""
     if processes.is_first():
-        (paths.at(path) / hub.CONFIG).write_text(json.dumps(found, indent=2) + "\n")
+        export.finish(path, digests | export.write_files(path, beside), found)
     processes.wait("the model is written")

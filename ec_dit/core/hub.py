@@ -6,17 +6,17 @@ host holds no more than what was asked for. Pickles are never opened.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes  # noqa: F401 - teaches NumPy bfloat16, which safetensors returns
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from ec_dit.core import paths
+from ec_dit.core import json_file, paths
 from ec_dit.core.errors import UserError
 
 CONFIG = "config.json"
@@ -26,8 +26,9 @@ _SAFE = (
     "weights are read from safetensors only, since a pickle may run any program. Load them once with transformers or diffusers "
     "and write them with save_pretrained(FOLDER)"
 )
-_SHARD_BYTES = 2 * 2**30
+AGAIN = "Download it again."  # what to do about a damaged file
 _MAX_HEADER = 100_000_000
+_Spec = TypeVar("_Spec")
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,32 @@ def config(folder: str | Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; UserError if it holds none."""
+def described(path: str | Path, read: Callable[[dict[str, Any], str], _Spec]) -> _Spec:
+    """Reads the config.json of a folder, or of the folder that a file lies in, and makes of it what `read` does.
+
+    Args:
+        read: from the object and where it comes from.
+
+    Raises:
+        UserError: if the file is missing, or holds no such description.
+    """
+    where = str(folder_of(local(path)) / CONFIG)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return found
+        with json_file.whole(where, AGAIN):
+            return read(config(path), where)
+    except UserError as error:
+        raise error if where in str(error) else UserError(f"{where}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads the object in a JSON file.
+
+    Raises:
+        UserError: if it is missing, or holds none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; download it.")
+    return json_file.parse(path.read_bytes(), str(path), AGAIN)
 
 
 def files(path: str | Path) -> list[Path]:
@@ -163,9 +181,11 @@ def fields(found: Mapping[str, Any], where: str, **wanted: Any) -> dict[str, Any
             value = default
         if value is None:
             raise UserError(f"{where} has no {key!r}; it is not the config.json of these weights, or is damaged.")
-        right = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-        if not right or (kind is int and isinstance(value, bool)):
+        right = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
+        if not right or (kind in (int, float) and isinstance(value, bool)):
             raise UserError(f"{where}: {key} is {value!r}, not of the kind {kind.__name__}.")
+        if kind is int and value < (default != 0):
+            raise UserError(f"{where}: {key} is {value}, not above 0.")
         values[key] = value
     return values
 
@@ -183,52 +203,6 @@ def supported(found: Mapping[str, Any], where: str, **only: Any) -> None:
         choices = allowed if isinstance(allowed, tuple) else (allowed,)
         if key in found and found[key] not in choices:
             raise UserError(f"{where}: {key} is {found[key]!r}; supported: {', '.join(map(repr, choices))}.")
-
-
-def write(
-    folder: str | Path, stem: str, tensors: Iterable[tuple[str, np.ndarray | None]], shard_bytes: int = _SHARD_BYTES
-) -> None:
-    """Writes tensors as safetensors, with an index where they are more than a file should hold.
-
-    Args:
-        tensors: (name, array); an array of None is somebody else's to write.
-        shard_bytes: of one file, at most, unless one tensor has more.
-    """
-    target = paths.at(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    shards: list[list[str]] = []
-    waiting: dict[str, np.ndarray] = {}
-    total = 0
-
-    def flush() -> None:
-        if not shards:
-            for old in [*target.glob(f"{stem}*.safetensors"), *target.glob(f"{stem}*.safetensors.index.json")]:
-                old.unlink()
-        shards.append(list(waiting))
-        (target / f"{stem}-{len(shards):05d}.part").write_bytes(save(waiting, metadata={"format": "pt"}))
-        waiting.clear()
-
-    for name, array in tensors:
-        if array is None:
-            continue
-        if waiting and sum(a.nbytes for a in waiting.values()) + array.nbytes > shard_bytes:
-            flush()
-        waiting[name] = np.asarray(array, order="C")
-        total += array.nbytes
-    if waiting:
-        flush()
-    if not shards:  # all of them are another process's to write
-        return
-    if len(shards) == 1:
-        (target / f"{stem}-00001.part").rename(target / f"{stem}.safetensors")
-        return
-    where: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        final = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        (target / f"{stem}-{number:05d}.part").rename(target / final)
-        where |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (target / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _choose(path: Path) -> tuple[list[Path], dict[str, str]]:
@@ -301,10 +275,10 @@ def _damage(path: Path) -> str:
         try:
             header = json.loads(file.read(header_bytes))
             ends = {name: info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"}
-        except (ValueError, LookupError, TypeError, AttributeError):
+            there = size - 8 - header_bytes
+            cut = sorted((end, name) for name, end in ends.items() if end > there)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return "its header is damaged; download it again."
-    there = size - 8 - header_bytes
-    cut = sorted((end, name) for name, end in ends.items() if end > there)
     if not cut:
         return ""
     return (

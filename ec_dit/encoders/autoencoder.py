@@ -63,7 +63,7 @@ class Autoencoder:
                 f"an autoencoder runs in float32 or bfloat16, not {jnp.dtype(dtype).name}: SDXL's leaves the range of float16."
             )
         files = hub.TensorFiles(path, vae.rename)
-        spec = vae.VaeSpec.from_config(hub.config(files.path), str(files.config_path))
+        spec = hub.described(files.path, vae.VaeSpec.from_config)
 
         def make(rngs: nnx.Rngs) -> vae.Vae:
             return vae.Vae(spec, dtype=dtype, rngs=rngs)

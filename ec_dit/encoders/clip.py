@@ -229,10 +229,13 @@ def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[ClipSpec, weig
         UserError: if the folder holds something else, or damaged files.
     """
     files = hub.TensorFiles(path, _published_name)
-    found = hub.config(files.path)
-    spec = ClipSpec.from_config(found, str(files.config_path))
-    if _PROJECTION not in files.tensors and not _PROJECTED & set(found.get("architectures") or ()):
-        spec = replace(spec, projection=None)
+
+    def read(found: Mapping[str, Any], where: str) -> ClipSpec:
+        spec = ClipSpec.from_config(found, where)
+        projects = _PROJECTION in files.tensors or _PROJECTED & set(found.get("architectures") or ())
+        return spec if projects else replace(spec, projection=None)
+
+    spec = hub.described(files.path, read)
 
     def make(rngs: nnx.Rngs) -> ClipText:
         return ClipText(spec, dtype=dtype, rngs=rngs)

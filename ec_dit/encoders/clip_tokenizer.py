@@ -4,7 +4,7 @@ Ids are those of transformers' CLIPTokenizer. As there, a special token spelled 
 files of OpenCLIP bigG, which pad with '!', every exclamation mark is id 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ec_dit.core.errors import UserError
 
 JSON, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 FILES = (JSON, VOCAB, MERGES, "tokenizer_config.json", "special_tokens_map.json")  # any that are there
+_WORD_END = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _ROLES = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}  # where files do not tell
 # One token each: special tokens, English endings, words of letters, single digits, runs of other signs.
@@ -50,16 +51,18 @@ class ClipTokenizer:
                 config |= _optional(folder / "special_tokens_map.json")
             named = {role: config.get(role) or default for role, default in _ROLES.items()}
             roles = {role: token if isinstance(token, str) else token["content"] for role, token in named.items()}
+            special = _special(added, named)
+            _check_merges(folder, vocab, merges, {token.content for token in special})
             tokenizer = _assemble(vocab, merges, roles["unk_token"])
-            tokenizer.add_tokens(_special(added, named))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises Exception itself
-            raise UserError(f"{folder} holds no tokenizer of CLIP: {error}") from error
-        try:
-            return cls(tokenizer.to_str(), roles)
+            tokenizer.add_tokens(special)
+            made = cls(tokenizer.to_str(), roles)
         except UserError as error:
-            raise UserError(f"{folder}: {error}") from error
+            raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises Exception itself, and panics past it
+            raise UserError(f"{folder} holds no tokenizer of CLIP: {str(error)[:200]}. {hub.AGAIN}") from error
+        return made
 
     def __reduce__(self) -> tuple[type["ClipTokenizer"], tuple[str, dict[str, str]]]:
         return ClipTokenizer, (self._serialized, self._roles)
@@ -114,9 +117,20 @@ def _pieces(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[d
     return vocab, merges, []
 
 
+def _check_merges(folder: Path, vocab: Collection[str], merges: Sequence[tuple[str, str]], special: set[str]) -> None:
+    """Every piece of several letters has to come of a merge: of fewer, captions would be spelled out without a word."""
+    known = {left + right for left, right in merges} | special
+    lost = [piece for piece in vocab if piece not in known and len(piece.removesuffix(_WORD_END)) > 1]
+    if lost:
+        raise UserError(
+            f"{folder}: {len(lost)} pieces of the tokenizer's vocabulary, such as {lost[0]!r}, come of no merge; its list of "
+            f"merges is cut. {hub.AGAIN}"
+        )
+
+
 def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
     """The library's tokenizer with CLIP's normalisation and words."""
-    tokenizer = Tokenizer(BPE(vocab, merges, unk_token=unknown, end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(BPE(vocab, merges, unk_token=unknown, end_of_word_suffix=_WORD_END))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     words = pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True)

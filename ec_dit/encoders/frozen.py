@@ -1,5 +1,7 @@
 """The frozen encoders of a data set: an autoencoder and text encoders, and what identifies them."""
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ec_dit.core import hub
+from ec_dit.core.errors import UserError
 from ec_dit.encoders import text
 from ec_dit.encoders.autoencoder import Autoencoder
 from ec_dit.encoders.text import TextEncoders
@@ -73,8 +76,23 @@ class FrozenEncoders:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that a flag or a config key names, separated by commas."""
-    return [path.strip() for path in text.split(",")]
+    """The folders that a flag or a config key names: one, several with commas between them, or a JSON list.
+
+    Raises:
+        UserError: for what begins as a list and is none.
+    """
+    if text.startswith("["):
+        with contextlib.suppress(ValueError):
+            found = json.loads(text)
+            if found and isinstance(found, list) and all(isinstance(path, str) for path in found):
+                return found
+        raise UserError(f'{text} is no list of folders, such as ["first", "second"].')
+    return [text] if Path(text).exists() else [path.strip() for path in text.split(",")]
+
+
+def joined(paths: Sequence[str]) -> str:
+    """The inverse of `folders`."""
+    return json.dumps(list(paths)) if any(set(path) & set(",[") for path in paths) else ",".join(paths)
 
 
 def autoencoder_facts(path: str) -> dict[str, Any]:

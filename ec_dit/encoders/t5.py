@@ -197,7 +197,7 @@ def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[T5Spec, weight
     """
     # Files hold the token table under either name or, twice, under both.
     files = hub.TensorFiles(path, lambda name: {"encoder.embed_tokens.weight": "shared.weight"}.get(name, name))
-    spec = T5Spec.from_config(hub.config(files.path), str(files.config_path))
+    spec = hub.described(files.path, T5Spec.from_config)
 
     def make(rngs: nnx.Rngs) -> T5Encoder:
         return T5Encoder(spec, dtype=dtype, rngs=rngs)

@@ -10,11 +10,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ec_dit.core import hub, sharding
+from ec_dit.core import hub, json_file, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.encoders import clip, clip_tokenizer, t5
+from ec_dit.encoders import clip, clip_tokenizer, t5, t5_tokenizer
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
+from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 
 Kind = Literal["t5", "clip"]
 Join = Literal["sd3", "flux"]
@@ -22,7 +23,7 @@ States = Literal["last", "penultimate", "none"]
 
 _KINDS: dict[str, Kind] = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}  # by model_type
 _T5_TOKENIZER = "spiece.model"
-_TOKENIZERS = {"t5": (_T5_TOKENIZER,), "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB)}
+_TOKENIZERS = {"t5": (_T5_TOKENIZER, t5_tokenizer.JSON), "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB)}
 
 
 class Encoded(NamedTuple):
@@ -66,13 +67,11 @@ class TextEncoder:
         self.kind = _kind(self.folder)
         self.limit: int | None = None
         self.pooled_width = 0
-        self.tokenizer: Tokenizer | ClipTokenizer
+        self.tokenizer = _tokenizer(self.folder, self.kind)
         spec: t5.T5Spec | clip.ClipSpec
         if self.kind == "t5":
-            self.tokenizer = Tokenizer.load(_tokenizer_folder(self.folder, self.kind) / _T5_TOKENIZER)
             spec, (graphdef, self._params) = t5.load(path, mesh, dtype)
         else:
-            self.tokenizer = ClipTokenizer.load(_tokenizer_folder(self.folder, self.kind))
             spec, (graphdef, self._params) = clip.load(path, mesh, dtype)
             self.limit, self.pooled_width = spec.length, spec.projection or spec.width
         self.width = spec.width
@@ -226,8 +225,19 @@ def tokenizer_files(path: str | Path) -> list[Path]:
     folder = hub.folder_of(hub.local(path))
     kind = _kind(folder)
     place = _tokenizer_folder(folder, kind)
-    names = clip_tokenizer.FILES if kind == "clip" else (_T5_TOKENIZER,)
+    names: Sequence[str] = clip_tokenizer.FILES
+    if kind == "t5":
+        names = (_T5_TOKENIZER,) if (place / _T5_TOKENIZER).is_file() else t5_tokenizer.FILES
     return [place / name for name in names if (place / name).is_file()]
+
+
+def _tokenizer(folder: Path, kind: Kind) -> Tokenizer | T5JsonTokenizer | ClipTokenizer:
+    place = _tokenizer_folder(folder, kind)
+    if kind == "clip":
+        return ClipTokenizer.load(place)
+    if (place / _T5_TOKENIZER).is_file():  # what T5 was trained with
+        return Tokenizer.load(place / _T5_TOKENIZER)
+    return T5JsonTokenizer(place)
 
 
 def _kind(folder: Path) -> Kind:
@@ -238,8 +248,9 @@ def _kind(folder: Path) -> Kind:
             f"{folder} is a whole pipeline; give the folders of its text encoders: {inside or 'it has none'}."
         )
     found = hub.config(folder)
-    if kind := _KINDS.get(found.get("model_type") or _model_type(found)):
-        return kind
+    with json_file.whole(str(folder / hub.CONFIG), hub.AGAIN):
+        if kind := _KINDS.get(found.get("model_type") or _model_type(found)):
+            return kind
     raise UserError(
         f"{folder / hub.CONFIG}: model_type is {found.get('model_type')!r}, architectures {found.get('architectures')}; "
         f"text encoders here are {', '.join(map(repr, _KINDS))}."

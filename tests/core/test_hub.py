@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from ec_dit.core import hub
+from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import TensorFiles
 
@@ -35,25 +35,25 @@ def assert_same(found, wanted):
 def test_what_is_written_is_read(shard_bytes, tmp_path):
     scalar = {"scale": np.array(2.5, np.float32), "half": np.ones((2, 3), ml_dtypes.bfloat16)}
     tensors = TENSORS | scalar | {"turned": TENSORS["a.weight"].T}
-    hub.write(tmp_path, "model", tensors.items(), shard_bytes)
+    export.write(tmp_path, "model", tensors.items(), shard_bytes)
     assert_same(contents(tmp_path), tensors)
     assert {name: info.shape for name, info in TensorFiles(tmp_path).tensors.items()} == {
         name: array.shape for name, array in tensors.items()
     }
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["model.safetensors"] if shard_bytes == 10**9 else "model.safetensors.index.json" in names
-    hub.write(tmp_path, "model", TENSORS.items(), 60)  # over the old files, in another number
+    export.write(tmp_path, "model", TENSORS.items(), 60)  # over the old files, in another number
     assert_same(contents(tmp_path), TENSORS)
 
 
 def test_a_process_that_holds_nothing_writes_nothing(tmp_path):
-    hub.write(tmp_path, "model", TENSORS.items(), 60)
-    hub.write(tmp_path, "model", [(name, None) for name in TENSORS])
+    export.write(tmp_path, "model", TENSORS.items(), 60)
+    export.write(tmp_path, "model", [(name, None) for name in TENSORS])
     assert_same(contents(tmp_path), TENSORS)
 
 
 def test_parts_are_read(tmp_path):
-    hub.write(tmp_path, "model", TENSORS.items())
+    export.write(tmp_path, "model", TENSORS.items())
     files = TensorFiles(tmp_path)
     np.testing.assert_array_equal(files.read("b.weight", np.s_[1:2, :, 1:3]), TENSORS["b.weight"][1:2, :, 1:3])
 
@@ -68,7 +68,7 @@ def test_a_file_alone(tmp_path):
 def test_names_are_changed(tmp_path):
     tensors = {"old.weight": TENSORS["a.weight"], "new.weight": TENSORS["a.weight"], "other": TENSORS["a.bias"]}
     for shard_bytes in (10**9, 1):  # an index promises both names
-        hub.write(tmp_path, "model", tensors.items(), shard_bytes)
+        export.write(tmp_path, "model", tensors.items(), shard_bytes)
         files = TensorFiles(tmp_path, lambda name: name.replace("old", "new"))
         assert sorted(files.tensors) == ["new.weight", "other"]
         np.testing.assert_array_equal(files.read("new.weight"), TENSORS["a.weight"])
@@ -169,7 +169,7 @@ def test_nothing_there_is_told(tmp_path):
     with pytest.raises(UserError, match=r"holds no safetensors weights \(model.safetensors, or with an index\)"):
         TensorFiles(tmp_path)
     for inside in ("text_encoder", "transformer"):
-        hub.write(tmp_path / inside, "model", TENSORS.items())
+        export.write(tmp_path / inside, "model", TENSORS.items())
     with pytest.raises(UserError, match=r"did you mean a folder in it: text_encoder, transformer\?"):
         TensorFiles(tmp_path)
 
@@ -178,12 +178,14 @@ def test_config(tmp_path):
     with pytest.raises(UserError, match=r"config.json is missing: it says what the weights beside it are; download it"):
         hub.config(tmp_path)
     for text, message in {
-        "{": "cannot be read as JSON",
-        "[1]": "holds no JSON object",
-        "\x80": "holds no|cannot be",
+        "": "it is empty",
+        "{": "it is no JSON",
+        "[1]": "it holds a list, not an object",
+        "\x80": "it is no JSON",
+        "[" * 100_000: "its JSON is nested too deeply",
     }.items():
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError, match=rf"config.json {message}"):
+        with pytest.raises(UserError, match=rf"config.json is damaged: {message}.* Download it again"):
             hub.config(tmp_path)
 
 
@@ -213,7 +215,7 @@ def test_long_lists_of_names_are_cut():
 
 
 def test_an_index_that_names_another_file_is_refused(tmp_path):
-    hub.write(tmp_path, "model", TENSORS.items(), 60)
+    export.write(tmp_path, "model", TENSORS.items(), 60)
     path = tmp_path / "model.safetensors.index.json"
     found = json.loads(path.read_text())
     first, second = sorted(set(found["weight_map"].values()))[:2]
@@ -225,7 +227,7 @@ def test_an_index_that_names_another_file_is_refused(tmp_path):
 
 
 def test_shards_without_their_index_ask_for_it(tmp_path):
-    hub.write(tmp_path, "model", TENSORS.items(), 60)
+    export.write(tmp_path, "model", TENSORS.items(), 60)
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(UserError, match=r"model-00001-of-0000\d.safetensors and the like without their index"):
         TensorFiles(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ec_dit.core import hub, name_map
+from ec_dit.core import export, hub, name_map
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.core.name_map import CONV, FLAT, LINEAR, LINEAR_INTO, SAME, Entry, patches
@@ -65,7 +65,7 @@ def test_every_layout_reads_the_whole(name, mesh_shape, tmp_path):
     layers = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     entries = {"plain": Entry(("one",), way, stacked=False), "stack": Entry(("one", "two"), way, stacked=True)}
     theirs = {"one": way.to_theirs(layers[0]), "two": way.to_theirs(layers[1])}
-    hub.write(tmp_path, "model", theirs.items())
+    export.write(tmp_path, "model", theirs.items())
     files, mesh = hub.TensorFiles(tmp_path), make_mesh(mesh_shape)
     count = 0
     for spec in layouts(shape, mesh):
@@ -90,7 +90,7 @@ def test_every_layout_reads_the_whole(name, mesh_shape, tmp_path):
 
 
 def test_only_what_a_device_holds_is_read(tmp_path, monkeypatch):
-    hub.write(tmp_path, "model", [("w", np.zeros((64, 32), np.float32))])
+    export.write(tmp_path, "model", [("w", np.zeros((64, 32), np.float32))])
     files, mesh, asked = hub.TensorFiles(tmp_path), make_mesh((1, 1, 8, 1)), []
     read = files.read
     monkeypatch.setattr(files, "read", lambda name, index: asked.append(read(name, index).size) or read(name, index))
@@ -103,7 +103,7 @@ def test_only_what_a_device_holds_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("stored", "wanted"), [(np.float32, jnp.bfloat16), (ml_dtypes.bfloat16, np.float32)])
 def test_values_are_cast(stored, wanted, tmp_path):
     values = np.random.default_rng(0).normal(size=(4, 8)).astype(stored)
-    hub.write(tmp_path, "model", [("w", values)])
+    export.write(tmp_path, "model", [("w", values)])
     like = jax.ShapeDtypeStruct((8, 4), wanted, sharding=NamedSharding(make_mesh((1, 2, 2, 2)), PartitionSpec("fsdp")))
     tree = name_map.load(hub.TensorFiles(tmp_path), {"w": Entry(("w",), LINEAR, stacked=False)}, {"w": like})
     assert tree["w"].dtype == wanted
@@ -152,7 +152,7 @@ FITTING = {"a.0": np.zeros((3, 4)), "a.1": np.zeros((3, 4)), "b": np.zeros(3)}
 )
 def test_tensors_that_do_not_fit_are_refused(changes, message, tmp_path):
     tensors = {name: array for name, array in (FITTING | changes).items() if array is not None}
-    hub.write(tmp_path, "model", [*tensors.items(), ("decoder.w", np.zeros(1))])
+    export.write(tmp_path, "model", [*tensors.items(), ("decoder.w", np.zeros(1))])
     where = NamedSharding(make_mesh((8, 1, 1, 1)), PartitionSpec())
     abstract = {
         "w": jax.ShapeDtypeStruct((2, 4, 3), np.float32, sharding=where),
@@ -164,7 +164,7 @@ def test_tensors_that_do_not_fit_are_refused(changes, message, tmp_path):
 
 def test_what_is_ignored_is_not_missed(tmp_path):
     where = NamedSharding(make_mesh((8, 1, 1, 1)), PartitionSpec())
-    hub.write(tmp_path, "model", [("b", np.ones(3)), ("decoder.b", np.zeros(7))])
+    export.write(tmp_path, "model", [("b", np.ones(3)), ("decoder.b", np.zeros(7))])
     like = {"b": jax.ShapeDtypeStruct((3,), np.float32, sharding=where)}
     entries = {"b": Entry(("b",), SAME, stacked=False)}
     assert name_map.load(hub.TensorFiles(tmp_path), entries, like, ["decoder."])["b"].sum() == 3

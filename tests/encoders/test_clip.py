@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.core import hub
+from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.tree import num_params
@@ -60,7 +60,7 @@ def published(folder, kind="CLIPTextModel", shards=False, prefix=False, **change
         files = hub.TensorFiles(folder)
         tensors = {f"text_model.{name}": files.read(name) for name in files.tensors}
         tensors["text_model.embeddings.position_ids"] = np.arange(20)[None]
-        hub.write(folder, "model", tensors.items())
+        export.write(folder, "model", tensors.items())
     return model
 
 
@@ -119,7 +119,7 @@ def test_a_projection_is_used_where_the_files_hold_it(tmp_path):
     files = hub.TensorFiles(tmp_path)
     tensors = {name: files.read(name) for name in files.tensors}
     matrix = tensors.pop("text_projection.weight")
-    hub.write(tmp_path, "model", tensors.items())
+    export.write(tmp_path, "model", tensors.items())
     with pytest.raises(UserError, match=r"1 of 53 tensors are missing: text_projection.weight"):
         clip.load(tmp_path, one_device(), jnp.float32)
     (tmp_path / "config.json").write_text(json.dumps(clip_config()))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.core import hub
+from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.tree import num_params
@@ -111,7 +111,7 @@ def test_the_token_table_has_either_name_or_both(tmp_path):
         "both": {"encoder.embed_tokens.weight": table, "shared.weight": table},
     }.items():
         for shard_bytes in (10**9, 9000):  # an index promises both
-            hub.write(tmp_path / name, "model", (tensors | tables).items(), shard_bytes)
+            export.write(tmp_path / name, "model", (tensors | tables).items(), shard_bytes)
             (tmp_path / name / "config.json").write_text(json.dumps(t5_config()))
             np.testing.assert_array_equal(run(tmp_path / name, one_device()), out_BTM)
 

@@ -218,9 +218,9 @@ def test_a_missing_or_other_tokenizer_is_refused(tmp_path):
     folder = write_t5(tmp_path / "text_encoder_2")
     (folder / "spiece.model").unlink()
     places = r"lies in .*text_encoder_2 or .*tokenizer_2; download it"
-    refused(rf"no tokenizer \(spiece.model\) {places}", [folder], 8, mesh)
+    refused(rf"no tokenizer \(spiece.model or tokenizer.json\) {places}", [folder], 8, mesh)
     write_clip_tokenizer(tmp_path / "tokenizer_2")  # of the other kind
-    refused(rf"no tokenizer \(spiece.model\) {places}", [folder], 8, mesh)
+    refused(rf"no tokenizer \(spiece.model or tokenizer.json\) {places}", [folder], 8, mesh)
     write_t5_tokenizer(tmp_path / "tokenizer_2")
     assert TextEncoder(folder, mesh).kind == "t5"
 

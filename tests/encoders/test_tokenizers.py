@@ -10,6 +10,7 @@ import sentencepiece
 from ec_dit.core.errors import UserError
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
+from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 from tests.encoders.text_folders import (
     AWKWARD,
     CAPTIONS,
@@ -19,6 +20,7 @@ from tests.encoders.text_folders import (
     SPELLED_OUT,
     START,
     write_clip_tokenizer,
+    write_t5_json,
     write_t5_tokenizer,
 )
 
@@ -126,5 +128,48 @@ def test_wrong_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no tokenizer of CLIP: 'merges'"):
         ClipTokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"tokenizer.json is damaged: it is no JSON"):
+        ClipTokenizer.load(tmp_path)
+
+
+@pytest.mark.extra("conformance")
+@pytest.mark.parametrize("length", LENGTHS)
+def test_t5_ids_of_a_tokenizer_json_equal_transformers(length, tmp_path):
+    """A folder as transformers 5 writes it, without spiece.model."""
+    from transformers import T5Tokenizer
+
+    wanted = T5Tokenizer.from_pretrained(write_t5_tokenizer(tmp_path / "spiece"))
+    wanted.save_pretrained(tmp_path / "json")
+    assert not (tmp_path / "json" / "spiece.model").exists()
+    tokenizer, texts = T5JsonTokenizer(tmp_path / "json"), AWKWARD + COMPOSED + SPELLED_OUT
+    for ours, expected in zip(tokenizer.encode(texts, length), theirs(wanted, texts, length), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    assert [tokenizer.length(text) for text in texts] == [len(wanted(text)["input_ids"]) for text in texts]
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (wanted.eos_token_id, wanted.pad_token_id)
+
+
+def test_both_files_of_t5_give_the_same_ids_of_plain_captions(tmp_path):
+    ours = T5JsonTokenizer(write_t5_json(tmp_path / "json"))
+    sentencepieces = Tokenizer.load(write_t5_tokenizer(tmp_path / "spiece") / "spiece.model")
+    for made, expected in zip(ours.encode(CAPTIONS, 40), sentencepieces.encode(CAPTIONS, 40), strict=True):
+        np.testing.assert_array_equal(made, expected)
+    assert [ours.length(text) for text in CAPTIONS] == [
+        len(sentencepieces._processor.encode(text)) + 1 for text in CAPTIONS
+    ]
+    with pytest.raises(ValueError, match=r"at least 1"):
+        ours.encode([""], 0)
+
+
+def test_the_tokenizer_json_of_another_model_is_refused(tmp_path):
+    write_clip_tokenizer(tmp_path, END, "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer.json is no tokenizer of T5: its model is 'BPE', not 'Unigram'"):
+        T5JsonTokenizer(tmp_path)
+
+
+def test_a_list_of_merges_that_is_cut_is_refused(tmp_path):
+    """At the end of a line, where every line is sound."""
+    write_clip_tokenizer(tmp_path)
+    lines = (tmp_path / "merges.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "merges.txt").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"1 pieces of the tokenizer's vocabulary, such as .*, come of no merge"):
         ClipTokenizer.load(tmp_path)

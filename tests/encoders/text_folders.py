@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 from flax import nnx
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from ec_dit.core import hub, name_map
+from ec_dit.core import export, name_map
 from ec_dit.core.tree import named_leaves
 from ec_dit.encoders import clip, t5
 from ec_dit.nn import param
@@ -101,7 +101,7 @@ def _write(folder, found, make, entries, seed):
     _, shapes, _ = param.split(nnx.eval_shape(make))
     rng = np.random.default_rng(seed)
     tree = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
-    hub.write(folder, "model", name_map.tensors(tree, entries([name for name, _ in named_leaves(tree)])))
+    export.write(folder, "model", name_map.tensors(tree, entries([name for name, _ in named_leaves(tree)])))
     (folder / "config.json").write_text(json.dumps(found))
 
 
@@ -109,6 +109,22 @@ def write_t5_tokenizer(folder):
     """spiece.model with T5's ids and normalisation."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(_unigram())
+    return folder
+
+
+def write_t5_json(folder):
+    """tokenizer.json alone, of the same pieces; its normalisation is only about that of T5."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=_unigram())
+    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.vocab_size())]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.enable_padding(length=5)
+    tokenizer.enable_truncation(3)  # both are the caller's here
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": {"content": "<pad>"}}))
     return folder
 
 

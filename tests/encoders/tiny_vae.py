@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ec_dit.core import hub, name_map
+from ec_dit.core import export, name_map
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.tree import named_leaves
 from ec_dit.encoders import vae
@@ -48,5 +48,5 @@ def published(folder, change=lambda weights: weights, **changes):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32), shapes)
     entries = vae.entries(name for name, _ in named_leaves(params))
-    hub.write(folder, "diffusion_pytorch_model", change(dict(name_map.tensors(params, entries))).items())
+    export.write(folder, "diffusion_pytorch_model", change(dict(name_map.tensors(params, entries))).items())
     return folder

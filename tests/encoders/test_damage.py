@@ -1,0 +1,111 @@
+"""Every file of a published folder, damaged in every way: one message that names it, or rightly harmless; never a traceback."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ec_dit.core import hub
+from ec_dit.core.errors import UserError
+from ec_dit.core.mesh import make_mesh
+from ec_dit.encoders import clip, t5, text
+from ec_dit.encoders.autoencoder import Autoencoder
+from ec_dit.encoders.clip_tokenizer import ClipTokenizer
+from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
+from ec_dit.encoders.vae import VaeSpec
+from ec_dit.models import pixart
+from tests import damage
+from tests.encoders import text_folders, tiny_vae
+from tests.pixart_folders import SIZES
+
+
+def write_clip_json(folder):
+    return text_folders.write_clip_tokenizer(folder, files="tokenizer.json")
+
+
+def load_tokenizer(kind):
+    def load(folder):
+        tokenizer = kind(folder)
+        assert tokenizer.encode(["a cat"], 8)[0].shape == (1, 8)
+
+    return load
+
+
+def told(work):
+    """The message of a UserError; '' where there was none."""
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def mesh():
+    return make_mesh((1, 1, 1, 1), jax.devices()[:1])
+
+
+FOLDERS = {
+    "clip's tokenizer": (text_folders.write_clip_tokenizer, load_tokenizer(ClipTokenizer.load), 5),
+    "clip's tokenizer.json": (write_clip_json, load_tokenizer(ClipTokenizer.load), 5),
+    "t5's tokenizer.json": (text_folders.write_t5_json, load_tokenizer(T5JsonTokenizer), 12),
+    "t5's spiece.model": (
+        text_folders.write_t5_tokenizer,
+        load_tokenizer(lambda folder: text._tokenizer(folder, "t5")),
+        0,
+    ),
+    "t5": (text_folders.write_t5, lambda folder: t5.load(folder, mesh(), np.float32), 0),
+    "clip": (text_folders.write_clip, lambda folder: clip.load(folder, mesh(), np.float32), 0),
+    "autoencoder": (tiny_vae.published, lambda folder: Autoencoder.load(folder, mesh()), 0),
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_damaged_file_is_named(what, tmp_path):
+    write, load, values = FOLDERS[what]
+    write(tmp_path)
+    load(tmp_path)
+    weights = what in ("t5", "clip", "autoencoder")
+    for file in sorted(tmp_path.iterdir()):
+        if weights and file.name not in ("config.json",) and file.suffix != ".safetensors":
+            continue  # of the tokenizer
+        data, refused = file.read_bytes(), []
+        for kind, damaged in damage.of(data, flips=1 if weights else 3, values=values):
+            if damaged is None:
+                file.unlink()
+            else:
+                file.write_bytes(damaged)
+            if message := told(lambda: load(tmp_path)):
+                refused.append(kind)
+                assert str(tmp_path) in message and len(message) < 1000, (file.name, kind, message)
+        file.write_bytes(data)
+        if file.name not in ("tokenizer_config.json", "special_tokens_map.json"):  # which may be missing
+            assert refused[:4] == ["deleted", "cut short", "emptied", "zeroed"], (file.name, refused)
+            assert {"foreign JSON", "a list", "nested deeply", "a web page"} <= set(refused), (file.name, refused)
+
+
+DESCRIPTIONS = {
+    "t5": (text_folders.t5_config(), t5.T5Spec.from_config),
+    "clip": (text_folders.clip_config(), clip.ClipSpec.from_config),
+    "a whole clip": (
+        {"model_type": "clip", "text_config": text_folders.clip_config(), "projection_dim": 12},
+        clip.ClipSpec.from_config,
+    ),
+    "autoencoder": (tiny_vae.BASE, VaeSpec.from_config),
+    "pixart": (SIZES | {"_class_name": "PixArtTransformer2DModel"}, pixart.spec_of),
+    "a text encoder": (text_folders.clip_config(), lambda found, where: text._kind(Path(where).parent)),
+}
+
+
+@pytest.mark.parametrize("what", DESCRIPTIONS)
+def test_a_value_of_another_kind_in_a_config_is_named(what, tmp_path):
+    found, read = DESCRIPTIONS[what]
+    refused = 0
+    for kind, damaged in damage.of(json.dumps(found).encode(), values=10**6):
+        if damaged is not None:
+            (tmp_path / "config.json").write_bytes(damaged)
+            if message := told(lambda: hub.described(tmp_path, read)):
+                refused += 1
+                assert str(tmp_path / "config.json") in message, (kind, message)
+    assert refused > 10
