@@ -2,15 +2,16 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped, ranges
-from ec_dit.data.sources import access, found, splits
+from ec_dit.data.sources import access, found, kinds, listing, splits
 from ec_dit.data.sources.access import Unusable
 from ec_dit.data.sources.fields import at, choose_captions
 
@@ -52,6 +53,7 @@ class CocoSource(found.FoundSource):
         if not self._root.is_dir():
             raise UserError(f"coco: {self._root} is no folder; pass --path=DIR with the images")
         entries = list(self._find(*_lists(options.annotations)))
+        self._count_unread({PurePosixPath(entry.file).as_posix() for entry in entries})
         self._kept = self._published(
             (splits.of_picture(each.file) for each in entries if each.file), False, options.path
         )
@@ -69,6 +71,16 @@ class CocoSource(found.FoundSource):
             published = self._kept.kept_as(splits.of_picture(entry.file))
             split = published or self._split(printable(entry.file or entry.id))
             yield self._record(entry.id, image, entry.fields, split)
+
+    def _count_unread(self, listed: Set[str]) -> None:
+        """What the folder holds beside the images that are listed."""
+        for inner, folders, names in listing.walk(self._root):
+            self._unread[listing.LINK] += sum(listing.is_link(self._root / inner / name) for name in folders)
+            for name in names:
+                if name and f"{inner}/{name}".lstrip("/") not in listed:
+                    picture = name.lower().endswith(kinds.PICTURES)
+                    self._unread["picture that is not listed" if picture else listing.ending(name)] += 1
+        self._unread = +self._unread
 
     def _image(self, entry: _Entry, limit: int) -> bytes:
         if entry.problem:
@@ -97,7 +109,7 @@ class CocoSource(found.FoundSource):
                 continue
             seen.add(number)
             captions = {key: at(texts[number], key) for key in self._weights}
-            if not any(captions.values()):  # for the message
+            if all(text is None for values in captions.values() for text in values):  # for the message
                 captions = {
                     key: [each.get(key) for each in texts[number]] for each in texts[number][:1] for key in each
                 }

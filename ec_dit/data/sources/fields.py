@@ -99,7 +99,7 @@ def lacking(wanted: Iterable[str], known: Iterable[str]) -> str:
 
 def _lacks(keys: Iterable[str], fields: Mapping[str, Any]) -> str:
     known = list(names(fields))
-    empty = [key for key in keys if at(fields, key) is not None]
+    empty = [key for key in keys if key in known]
     return f"{empty[0]!r} is there and holds none" if empty else lacking(keys, known)
 
 

@@ -137,6 +137,8 @@ class ParquetSource(found.FoundSource):
             return [_Group(file, split, problem="missing file")]
         except OSError as error:
             raise UserError(f"parquet: cannot read {path}: {error}") from error
+        if not count:
+            return [_Group(file, split, rows=0, problem="empty table")]
         starts = itertools.accumulate(rows, initial=0)
         return [
             _Group(file, split, index, start, number, columns)

@@ -96,17 +96,20 @@ class TfdsSource(found.FoundSource):
         except Exception as error:  # What the readers raise on damage is nowhere written.
             raise Unusable(f"unreadable entry: {str(error)[:200]}") from error
 
-    def _decoders(self, features: Mapping[str, Any]) -> dict[str, Any]:
+    def _decoders(self, features: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         """Leaves images, and whatever else is large, as it is stored."""
-        skip = tfds.decode.SkipDecoding()
-        captions = {key.partition(".")[0] for key in self._weights} | set(self._weights)
-        large = {name for name, feature in features.items() if not isinstance(feature, _CONTAINERS) and feature.shape}
-        decoders: dict[str, Any] = dict.fromkeys(large - captions, skip)
-        name, image = self.options.image, skip
-        while name not in features:
-            name, _, inner = name.rpartition(".")
-            image = {inner: image}
-        return decoders | {name: image}
+        decoders: dict[str, Any] = {}
+        for name, feature in features.items():
+            path = f"{prefix}{name}"
+            if isinstance(feature, tfds.features.FeaturesDict):
+                decoders[name] = self._decoders(feature, f"{path}.")
+            elif path == self.options.image or self._is_large(path, feature):
+                decoders[name] = tfds.decode.SkipDecoding()
+        return decoders
+
+    def _is_large(self, path: str, feature: Any) -> bool:
+        is_caption = any(f"{key}.".startswith(f"{path}.") for key in self._weights)
+        return bool(not isinstance(feature, _CONTAINERS) and feature.shape and not is_caption)
 
 
 def _builder(options: TfdsOptions) -> Any:

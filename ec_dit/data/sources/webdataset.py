@@ -88,8 +88,7 @@ class WebdatasetSource(found.FoundSource):
             if tar.remark:
                 yield self._skipped(name, tar.remark, split, examples=0)
         if unread:
-            told = listing.told(unread)
-            yield self._skipped(f"{name} (parts)", f"not read: {told}", split, examples=0)
+            yield self._skipped(f"{name} (parts)", f"parts passed over: {listing.told(unread)}", split, examples=0)
 
     def _fields(self, example: Example) -> dict[str, Any]:
         """What an example says of its image."""

@@ -177,3 +177,31 @@ def test_images_in_a_bucket():
 def test_what_is_known_of_an_image_that_is_not_there(tmp_path):
     (item,) = everything(source(tmp_path, [image(1, width=640)], [caption(1, 1, "x")]))
     assert isinstance(item, Skipped) and item.meta == {"id": 1, "width": 640}
+
+
+def test_what_the_list_does_not_name_is_counted(tmp_path):
+    made = source(tmp_path, [image(1, "a.jpg")], [caption(1, 1, "x")], ["a.jpg", "b.jpg", "c.PNG", "d.xyz"])
+    assert made.unread() == {"picture that is not listed": 2, ".xyz": 1}
+
+
+def test_where_captions_and_images_are_looked_for(tmp_path):
+    images = [
+        image(1, "a.jpg"),
+        image(2, f"{tmp_path}/pictures/b.jpg"),
+        image(3, "http://x.y/c.jpg"),
+        image(4, "d.jpg"),
+    ]
+    annotations = [
+        {"image_id": 1, "raw": {"text": "deep"}},
+        {"image_id": 2, "raw": {"text": "t"}},
+        {"image_id": 3, "raw": None},
+    ]
+    kept, skipped = sorted_out(tmp_path, images, annotations, ["a.jpg", "b.jpg"], captions=("raw.text",))
+    assert [record.caption for record in kept.values()] == ["deep", "t"]
+    assert skipped == {
+        "http://x.y/c.jpg": "no caption: no 'raw.text' (did you mean raw?); there is id, image_id, raw",
+        "d.jpg": "no caption: no annotation is of this image",
+    }
+    kept, skipped = sorted_out(tmp_path, images[:3], [caption(1, 3, "x"), *annotations], captions=("caption",))
+    assert skipped["a.jpg"] == "no caption: no 'caption'; there is id, image_id, raw.text"
+    assert skipped["http://x.y/c.jpg"].startswith("a URL and no picture: ")

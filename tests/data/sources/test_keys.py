@@ -50,7 +50,7 @@ def test_parts_of_an_example_are_no_examples(tmp_path):
         "00000/0001": ("0001.txt",),
         "00000/0002": ("0002.txt",),
     }
-    assert skipped == {"00000.tar (parts)": "not read: 2 x .seg.png, 1 x .depth.png, 1 x .meta.json"}
+    assert skipped == {"00000.tar (parts)": "parts passed over: 2 x .seg.png, 1 x .depth.png, 1 x .meta.json"}
     (remark,) = [item for item in read(tmp_path) if not isinstance(item, Record)]
     assert remark.examples == 0
 
@@ -81,7 +81,7 @@ def test_captions_with_an_ending_of_their_own(tmp_path):
     assert skipped == {}
     kept, skipped = of(tmp_path, parts("a.jpg", "a.caption"))
     assert kept == {} and skipped["00000/a"].startswith("no caption: no 'txt'")
-    assert skipped["00000.tar (parts)"] == "not read: 1 x .caption"
+    assert skipped["00000.tar (parts)"] == "parts passed over: 1 x .caption"
 
 
 def test_captions_by_line(tmp_path):
@@ -104,7 +104,7 @@ def test_pictures_are_known_by_their_content(tmp_path):
     assert short(skipped) == {
         "plain": "no caption: no 'txt'; there is nothing else",
         "b": "no image: the example has txt, .npy",
-        "00000.tar (parts)": "not read: 1 x .npy",
+        "00000.tar (parts)": "parts passed over: 1 x .npy",
     }
 
 
@@ -138,5 +138,5 @@ def test_many_keys_that_begin_alike_are_not_held(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(items) == 201 and all(item.reason.startswith("no caption: the example has jpg") for item in items[:-1])
-    assert items[-1].reason == "not read: 200 x .cls"
+    assert items[-1].reason == "parts passed over: 200 x .cls"
     assert peak < 8 << 20

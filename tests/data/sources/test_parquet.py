@@ -75,7 +75,9 @@ def test_row_groups_are_shards(tmp_path):
     assert [(item.id, item.caption) for item in source.records(2)] == [
         (f"a.parquet#{row}", f"a {row}") for row in range(40, 45)
     ]
-    assert len(list(everything(source))) == 49
+    (empty,) = [item for item in everything(source) if isinstance(item, Skipped)]
+    assert (empty.id, empty.reason, empty.examples) == ("empty.parquet", "empty table", 0)
+    assert len(list(everything(source))) == 50
     assert [item.id for item in read(tmp_path / "{b,sub/c}.parquet")][2:] == ["b.parquet#2", "sub/c.parquet#0"]
     assert [item.id for item in read(tmp_path / "sub/c.parquet")] == ["c.parquet#0"]
 

@@ -35,7 +35,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "captions": tfds.features.Sequence({"id": np.int64, "text": text}),
             "texts": tfds.features.Sequence(text),
             "image/filename": text,
-            "nested": {"deep": text},
+            "nested": {"deep": text, "image": tfds.features.Image()},
             "score": np.float32,
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
         }
@@ -56,7 +56,7 @@ def example(number, **fields):
         "captions": [{"id": 1, "text": f" one\n{number}"}, {"id": 2, "text": "two"}],
         "texts": [],
         "image/filename": f"{number}.png",
-        "nested": {"deep": "below"},
+        "nested": {"deep": "below", "image": PNG + bytes([number, number])},
         "score": 0.5,
         "label": 1,
         **fields,
@@ -181,3 +181,10 @@ def test_by_the_name_in_the_registry(tmp_path):
     source = registry.make_source("tfds:pictures:1.2.0", {"path": str(tmp_path)})
     assert source.name == "tfds" and source.options.dataset == "pictures:1.2.0"
     assert len(list(everything(source))) == 1
+
+
+def test_an_image_within_another_field(tmp_path):
+    build(tmp_path, train=[example(0), example(1)])
+    kept, skipped = sorted_out(tmp_path, image="nested.image", captions=("nested.deep",))
+    assert skipped == {}
+    assert [record.image for record in kept.values()] == [PNG + b"\0\0", PNG + b"\1\1"]

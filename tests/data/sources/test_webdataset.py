@@ -144,7 +144,7 @@ def test_what_is_skipped(tmp_path, monkeypatch):
         "00000/twice#2": "repeated key: the files of an example must follow each other",
         "00000/twice#3": "repeated key: the files of an example must follow each other",
         "00000/line\\nfeed": "no caption: no 'txt' or 'caption'; there is nothing else",
-        "00000.tar (parts)": "not read: 1 x .v1.jpg, 1 x file without an ending, 1 x .mp3",
+        "00000.tar (parts)": "parts passed over: 1 x .v1.jpg, 1 x file without an ending, 1 x .mp3",
     }
 
 
