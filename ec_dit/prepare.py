@@ -61,7 +61,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_list(
         "captions",
         None,
-        "webdataset, parquet, tfds: where captions come from, each with its weight, such as recaption=0.8,txt=0.2.",
+        "Of found pictures: where captions come from, each with its weight, such as recaption=0.8,txt=0.2 or captions.short.",
         flag_values=values,
     )
     place("font", "emoji: file of a colour emoji font; without it an installed one is used.")
