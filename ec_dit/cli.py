@@ -32,6 +32,13 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(told: "sys.UnraisableHookArgs") -> None:
+    """Python's own way, but for callbacks of TensorStore: of a save that failed, they find the loop closed and print it."""
+    if str(told.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(told)
 
 
 def run(

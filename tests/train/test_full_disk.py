@@ -2,6 +2,7 @@
 
 import gc
 import resource
+import sys
 import time
 
 import jax
@@ -20,17 +21,18 @@ from ec_dit.train.state import TrainState
 def small_files():
     """No file may grow beyond 100,000 bytes; Python ignores the signal that would end it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = logging.get_verbosity()
+    before = logging.get_verbosity(), sys.unraisablehook
     cli.quiet()
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    logging.set_verbosity(before)
+    logging.set_verbosity(before[0])
+    sys.unraisablehook = before[1]
 
 
 def test_a_save_that_fails_in_the_background_is_told_once_and_without_a_traceback(tmp_path, capfd, caplog, small_files):
     rng = np.random.default_rng(0)
-    params = {"a": jnp.asarray(rng.normal(size=(500, 500)), jnp.float32)}
+    params = {str(i): jnp.asarray(rng.normal(size=(300, 300)), jnp.float32) for i in range(20)}
     state = TrainState(jnp.int32(1), jax.random.key(0), params, params, {})
     checkpointer = Checkpointer(str(tmp_path))
 
