@@ -59,10 +59,10 @@ class Mutant:
             text = text.replace(old, new)
         return text
 
-    def key(self) -> str:
-        """Of what its outcome depends on: the mutant, its file, and the files of its tests."""
-        parts = [json.dumps(dataclasses.astuple(self)), (ROOT / self.file).read_text()]
-        parts += [(ROOT / test.partition("::")[0]).read_text() for test in self.tests if test.startswith("tests/")]
+    def key(self, folder: Path) -> str:
+        """Of what its outcome depends on in a copy: the mutant, its file, and the files of its tests."""
+        parts = [json.dumps([self.file, self.edits, self.tests]), (folder / self.file).read_text()]
+        parts += [(folder / test.partition("::")[0]).read_text() for test in self.tests if test.startswith("tests/")]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -72,7 +72,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def load() -> list[Mutant]:
-    """All mutants, each checked against its file."""
+    """All mutants of the table."""
     found = []
     for group in tomllib.loads((ROOT / "benchmarks/mutants.toml").read_text())["group"]:
         for values in group.pop("mutants"):
@@ -81,8 +81,6 @@ def load() -> list[Mutant]:
             found.append(Mutant(edits=edits, tests=tests, **values))
     if len({(mutant.file, mutant.name) for mutant in found}) < len(found):
         _fail("two mutants of a file have one name")
-    for mutant in found:
-        mutant.apply((ROOT / mutant.file).read_text())
     return found
 
 
@@ -143,18 +141,18 @@ def outcomes(mutants: Sequence[Mutant], results: Path) -> Iterator[tuple[Mutant,
             copy(ROOT / name, folder / name)
         unchanged: dict[tuple[str, ...], float] = {}
         for mutant in mutants:
-            if mutant.key() not in known:
+            key = mutant.key(folder)
+            if key not in known:
                 if mutant.tests not in unchanged:
                     code, seconds, output = run_tests(folder, mutant.tests, 1800)
                     if code != _PASSED:
                         _fail(f"without a mutant pytest ended with {code}: {' '.join(mutant.tests)}\n{output[-3000:]}")
                     unchanged[mutant.tests] = seconds
                 outcome, seconds = judge(mutant, folder, _PATIENCE * unchanged[mutant.tests] + 60)
-                known[mutant.key()] = {"key": mutant.key(), "name": mutant.name, "outcome": outcome, "seconds": seconds}
-                log.write(json.dumps(known[mutant.key()]) + "\n")
+                known[key] = {"key": key, "name": mutant.name, "outcome": outcome, "seconds": seconds}
+                log.write(json.dumps(known[key]) + "\n")
                 log.flush()
-            line = known[mutant.key()]
-            yield mutant, line["outcome"], line["seconds"]
+            yield mutant, known[key]["outcome"], known[key]["seconds"]
 
 
 def main() -> int:
@@ -168,6 +166,8 @@ def main() -> int:
     if flags.list:
         print("\n".join(f"{mutant.file:<32} {mutant.name}" for mutant in mutants))
         return 0
+    for mutant in mutants:
+        mutant.apply((ROOT / mutant.file).read_text())  # before any test runs
     survivors = 0
     for mutant, outcome, seconds in outcomes(mutants, flags.results):
         expected = outcome == "SURVIVED" and mutant.equivalent

@@ -152,3 +152,8 @@ def test_guidance_follows_its_formula_inside_the_interval_only():
     np.testing.assert_allclose(guided(jnp.zeros(2), jnp.float32(0.5)), null + 2 * (condition - null))
     np.testing.assert_allclose(guided(jnp.zeros(2), jnp.float32(0.9)), condition)
     np.testing.assert_allclose(guided(jnp.zeros(2), jnp.float32(0.1)), condition)
+    early, late = (guide(velocity, velocity, condition, null, 2.0, interval) for interval in ((0.5, 1.0), (0.0, 0.5)))
+    for t, expected in ((0.9, early), (0.1, late)):
+        for function in (early, late):
+            wanted = null + 2 * (condition - null) if function is expected else condition
+            np.testing.assert_allclose(function(jnp.zeros(2), jnp.float32(t)), wanted)
