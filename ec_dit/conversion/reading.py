@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ec_dit import checks
 from ec_dit import config as config_lib
 from ec_dit.conversion.model import Model, Say, abstract_params, make_system, native_table
-from ec_dit.core import export, hub, json_file, name_map
+from ec_dit.core import export, hub, name_map
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import FILE as ENCODING
@@ -55,7 +55,7 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     files, found = hub.TensorFiles(source), hub.config(folder)
     if found.get("use_additional_conditions") is None:  # files of older diffusers do not say
         found["use_additional_conditions"] = any(name.startswith(_SIZE_CONDITIONS) for name in files.tensors)
-    with json_file.whole(str(files.config_path), hub.AGAIN):
+    with hub.interpreted(str(files.config_path)):
         spec = pixart.spec_of(found, str(files.config_path))
         config = _config_of(spec)
         told = found.get(CONFIG_KEY, {})  # by ourselves, of a model that is not PixArt's
@@ -67,8 +67,9 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
         say(f"text tokens: {config.text.length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
     if pipeline:
         _note_encoders(config, folder.parent, say)
+    with hub.interpreted(str(files.config_path)):
+        checks.validate(config)
     config.mesh.update(mesh)
-    checks.validate(config)
     system = make_system(config, None)
     abstract = abstract_params(system)["dit"]
     say(f"reading {num_params(abstract):,} parameters from {folder}")
@@ -166,11 +167,11 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
         )
     folder = hub.folder_of(hub.local(path))
     where = str(folder / hub.CONFIG)
-    with json_file.whole(where, hub.AGAIN):
+    with hub.interpreted(where):
         config = config_lib.from_json(json.dumps(found[CONFIG_KEY]))
-        home = _home(config)
-        config.mesh.update(mesh)
         checks.validate(config)
+    home = _home(config)
+    config.mesh.update(mesh)
     step, data = hub.fields(found, where, step=0, data={}).values()
     needs_tokenizer = config.text.encoder == "tower"
     tokenizer = Tokenizer.load(folder / TOKENIZER) if needs_tokenizer else None

@@ -4,10 +4,11 @@ Names, shapes and dtypes come from the files' headers, data on demand and a slic
 host holds no more than what was asked for. Pickles are never opened.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,9 +128,16 @@ def described(path: str | Path, read: Callable[[dict[str, Any], str], _Spec]) ->
         UserError: if the file is missing, or holds no such description.
     """
     where = str(folder_of(local(path)) / CONFIG)
+    with interpreted(where):
+        return read(config(path), where)
+
+
+@contextlib.contextmanager
+def interpreted(where: str) -> Iterator[None]:
+    """A context for what makes something of a file: whatever is wrong with its content is a UserError that names it."""
     try:
         with json_file.whole(where, AGAIN):
-            return read(config(path), where)
+            yield
     except UserError as error:
         raise error if where in str(error) else UserError(f"{where}: {error}") from error
 

@@ -61,6 +61,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise ImageError("pixels of floats: nobody tells which is white")
         image.load()
         _find_transparency(image, data)
+        with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels: keep them as they are stored
+            ImageOps.exif_transpose(image, in_place=True)
+        rgb = _to_rgb(image, profile or image.info.get("icc_profile"))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -70,9 +73,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("damaged image: no more than its beginning is there" if known else "not a picture") from error
     except Exception as error:  # Decoders raise anything (OSError, SyntaxError, struct.error, ...) on damaged bytes.
         raise ImageError(f"damaged image: {error}") from error
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels: keep them as they are stored
-        ImageOps.exif_transpose(image, in_place=True)
-    rgb = _to_rgb(image, profile or image.info.get("icc_profile"))
     rgb.info = {}  # applied; a writer would store it again
     return rgb
 
