@@ -125,9 +125,10 @@ class CocoSource(found.FoundSource):
 
 def _lists(annotations: str) -> tuple[list[Any], list[Any]]:
     """The images and the annotations of the JSON file. UserError where it has none."""
-    path = paths.at(annotations)
+    path, data = paths.at(annotations), b"{}"
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        content = json.loads(data)
         images, texts = content["images"], content["annotations"]
         if isinstance(images, list) and isinstance(texts, list) and images:
             return images, texts
@@ -135,7 +136,7 @@ def _lists(annotations: str) -> tuple[list[Any], list[Any]]:
     except KeyError as error:
         problem = f"it has no {error}"
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        problem = str(error)
+        problem = kinds.no_text(data) or str(error)
     raise UserError(
         f"coco: cannot read {path}: {problem}; pass a file like captions_train2017.json, "
         'which is {"images": [...], "annotations": [...]}'

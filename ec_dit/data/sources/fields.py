@@ -5,11 +5,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ec_dit.core.errors import UserError, did_you_mean
+from ec_dit.data.sources import kinds
 from ec_dit.data.sources.access import Unusable
 
 MAX_CAPTIONS, MAX_CAPTION = 64, 10_000  # captions of an example, characters of one
 _MAX_FACT = 1000  # characters
-_DEPTH, _SHOWN = 4, 20  # mappings in mappings that are looked into, names in a message
+_DEPTH = 4  # mappings in mappings that are looked into
+_SHOWN, _LONG = 20, 300  # names in a message, and its letters
 _NO_FACTS = ("caption", "exif")  # A second copy of the text; a long list that no filter asks for.
 
 
@@ -91,7 +93,8 @@ def lacking(wanted: Iterable[str], known: Iterable[str]) -> str:
     """That none of the `wanted` names is there, what is instead, and the name that was meant, perhaps."""
     known, wanted = [name for name in dict.fromkeys(known) if len(name) < 100], list(wanted)
     guess = next(filter(None, (did_you_mean(name, known) for name in wanted)), "")
-    shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+    shown = ", ".join(known[:_SHOWN])
+    shown = shown[:_LONG] + (", ..." if len(known) > _SHOWN or len(shown) > _LONG else "")
     return f"no {' or '.join(map(repr, wanted))}{guess}" + (
         f"; there is {shown}" if known else "; there is nothing else"
     )
@@ -111,6 +114,8 @@ def _texts(value: Any) -> list[Any]:
 def clean(text: Any) -> str:
     """A caption on one line, spaces single. Unusable where it is no text or says nothing."""
     if isinstance(text, bytes):
+        if kind := kinds.no_text(text):
+            raise Unusable(f"not a caption: {kind}")
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError:

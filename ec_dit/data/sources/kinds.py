@@ -37,9 +37,9 @@ _READ = {
     "JPEG 2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     "PNM": rb"P[1-6]\s+(\d|#)",
 }
-GZIP, ZSTD, _JSON = "a gzip file", "a zstd file", "a JSON text"
+GZIP, ZSTD, _JSON, _EMPTY = "a gzip file", "a zstd file", "a JSON text", "an empty file"
 _NAMED = {
-    "an empty file": rb"\Z",
+    _EMPTY: rb"\Z",
     "a git-lfs pointer; run git lfs pull where it comes from": rb"version https://git-lfs\.github\.com/spec/",
     "an HTML page": rb"\s*<(!doctype html|html|head|body)\b",
     "an SVG drawing": rb"\s*<(\?xml.{0,400}<)?(!doctype )?svg\b",
@@ -80,6 +80,12 @@ def name(head: bytes) -> str | None:
     if is_picture(head):
         return None
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.match(head)), None)
+
+
+def no_text(head: bytes) -> str | None:
+    """What a file is that should be a text or a table of lines; None where it may be one."""
+    kind = name(head)
+    return None if kind in (_JSON, _EMPTY) else kind
 
 
 def parsed(text: bytes) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ec_dit.core.errors import UserError
-from ec_dit.data.sources import access
+from ec_dit.data.sources import access, kinds
 
 NAMES = ("captions.jsonl", "metadata.jsonl", "metadata.csv")  # the first that a folder has is read
 _FILE = ("file_name", "file")
@@ -38,6 +38,9 @@ def lines(root: epath.Path, name: str) -> Iterator[Line]:
     path = root / name
     try:
         with io.BufferedReader(path.open("rb")) as file:  # Files in buckets know no limit for a line.
+            if kind := kinds.no_text(file.peek(kinds.HEAD)):
+                yield Line(name, problem=f"not a list of pictures: {kind}")
+                return
             raw = iter(lambda: file.readline(access.MAX_TEXT), b"")
             yield from _rows(name, raw) if name.endswith(".csv") else _objects(name, raw)
     except OSError as error:

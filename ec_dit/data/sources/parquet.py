@@ -19,7 +19,7 @@ from ec_dit.data.sources.fields import at
 
 _ROWS, _BUFFER = 16, 1 << 20  # read at a time: rows, and bytes of each column
 _MAX_ROWS = 1 << 26  # of a row group; pyarrow writes no more
-_NO_COLUMN = "missing column"
+_NO_COLUMN, _CHOOSE = "missing column", "choose by --option=image=... and --captions=..."
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ class ParquetSource(found.FoundSource):
                 raise Unusable(f"repeated column: {name!r}")
             if column is None or not _leads_on(schema.field(column).type, name.removeprefix(column).removeprefix(".")):
                 there = [path for field in schema for path in _paths(field)]
-                raise Unusable(f"{_NO_COLUMN}: {name!r}{did_you_mean(name, there)}; it has {', '.join(there)[:500]}")
+                raise Unusable(
+                    f"{_NO_COLUMN}: {name!r}{did_you_mean(name, there)}; it has {', '.join(there)[:500]}; {_CHOOSE}"
+                )
             columns.append(column)
         facts = [field.name for field in schema if _is_fact(field.type) and schema.names.count(field.name) == 1]
         return tuple(dict.fromkeys([*columns, *facts]))

@@ -56,6 +56,9 @@ class TfdsSource(found.FoundSource):
         if options.validation and (options.validation != "validation" or options.validation in builder.info.splits):
             names[VALIDATION] = options.validation
         self._names, self._holds_out = names, VALIDATION not in names
+        read = {base for name in names.values() for base in _bases(name)}
+        others = {name: split.num_examples for name, split in builder.info.splits.items() if name not in read}
+        self._unread.update({f"example of the split {name}": count for name, count in others.items()})
         self._data = {split: _open(builder, name, self._decoders(features)) for split, name in names.items()}
         self._shards = [shard for split, data in self._data.items() for shard in ranges(len(data), name=f"{split} ")]
 
@@ -126,9 +129,12 @@ def _builder(options: TfdsOptions) -> Any:
 
 
 def _open(builder: Any, name: str, decoders: dict[str, Any]) -> Any:
-    known, base = list(builder.info.splits), name.partition("[")[0]
-    if base not in known:
-        raise UserError(f"tfds: the set has no split {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+    known, bases = list(builder.info.splits), _bases(name)
+    for base in bases:
+        if base not in known:
+            raise UserError(
+                f"tfds: the set has no split {base!r}{did_you_mean(base, known)}; it has {', '.join(known)}"
+            )
     try:
         data = builder.as_data_source(name, decoders=decoders)
     except NotImplementedError as error:
@@ -139,10 +145,15 @@ def _open(builder: Any, name: str, decoders: dict[str, Any]) -> Any:
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"tfds: cannot read split {name!r} of {builder.data_dir}: {error}") from error
-    for file in builder.info.splits[base].filepaths:
+    for file in (file for base in bases for file in builder.info.splits[base].filepaths):
         if not file.exists():
             raise UserError(f"tfds: {file} is missing; build or copy the set again")
     return data
+
+
+def _bases(name: str) -> list[str]:
+    """The splits that are in one such as 'train[:90%]+test'."""
+    return [part.partition("[")[0].strip() for part in name.split("+")]
 
 
 def _check(field: str, features: Any) -> None:

@@ -137,6 +137,7 @@ def test_shards_and_splits(tmp_path):
         ('{"images": {}, "annotations": []}', "no images"),
         ("[" * 100_000, "recursion"),
         (b"\xff\xff", "decode"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer; run git lfs pull"),
     ],
 )
 def test_annotations_that_are_none(tmp_path, content, message):

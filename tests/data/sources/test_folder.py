@@ -439,3 +439,19 @@ def test_links_that_lead_back_lose_nothing(tmp_path):
     (tmp_path / "root/out").symlink_to(tmp_path / "elsewhere")
     items = {item.id: item for item in read(tmp_path / "root")}
     assert {name: item.examples for name, item in items.items() if isinstance(item, Skipped)} == {"loop": 0, "out": 1}
+
+
+def test_texts_and_lists_that_are_something_else(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n"
+    for name, data in {"a.txt": pointer, "b.txt": bytes(99), "c.txt": b"<html><body>404", "d.txt": b'{"a": 1}'}.items():
+        put(tmp_path, f"{name[0]}.png")
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "metadata.jsonl").write_bytes(pointer)
+    kept, skipped = sorted_out(tmp_path)
+    assert captions(kept) == {"d.png": '{"a": 1}'}
+    assert skipped == {
+        "a.png": "not a caption: a git-lfs pointer; run git lfs pull where it comes from",
+        "b.png": "not a caption: nothing but zeros",
+        "c.png": "not a caption: an HTML page",
+        "metadata.jsonl": "not a list of pictures: a git-lfs pointer; run git lfs pull where it comes from",
+    }

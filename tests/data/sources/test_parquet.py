@@ -211,7 +211,7 @@ def spoiled(path, kind):
         "missing": "missing file",
         "empty": "not a parquet table: an empty file",
         "other": "not a parquet table: it begins with b'no tableno table'",
-        "column": "missing column: 'caption' (did you mean captoin?); it has image, captoin",
+        "column": "missing column: 'caption' (did you mean captoin?); it has image, captoin; choose by",
         "twice": "repeated column: 'caption'",
     }.get(kind, "damaged file: ")
 
@@ -241,7 +241,9 @@ def test_a_file_that_cannot_be_used_costs_itself_alone(tmp_path, kind):
 def test_no_file_that_can_be_used(tmp_path):
     for name, kind in (("0", "cut"), ("1", "column"), ("2", "column")):
         spoiled(tmp_path / f"{name}.parquet", kind)
-    with pytest.raises(UserError, match=r"cannot use .*1.parquet: missing column: 'caption' .*; it has image, captoin"):
+    with pytest.raises(
+        UserError, match=r"cannot use .*1.parquet: missing column: 'caption' .*; it has image, captoin; choose by"
+    ):
         read(tmp_path)
     with pytest.raises(UserError, match=r"cannot use .*0.parquet: damaged file: "):
         read(tmp_path / "0.parquet")

@@ -89,6 +89,9 @@ def test_splits_of_its_own(tmp_path):
         "train-1": "train",
         "validation-0": "validation",
     }
+    assert make(tmp_path).unread() == {"example of the split test": 1}
+    both = make(tmp_path, train="train+test")
+    assert both.unread() == {} and [item.image for item in everything(both)] == [PNG + bytes([n]) for n in (0, 1, 3, 2)]
     one = kept["validation-0"]
     assert (one.image, one.captions, one.weights, one.flip) == (PNG + b"\2", ("picture c",), (), True)
     assert one.meta == {"image/filename": "2.png", "nested.deep": "below", "score": 0.5, "label": 1}
