@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from ec_dit import prepare
 from ec_dit.core.errors import UserError
@@ -14,6 +16,7 @@ from ec_dit.data import dataset
 from ec_dit.data.images import decode
 from ec_dit.data.records import ranges
 from ec_dit.data.sources import folder as folder_source
+from tests import encoded_sets as sets
 from tests.data.sets import hashes
 
 ENCODERS = ["--vae=/nonexistent/vae", "--text_encoder=/nonexistent/t5"]
@@ -163,6 +166,71 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, arguments, message):
     errors = capsys.readouterr().err
     assert code == 2 and message in errors and errors.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def pictures(count):
+    return [sets.encoded(Image.new("RGB", (40, 40), (9 * number, 0, 0)), (40, 40)) for number in range(count)]
+
+
+def test_lost_tars_weigh_what_they_hold(tmp_path, capsys):
+    """3 tars of 10 are good, 4 lost in four ways: 40 of 70 pictures, where 4 of 34 entries would be 12 %."""
+    (tmp_path / "tars").mkdir()
+    data = pictures(10)
+    for number in range(7):
+        members = [
+            m for i in range(10) for m in sets.example(f"{number}{i}", data[i], f"number {i}", lang="\x1b[31mde")
+        ]
+        (tmp_path / "tars" / f"{number}.tar").write_bytes(sets.tar(members))
+    for number, content in enumerate((b"", b"<html>", b"version https://git-lfs.github.com/spec/v1\n"), start=3):
+        (tmp_path / "tars" / f"{number}.tar").write_bytes(content)
+    whole = (tmp_path / "tars" / "6.tar").read_bytes()
+    (tmp_path / "tars" / "6.tar").write_bytes(whole[:700])  # within the first picture
+    command = [
+        "prepare",
+        "--source=webdataset",
+        f"--path={tmp_path / 'tars'}",
+        "--vocab_size=60",
+        f"--out={tmp_path / 'set'}",
+    ]
+    assert prepare.main([*command, "--max_skipped_share=0.57"]) == 2
+    told = capsys.readouterr().err
+    assert "about 40 of about 70 examples cannot be used, more than max_skipped_share=0.57:\n" in told
+    assert "such as 3.tar: an empty file\n" in told and "such as 6.tar: it ends early\n" in told
+    assert prepare.main([*command, "--max_skipped_share=0.58"]) == 0
+    report = dataset.open(tmp_path / "set").report
+    assert report.lost == {"not a tar": 30, "damaged archive": 9} and report.skipped["no caption"] == 1
+    assert prepare.main([*command[:-1], f"--out={tmp_path / 'other'}", "--keep=lang==en"]) == 2
+    printed = capsys.readouterr()
+    assert "such as 0/00: \\x1b[31mde\n" in printed.err and "\x1b[31m" not in printed.out + printed.err
+
+
+def test_tables_that_differ_and_rows_that_failed(tmp_path, capsys):
+    (tmp_path / "tables").mkdir()
+    data = pictures(30)
+    for name, numbers in (("caption", range(10)), ("text", range(10, 30))):
+        columns = {"image": [data[i] for i in numbers], name: [f"number {i}" for i in numbers]}
+        parquet.write_table(pa.table(columns), tmp_path / "tables" / f"{name}.parquet")
+    command = ["prepare", "--source=parquet", "--vocab_size=40", "--validation_share=0"]
+    assert prepare.main([*command, f"--path={tmp_path / 'tables'}", f"--out={tmp_path / 'set'}"]) == 2
+    told = capsys.readouterr().err
+    assert ": 20 of 30 examples cannot be used" in told and "'caption'; it has image, text" in told
+    failed = {"image": [*data[:9], *[None] * 9], "caption": ["x y"] * 18, "status": ["success"] * 9 + ["failed"] * 9}
+    parquet.write_table(pa.table(failed), tmp_path / "failed.parquet")
+    command += [f"--path={tmp_path / 'failed.parquet'}", f"--out={tmp_path / 'failed'}", "--max_skipped_share=0"]
+    assert prepare.main([*command, "--keep=status==success"]) == 0
+    assert dataset.open(tmp_path / "failed").report.skipped == {"not status==success": 9}
+
+
+def test_what_is_not_read_is_told_without_control_characters(tmp_path, capsys):
+    put(tmp_path / "images", "123")
+    for name in ("a.xyz", "b.xyz", "c.x\x1b[31mz"):
+        (tmp_path / "images" / name).write_text("x")
+    command = ["prepare", "--source=folder", f"--path={tmp_path / 'images'}", "--vocab_size=30", "--validation_share=0"]
+    assert prepare.main([*command, f"--out={tmp_path / 'set'}"]) == 0
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.out.splitlines() if line.startswith("not read: ")]
+    assert "2 x .xyz" in line and "\x1b" not in printed.out + printed.err
+    assert dataset.open(tmp_path / "set").report.unread[".xyz"] == 2
 
 
 def put(folder, names, data=None):
