@@ -247,18 +247,19 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True)
 
 
-def from_json(text: str, source: str = "the saved config") -> ConfigDict:
+def from_json(text: str | bytes, source: str = "the saved config", advice: str = _ADVICE) -> ConfigDict:
     """The inverse of `to_json`; keys that a newer version added take their defaults.
 
     Args:
         source: the file that it stood in, for messages.
+        advice: what to do about a damaged one.
 
     Raises:
         DamageError: if the text is no such JSON; names the key.
     """
     config = default()
-    saved = json_file.parse(text.encode(), source, _ADVICE)
-    with json_file.whole(source, _ADVICE):
+    saved = json_file.parse(text if isinstance(text, bytes) else text.encode(), source, advice)
+    with json_file.whole(source, advice):
         _fill(config, saved, "")
     return config
 

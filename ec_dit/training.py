@@ -116,16 +116,11 @@ def _train(
     abstract, shardings = system.abstract_state(tx)
     say(f"parameters: {num_params(abstract.params):,}")
     checkpointer = workdir.checkpointer(keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous)
-    step = checkpointer.latest()
-    processes.check_same(str(step), "the newest checkpoint")
-    if step is None:
-        state, first_step = _first_state(system, tx, shardings, say), 0
-    else:
-        say(f"resuming at step {step}")
-        state, first_step = checkpointer.restore(step, abstract_like(abstract, shardings)), step
-        workdir.check(config_lib.from_json(json.dumps(checkpointer.meta(step)["config"])), config)
-        if step > config.train.steps:
-            say(f"nothing to train: step {step} is past --config.train.steps={config.train.steps}")
+    state, first_step = _newest_state(checkpointer, abstract_like(abstract, shardings), say)
+    if state is None:
+        state = _first_state(system, tx, shardings, say)
+    elif first_step > config.train.steps:
+        say(f"nothing to train: step {first_step} is past --config.train.steps={config.train.steps}")
 
     loader = feed.make_loader(system, data)
     with (
@@ -171,6 +166,16 @@ def _closing(checkpointer: Checkpointer) -> Iterator[None]:
                 checkpointer.wait()
         raise
     checkpointer.close()
+
+
+def _newest_state(
+    checkpointer: Checkpointer, abstract: TrainState, say: Callable[[str], None]
+) -> tuple[TrainState | None, int]:
+    """(state, step) of the newest checkpoint that is whole; (None, 0) where there is none."""
+    if (found := checkpointer.newest(lambda step: checkpointer.restore(step, abstract), say)) is None:
+        return None, 0
+    say(f"resuming at step {found[1]}")
+    return found
 
 
 def _first_state(

@@ -1,25 +1,30 @@
 """What a workdir holds, and who may write to it: enough to resume, sample and evaluate without the data set.
 
-config.json, tokenizer.model or encoding.safetensors, data.json (the data set's report and fingerprint), checkpoints/,
-metrics.jsonl, tensorboard/, images/, eval_*.json; conversion.json, of a model that was converted.
+config.json, tokenizer.model or encoding.safetensors, data.json (the data set's report and fingerprint), digests.json (of those
+before it), checkpoints/, metrics.jsonl, tensorboard/, images/, eval_*.json; conversion.json, of a model that was converted.
 """
 
+import contextlib
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ec_dit import cli
 from ec_dit import config as config_lib
 from ec_dit.build import System, make_system
-from ec_dit.core import paths, processes
+from ec_dit.core import digests, json_file, paths, processes
+from ec_dit.core.digests import DigestedFiles
 from ec_dit.core.errors import UserError
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.encoding import FILE as _ENCODING
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
+from ec_dit.train.checkpoint_folder import CheckpointFolder
 
 _CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
 _ORIGIN = "conversion.json"
@@ -30,22 +35,24 @@ class Workdir:
 
     def __init__(self, path: str):
         self.path = paths.at(path)
+        self._files = DigestedFiles(self.path, "start the run (or its conversion) again, which writes it anew")
 
     def claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
         """Makes the folder this run's, or checks that it already is; every process checks, the first one writes.
+
+        What a checkpoint records of its run is compared, not the files beside it: those may be lost, and are written anew.
 
         Raises:
             UserError: naming every setting, or the data, that differ from the run that started here; or a folder that the
                 processes do not share.
         """
         # Before its first checkpoint a run has nothing that other settings could spoil.
-        if self.has_begun():
-            started, moved = self.data(), []
-            if dataset is not None and started.get("fingerprint") != dataset.fingerprint:
-                moved = [f"records of the data set: {started.get('path')} -> {dataset.path} (not the same content)"]
-                if (made := self.encoding()) and dataset.encoding:
-                    moved += made.difference(dataset.encoding)
-            self.check(self.config(), config, moved)
+        if (record := self._checkpoints().newest_record()) is not None:
+            moved = self._moved(record, dataset) if dataset is not None else []
+            where = f"the newest checkpoint in {self.path / _CHECKPOINTS}"
+            with json_file.whole(where):
+                old = config_lib.from_json(json.dumps(record["config"]), where)
+            self.check(old, config, moved)
         processes.check_same(config_lib.to_json(config), "the config")
         processes.check_shared(self.path, "a --workdir such as gs://BUCKET/DIR")
         if dataset is None:
@@ -56,10 +63,28 @@ class Workdir:
         tokenizer = None if dataset.tokenizer_path is None else Tokenizer.load(dataset.tokenizer_path)
         self.fill(config, tokenizer, data, encoding=dataset.encoding)
 
+    def _moved(self, record: Mapping[str, Any], dataset: Dataset) -> list[str]:
+        """How the data differ from those of a checkpoint's record."""
+        known = record.get("data", {}).get("fingerprint")  # of converted parameters there is none
+        if known is None or known == dataset.fingerprint:
+            return []
+        with contextlib.suppress(UserError):  # files that are lost say nothing more
+            lines = [f"records of the data set: {self.data().get('path')} -> {dataset.path} (not the same content)"]
+            if (made := self.encoding()) and dataset.encoding:
+                lines += made.difference(dataset.encoding)
+            return lines
+        return [f"records of the data set: others than those at {dataset.path}"]
+
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint of a run."""
-        saved = (self.path / _CHECKPOINTS).glob("*")
-        return (self.path / _CONFIG).exists() and any(entry.name.isdigit() for entry in saved)
+        """Whether there is a checkpoint of a run.
+
+        Raises:
+            DamageError: if no checkpoint says what it is.
+        """
+        return self._checkpoints().newest_record() is not None
+
+    def _checkpoints(self) -> CheckpointFolder:
+        return CheckpointFolder(str(self.path / _CHECKPOINTS))
 
     def fill(
         self,
@@ -76,19 +101,15 @@ class Workdir:
             origin: of conversion.json, likewise.
         """
         if processes.is_first():
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name, found in ((_DATA, data), (_ORIGIN, origin)):
-                if found:
-                    self._write(name, json.dumps(dict(found), indent=2))
-            for name, content in (
-                (_TOKENIZER, tokenizer and tokenizer.model),
-                (_ENCODING, encoding and encoding.to_bytes()),
-            ):
-                if content:
-                    (self.path / name).write_bytes(content)
-                else:  # of an earlier run that did not get far
-                    (self.path / name).unlink(missing_ok=True)
-            self._write(_CONFIG, config_lib.to_json(config))  # last: a folder with a config is complete
+            self._files.write(
+                {
+                    _DATA: _text(data) if data else None,
+                    _ORIGIN: _text(origin) if origin else None,
+                    _TOKENIZER: None if tokenizer is None else tokenizer.model,
+                    _ENCODING: None if encoding is None else encoding.to_bytes(),
+                    _CONFIG: f"{config_lib.to_json(config)}\n".encode(),  # last: a folder with a config is complete
+                }
+            )
         processes.wait("the workdir is written")
 
     def check(self, old: ConfigDict, new: ConfigDict, also: Sequence[str] = ()) -> None:
@@ -112,50 +133,65 @@ class Workdir:
         Raises:
             UserError: if nothing was trained here.
         """
-        if not (self.path / _CONFIG).exists():
+        if (content := self._files.read(_CONFIG)) is None:
             raise UserError(f"{self.path} is no workdir of a run (no {_CONFIG}). Train one, or check --workdir.")
-        return config_lib.from_json((self.path / _CONFIG).read_text(), str(self.path / _CONFIG))
+        return config_lib.from_json(content, str(self.path / _CONFIG), self._files.advice)
 
     def tokenizer(self) -> Tokenizer | None:
         """Of the data the run trains on; None where text comes from a cache."""
-        path = self.path / _TOKENIZER
-        return Tokenizer(path.read_bytes()) if path.exists() else None
+        if (content := self._files.read(_TOKENIZER)) is None:
+            return None
+        try:
+            return Tokenizer(content)
+        except UserError as error:
+            raise json_file.damaged(str(self.path / _TOKENIZER), str(error), self._files.advice) from error
 
     def encoding(self) -> Encoding | None:
         """How the latents and embeddings were made that the run trains on; None of a run on pictures, or on none."""
-        path = self.path / _ENCODING
-        return Encoding.from_bytes(path.read_bytes(), str(path)) if path.exists() else None
+        content = self._files.read(_ENCODING)
+        return None if content is None else Encoding.from_bytes(content, str(self.path / _ENCODING))
 
     def data_report(self) -> dict[str, Any]:
         """The report of the data set's preparation; empty for synthetic data."""
-        return self.data().get("report", {})
+        report = self.data().get("report", {})
+        return json_file.typed(report, dict[str, Any], str(self.path / _DATA), self._files.advice)
 
     def checkpointer(self, **options: Any) -> Checkpointer:
         """The run's checkpoints; options as Checkpointer has them."""
         return Checkpointer(str(self.path / _CHECKPOINTS), **options)
 
     def load(
-        self, config: ConfigDict, *, ema: bool = True, step: int | None = None, exact: bool = False
+        self,
+        config: ConfigDict,
+        *,
+        ema: bool = True,
+        step: int | None = None,
+        exact: bool = False,
+        say: Callable[[str], None] = cli.say,
     ) -> tuple[System, Any, int]:
         """(system, parameters on its mesh, step) of the newest or the given checkpoint; no other arrays are read.
+
+        A run may be training here meanwhile, and delete old checkpoints.
 
         Args:
             config: of the run, its sampling keys and mesh changed as wished.
             ema: the moving average instead of the raw parameters; of converted weights there is but one kind.
+            step: None = the newest that is not damaged.
             exact: float32, not the dtype in which sampling holds them.
+            say: prints a line for people.
 
         Raises:
-            UserError: if there is no such checkpoint.
+            UserError: if there is no such checkpoint, or it is damaged.
         """
         config.model.attention = "xla"  # the same function, on whatever devices are here
         system = make_system(config, self.tokenizer(), encoding=self.encoding())
         checkpoints = self.checkpointer(read_only=True)
-        step = checkpoints.latest() if step is None else step
-        if step is None:
+        if step is not None:
+            return system, self._params(checkpoints, step, system, ema=ema, exact=exact), step
+        read = functools.partial(self._params, checkpoints, system=system, ema=ema, exact=exact)
+        if (found := checkpoints.newest(read, say)) is None:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
-        params = self._params(checkpoints, step, system, ema=ema, exact=exact)
-        checkpoints.close()
-        return system, params, step
+        return system, *found
 
     def start(self, system: System) -> Any:
         """The newest parameters, for another run of the same structure to start from, laid out as `system` has them.
@@ -175,11 +211,10 @@ class Workdir:
                 + "\n  ".join(apart)
             )
         checkpoints = self.checkpointer(read_only=True)
-        if (step := checkpoints.latest()) is None:
+        read = functools.partial(self._params, checkpoints, system=system, ema=True, exact=True)
+        if (found := checkpoints.newest(read, cli.say)) is None:
             raise UserError(f"--config.train.init_from={self.path}: there is no finished checkpoint in it.")
-        params = self._params(checkpoints, step, system, ema=True, exact=True)
-        checkpoints.close()
-        return params
+        return found[0]
 
     def _params(self, checkpoints: Checkpointer, step: int, system: System, *, ema: bool, exact: bool) -> Any:
         state = abstract_like(*system.abstract_state(system.optimizer()))
@@ -190,7 +225,7 @@ class Workdir:
 
     def write_eval(self, name: str, figures: dict[str, Any]) -> None:
         """Writes eval_<name>.json."""
-        self._write(f"eval_{name}.json", json.dumps(figures, indent=2))
+        digests.replace(self.path / f"eval_{name}.json", _text(figures))
 
     def data(self) -> dict[str, Any]:
         """What is known of the data set; empty for synthetic data."""
@@ -201,13 +236,9 @@ class Workdir:
         return self._read(_ORIGIN)
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        content = self._files.read(name)
+        return {} if content is None else json_file.parse(content, str(self.path / name), self._files.advice)
 
-    def _write(self, name: str, text: str) -> None:
-        if paths.is_remote(self.path):
-            (self.path / name).write_text(text + "\n")  # objects in a bucket appear whole
-            return
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(text + "\n")
-        temporary.replace(self.path / name)
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(content), indent=2) + "\n").encode()

@@ -1,16 +1,30 @@
-"""Orbax checkpoints: asynchronous, the newest few kept, restored onto whatever mesh the run now has."""
+"""Orbax checkpoints: asynchronous, the newest few kept, restored onto whatever mesh the run now has, and compared with what was
+saved.
 
-import contextlib
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+Beside the state lies a record of it: its step, and shape, dtype and fingerprint of every array. A checkpoint that differs from
+its record is damaged, and the one before it serves.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
-from ec_dit.core import paths
-from ec_dit.core.errors import UserError
-from ec_dit.core.tree import named_leaves
+from ec_dit.core import processes
+from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
+from ec_dit.core.json_file import damaged, seal
+from ec_dit.core.tree import is_key, leaf_fingerprints, named_leaves
+from ec_dit.train.background import Task, patience
+from ec_dit.train.checkpoint_folder import CheckpointFolder
 from ec_dit.train.state import TrainState
+
+T = TypeVar("T")
+_ATTEMPTS = 10  # at reading the newest checkpoint, while a run deletes old ones
+
+
+class AbsentError(UserError):
+    """A checkpoint that is not there, or was deleted while it was read."""
 
 
 class Checkpointer:
@@ -20,129 +34,257 @@ class Checkpointer:
         directory: local or gs:// folder; created when missing, unless `read_only`.
         keep: newest checkpoints that stay; None = all.
         asynchronous: `save` returns before the files are written.
+        read_only: nothing in the folder is changed.
     """
 
     def __init__(self, directory: str, *, keep: int | None = None, asynchronous: bool = True, read_only: bool = False):
-        self._directory = paths.at(directory)
-        if read_only and not self._directory.exists():
-            raise UserError(f"no checkpoints in {self._directory}: train there first, or check --workdir.")
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=asynchronous,
-        )
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        self._folder = CheckpointFolder(directory)
+        self._keep, self._asynchronous, self._read_only = keep, asynchronous, read_only
+        self._arrays = ocp.PyTreeCheckpointHandler()
+        self._saver: ocp.AsyncCheckpointer | None = None
+        self._end: Task | None = None  # of the save that was begun last
+        if read_only:
+            if not self._folder.path.exists():
+                raise UserError(f"no checkpoints in {self._folder.path}: train there first, or check --workdir.")
+            return
+        if processes.is_first():
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+            self._folder.clear_torn()
+            self._folder.prune(keep)
+        processes.wait("the checkpoints are looked at")
+        items = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
 
     def latest(self) -> int | None:
-        """The newest complete step, None if there is none."""
-        return self._manager.latest_step()
+        """The newest step whose record is whole, None if there is none."""
+        return next(iter(self._folder.steps()), None)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Starts saving and returns once the arrays may be overwritten; a step that is there already stays as it is."""
+        """Starts saving and returns once the arrays may be overwritten; a step that is there already stays as it is.
+
+        Raises:
+            what the save before ended with.
+        """
+        assert self._saver is not None
+        self.wait()
         if step == self.latest():
             return
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
-        if not self._manager.save(step, args=args):
-            raise RuntimeError(f"checkpoint {step} was not saved")
+        fields = state._asdict() if isinstance(state, TrainState) else dict(state)
+        prints, leaves = leaf_fingerprints(fields), dict(named_leaves(fields))
+        arrays = {name: {**_facts(leaf), "fingerprints": prints[name]} for name, leaf in leaves.items()}
+        record = seal({**meta, "step": step, "arrays": arrays})
+        if processes.is_first():
+            self._folder.make_room(step)
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(fields), meta=ocp.args.JsonSave(record))
+        self._saver.save(self._folder.path / str(step), args=args)  # begins with all processes waiting for each other
+        self._end = Task(self._finish)
+        if not self._asynchronous:
+            self.wait()
+
+    def _finish(self) -> None:
+        assert self._saver is not None
+        self._saver.wait_until_finished()
+        if processes.is_first():
+            self._folder.prune(self._keep)
+
+    def check(self) -> None:
+        """Raises what a save in the background ended with, if it has; waits for nothing."""
+        if self._end is not None and not self._end.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until everything saved is on disk; raises what a save ended with."""
+        end, self._end = self._end, None
+        if end is not None:
+            end.result()
+
+    def close(self) -> None:
+        """Waits, and frees what saving needs."""
+        self.wait()
+        if self._saver is not None:
+            self._saver.close()
+
+    def newest(self, read: Callable[[int], T], say: Callable[[str], None]) -> tuple[T, int] | None:
+        """(what `read` makes of it, step) of the newest checkpoint that is whole; None where there is no checkpoint.
+
+        Damaged ones are said, and, unless this object is `read_only`, renamed, so that nobody takes them for checkpoints.
+        Every process calls it.
+
+        Args:
+            read: called with steps, newest first, until it raises no DamageError.
+
+        Raises:
+            UserError: when all of them are damaged.
+        """
+        for _ in range(_ATTEMPTS):
+            steps = self._folder.numbered()
+            processes.check_same(str(steps), "the folder of checkpoints")
+            try:
+                return self._newest(steps, read, say)
+            except AbsentError:  # a run that goes on meanwhile has newer ones
+                continue
+        raise TryAgain(f"checkpoints in {self._folder.path} are deleted faster than they can be read.")
+
+    def _newest(self, steps: list[int], read: Callable[[int], T], say: Callable[[str], None]) -> tuple[T, int] | None:
+        broken: dict[int, str] = {}
+        for step in steps:
+            try:
+                if self._record(step) is None:
+                    say(f"{self._folder.path / str(step)} is no checkpoint of step {step}: left alone")
+                    continue
+                result = read(step)
+            except DamageError as error:
+                broken[step] = str(error)
+                continue
+            for number, message in broken.items():
+                kept = "" if self._read_only else f" It is kept as {self._put_aside(number)}."
+                say(f"{message}{kept} The checkpoint before it is used: {step}.")
+            return result, step
+        if not broken:
+            return None
+        raise DamageError("\n".join([*broken.values(), self._folder.no_other]))
+
+    def _put_aside(self, step: int) -> str:
+        name = self._folder.put_aside(step, "damaged") if processes.is_first() else f"{step}.damaged"
+        processes.wait(f"checkpoint {step} is put aside")
+        return name
 
     def restore(self, step: int, abstract: TrainState, only: Collection[str] = TrainState._fields) -> TrainState:
-        """The state of `step`; the ShapeDtypeStructs of `abstract` carry the shardings it gets.
+        """The state of `step`; the ShapeDtypeStructs of `abstract` carry the shardings it gets. Every process calls it.
 
         Args:
             only: fields of the state to read; the others come back as None.
 
         Raises:
-            UserError: when the checkpoint is damaged or holds another model.
+            DamageError: when the arrays are not those that were saved.
+            AbsentError: when there is no such checkpoint, or somebody deleted it meanwhile.
+            UserError: when it holds another model, or cannot be read.
         """
-        self._check_there(step)
-        with self._damage_named(step):
-            # Orbax keeps a state as a dict of its fields.
-            asked = {name: field for name, field in abstract._asdict().items() if name in only}
-            self._check_shapes(step, asked)
-            how = ocp.checkpoint_utils.construct_restore_args(asked)
-            args = ocp.args.PyTreeRestore(asked, restore_args=how, partial_restore=True)
-            found = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-            return TrainState(**{name: found.get(name) for name in TrainState._fields})
+        record = self.meta(step)
+        # Orbax keeps a state as a dict of its fields.
+        asked = {name: field for name, field in abstract._asdict().items() if name in only}
+        found = self._agreed(step, lambda: self._read(step, asked, record))
+        self._agreed(step, lambda: self._compare(step, found, record))
+        return TrainState(*(found.get(name) for name in TrainState._fields))  # type: ignore[arg-type]
 
     def fields(self, step: int) -> set[str]:
         """Which fields of a state the checkpoint of `step` holds; a converted model has its parameters alone."""
-        self._check_there(step)
-        with self._damage_named(step):
-            return set(self._manager.item_metadata(step)["state"].tree)
+        if "arrays" in (record := self.meta(step)):
+            return {name.partition("/")[0] for name in record["arrays"]}
+        return self._agreed(step, lambda: set(self._tree(step)))
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of `step`.
+        """The record of `step`, with what was saved beside its state.
 
         Raises:
-            UserError: when the checkpoint is damaged.
+            AbsentError: when there is no such checkpoint.
+            DamageError: when its record is damaged.
         """
-        self._check_there(step)
-        with self._damage_named(step):
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if (record := self._record(step)) is None:
+            there = self._folder.steps()[::-1]
+            raise AbsentError(f"there is no checkpoint {self._folder.path / str(step)}; there are {there}.")
+        return record
 
-    def _check_there(self, step: int) -> None:
-        if step not in self._manager.all_steps():
-            there = sorted(self._manager.all_steps())
-            raise UserError(f"there is no checkpoint {self._directory / str(step)}; there are {there}.")
+    def _record(self, step: int) -> dict[str, Any] | None:
+        return self._agreed(step, lambda: self._folder.record(step))
 
-    @contextlib.contextmanager
-    def _damage_named(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except UserError:
-            raise
-        # What broken files end in; other OSErrors are of connections and disks, and say nothing of the files.
-        except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError, NotADirectoryError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"checkpoint {self._directory / str(step)} cannot be restored: {reason} "
-                f"Remove that folder to go on from the checkpoint before it."
-            ) from error
+    def _read(self, step: int, asked: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+        self._check_shapes(step, asked, record)
+        how = ocp.checkpoint_utils.construct_restore_args(asked)
+        args = ocp.args.PyTreeRestore(asked, restore_args=how, partial_restore=True)
+        # Of the handler itself: the classes around it wait for processes that may have met an error.
+        found: dict[str, Any] = self._arrays.restore(self._folder.path / str(step) / "state", args=args)
+        return found
 
-    def _check_shapes(self, step: int, asked: Mapping[str, Any]) -> None:
-        """Raises UserError where the arrays on disk are not those of the fields `asked` for, before anything is read."""
-        there = self._manager.item_metadata(step)["state"].tree
-        if absent := sorted(asked.keys() - there.keys()):
-            raise UserError(
-                f"checkpoint {self._directory / str(step)} has no {', '.join(absent)}: it is no run to go on with, but holds "
-                f"converted parameters. Start a run from them: --config.train.init_from={self._directory.parent} with another "
-                f"--workdir."
+    def _tree(self, step: int) -> dict[str, Any]:
+        tree: dict[str, Any] = self._arrays.metadata(self._folder.path / str(step) / "state").tree
+        return tree
+
+    def _compare(self, step: int, found: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Raises DamageError, and frees the arrays, where they are not those of the record."""
+        if "arrays" not in record:
+            return  # of a version that wrote none
+        prints = leaf_fingerprints(found)
+        dtypes = {name: _facts(leaf)["dtype"] for name, leaf in named_leaves(dict(found))}
+        saved = {name: record["arrays"][name]["fingerprints"] for name in prints}
+        wrong = [name for name, dtype in dtypes.items() if saved[name][dtype] != prints[name][dtype]]
+        if not wrong:
+            return
+        for leaf in jax.tree.leaves(found):
+            leaf.delete()
+        raise damaged(self._name(step), f"{len(wrong)} of {len(prints)} arrays are not those saved, first {wrong[0]}")
+
+    def _name(self, step: int) -> str:
+        return f"checkpoint {self._folder.path / str(step)}"
+
+    def _agreed(self, step: int, work: Callable[[], T]) -> T:
+        """What `work` returns in each process; if it meets an error in one, all of them raise.
+
+        An error of the content, whatever Orbax and TensorStore make of it, becomes a DamageError; others say nothing against it.
+        """
+        result, error = None, None
+        with patience():
+            try:
+                result = work()
+            except UserError as known:
+                error = known
+            except (jax.errors.JaxRuntimeError, MemoryError):
+                raise
+            except Exception as cause:  # noqa: BLE001 - Orbax and what it stands on raise anything
+                error = self._told(step, cause)
+        if isinstance(error, DamageError) and not self._folder.is_there(step):
+            error = AbsentError(
+                f"{self._name(step)} was deleted while it was read; there are {self._folder.steps()[::-1]}."
             )
-        saved = {name: tuple(a.shape) for name, a in named_leaves({name: there[name] for name in asked})}
-        wanted = {
-            # A typed random key is stored as its words.
-            name: tuple(jax.eval_shape(jax.random.key_data, a).shape if _is_key(a) else a.shape)
-            for name, a in named_leaves(dict(asked))
-        }
+        for kind in (AbsentError, DamageError, UserError):
+            if not processes.everywhere(not isinstance(error, kind)):
+                raise error or kind(f"{self._name(step)} cannot be read: another process says why.")
+        return result  # type: ignore[return-value]
+
+    def _told(self, step: int, cause: Exception) -> UserError:
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        absent = isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if not absent and (known := explain(cause)) is not None:
+            return type(known)(f"{self._name(step)} cannot be read: {known}")
+        if isinstance(cause, OSError) and not absent:
+            return TryAgain(f"{self._name(step)} cannot be read: {reason}")
+        return damaged(self._name(step), reason)
+
+    def _check_shapes(self, step: int, asked: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Compares the arrays on disk with those `asked` for, before anything is read.
+
+        Raises:
+            UserError: where the checkpoint is of another model.
+            DamageError: where Orbax's list of arrays is not the record's.
+        """
+        tree = self._tree(step)
+        on_disk = {name: tuple(leaf.shape) for name, leaf in named_leaves(tree)}
+        there = on_disk
+        if "arrays" in record:
+            there = {name: tuple(facts["shape"]) for name, facts in record["arrays"].items()}
+            if there != on_disk:
+                raise damaged(self._name(step), "state/_METADATA is not what was written")
+        if absent := sorted(asked.keys() - tree.keys()):
+            raise UserError(
+                f"{self._name(step)} has no {', '.join(absent)}: it is no run to go on with, but holds converted parameters. "
+                f"Start a run from them: --config.train.init_from={self._folder.path.parent} with another --workdir."
+            )
+        saved = {name: shape for name, shape in there.items() if name.partition("/")[0] in asked}
+        wanted = {name: tuple(_facts(leaf)["shape"]) for name, leaf in named_leaves(dict(asked))}
         differing = [name for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)]
         if differing:
             name = differing[0]
             raise UserError(
-                f"checkpoint {self._directory / str(step)} holds another model: {len(differing)} arrays differ, first {name}: "
+                f"{self._name(step)} holds another model: {len(differing)} arrays differ, first {name}: "
                 f"{saved.get(name, 'missing')} saved, {wanted.get(name, 'none')} wanted."
             )
 
-    def check(self) -> None:
-        """Raises what ended a save that ran in the background, if something did."""
-        self._manager.check_for_errors()
-        if not self._manager.is_saving_in_progress():
-            self._manager.wait_until_finished()  # of the thread that renames and deletes; it has nothing to wait for
 
-    def wait(self) -> None:
-        """Until everything saved is on disk."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits and frees the manager."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _facts(leaf: Any) -> dict[str, Any]:
+    """Shape and dtype as they are stored: a typed random key as its words."""
+    if is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
 def abstract_like(abstract: Any, shardings: Any) -> Any:

@@ -82,12 +82,21 @@ def test_a_fingerprint_of_each_leaf_sees_every_bit_of_it():
     assert tree.leaf_fingerprints(leaves) == before
 
 
-@pytest.mark.parametrize("axes", [(None, None), ("a", None), (None, "a"), ("b", "a")])
-def test_a_leaf_has_one_fingerprint_however_it_lies(axes):
+def test_a_leaf_has_one_fingerprint_however_it_lies(monkeypatch):
+    """On the host, on a device, and over several of them."""
     array = np.random.default_rng(1).standard_normal((8, 16), np.float32)
+    host, whole = tree.leaf_fingerprints([array]), tree.fingerprint([array])
+    monkeypatch.setattr(tree, "_SMALL", 0)
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    laid = jax.device_put(array, jax.NamedSharding(mesh, jax.P(*axes)))
-    assert tree.leaf_fingerprints([laid]) == tree.leaf_fingerprints([array])
+    for axes in ((None, None), ("b", "a")):
+        laid = jax.device_put(array, jax.NamedSharding(mesh, jax.P(*axes)))
+        assert tree.leaf_fingerprints([laid]) == host
+        assert tree.fingerprint([laid]) == whole
+    for other in (np.float32(2.5), np.array([True, False]), jax.random.key(3), np.ones(3, jnp.bfloat16)):
+        compiled = tree.leaf_fingerprints([other])
+        with monkeypatch.context() as patch:
+            patch.setattr(tree, "_SMALL", 2)
+            assert tree.leaf_fingerprints([other]) == compiled
 
 
 def test_a_float32_leaf_knows_the_bfloat16_it_rounds_to():

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is refused."""
 
+import errno
 import shutil
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import DamageError, TryAgain, UserError
+from ec_dit.core.tree import is_key
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.state import TrainState
 
@@ -39,7 +41,7 @@ def test_round_trip_keeps_the_newest(tmp_path):
             jax.random.key_data(a) if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in (got, saved)
         )
         np.testing.assert_array_equal(got, saved)
-    assert again.meta(2) == {"name": "x2"}
+    assert again.meta(2)["name"] == "x2"
     with pytest.raises(UserError, match=r"no checkpoint .*; there are \[2, 3\]"):
         again.restore(1, shapes(state(0)))
     again.close()
@@ -73,23 +75,279 @@ def test_a_part_of_the_state_is_read_alone(tmp_path):
     again.close()
 
 
-@pytest.mark.parametrize("damage", ["empty folder", "metadata cut", "metadata gone", "arrays gone"])
-def test_a_damaged_checkpoint_is_named(tmp_path, damage):
-    checkpoints = Checkpointer(str(tmp_path / "c"))
-    checkpoints.save(1, state(1), {})
+FILES = {  # of a checkpoint; Orbax draws the names in d/
+    "record": "meta/metadata",
+    "list of arrays": "state/_METADATA",
+    "shardings": "state/_sharding",
+    "manifest": "state/manifest.ocdbt",
+    "array metadata": "state/array_metadatas/process_0",
+    "data": "state/d/*",
+    "first data": "state/ocdbt.process_0/d/*",
+    "first manifest": "state/ocdbt.process_0/manifest.ocdbt",
+    "step metadata": "_CHECKPOINT_METADATA",
+    "commit mark": "commit_success.txt",
+}
+FAULTS = {
+    "gone": None,
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeroed": lambda data: bytes(len(data)),
+    "low bit": lambda data: _flipped(data, 0),
+    "middle bit": lambda data: _flipped(data, 4 * len(data)),
+    "last bit": lambda data: _flipped(data, 8 * len(data) - 1),
+    "foreign JSON": lambda data: b'{"a": [1, 2]}',
+    "list": lambda data: b"[]",
+    "deep": lambda data: b"[" * 100_000,
+    "wrong types": lambda data: data.replace(b"{", b"[", 1).replace(b"1", b'"1"'),
+}
+# Written twice, or never read where shapes and shardings are given; then all arrays are those saved.
+MAY_BE_HARMLESS = {
+    "first data",
+    "first manifest",
+    "step metadata",
+    "commit mark",
+    "array metadata",
+    "shardings",
+    "manifest",
+}
+
+
+def _flipped(data, bit):
+    data = bytearray(data)
+    data[bit // 8] ^= 1 << bit % 8
+    return bytes(data)
+
+
+def words(tree):
+    return [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(tree)]
+
+
+def newest(checkpoints, say=print):
+    return checkpoints.newest(lambda step: checkpoints.restore(step, shapes(state(0))), say)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with checkpoints 1 and 2, as it was left."""
+    folder = tmp_path_factory.mktemp("two") / "c"
+    checkpoints = Checkpointer(str(folder), asynchronous=False)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"name": f"x{step}"})
     checkpoints.close()
-    folder = tmp_path / "c" / "1"
-    metadata = folder / "state" / "_METADATA"
-    if damage == "empty folder":
-        shutil.rmtree(folder)
-        folder.mkdir()
-    elif damage == "metadata cut":
-        metadata.write_bytes(metadata.read_bytes()[:40])
-    elif damage == "metadata gone":
-        metadata.unlink()
-    else:
-        shutil.rmtree(folder / "state")
-    again = Checkpointer(str(tmp_path / "c"), read_only=True)
-    with pytest.raises(UserError, match=r"checkpoint .*/c/1 cannot be restored: .*Remove that folder"):
-        again.restore(1, shapes(state(0)))
-    again.close()
+    return folder
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_damage_of_every_file_is_found_or_harmless(two, tmp_path, capfd, file):
+    """... and the step before serves: to read alone, and to go on."""
+    for fault, change in FAULTS.items():
+        shutil.rmtree(tmp_path / "c", ignore_errors=True)
+        shutil.copytree(two, tmp_path / "c")
+        paths = list((tmp_path / "c" / "2").glob(FILES[file]))
+        assert paths
+        for path in paths:
+            data = path.read_bytes()
+            path.unlink()
+            if change is not None:
+                path.write_bytes(change(data))
+        for read_only in (True, False) if fault == "gone" else (True,):
+            checkpoints = Checkpointer(str(tmp_path / "c"), read_only=read_only)
+            said = []
+            restored, step = newest(checkpoints, said.append)
+            checkpoints.close()
+            assert all((a == b).all() for a, b in zip(words(restored), words(state(step)), strict=True)), (fault, step)
+            if step == 2:
+                assert file in MAY_BE_HARMLESS or fault == "low bit", fault
+                assert not said
+                break
+            (line,) = said
+            assert line.startswith(f"checkpoint {tmp_path / 'c' / '2'} is damaged: "), line
+            assert line.endswith("The checkpoint before it is used: 1."), line
+            assert (tmp_path / "c" / "2").exists() == read_only
+        if fault == "gone" and step == 1:
+            assert "It is kept as 2.damaged." in line
+            assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2.damaged"]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_flipped_bits_are_found_or_change_nothing(two, tmp_path):
+    shutil.copytree(two / "2", tmp_path / "c" / "2")
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in (tmp_path / "c" / "2").rglob("*") if path.is_file())
+    found = 0
+    for _ in range(50):
+        path = files[rng.integers(len(files))]
+        data = path.read_bytes()
+        path.write_bytes(_flipped(data, int(rng.integers(8 * len(data)))))
+        checkpoints = Checkpointer(str(tmp_path / "c"), read_only=True)
+        try:
+            restored = checkpoints.restore(2, shapes(state(0)))
+            assert all((a == b).all() for a, b in zip(words(restored), words(state(2)), strict=True))
+        except DamageError:
+            found += 1
+        path.write_bytes(data)
+    assert found > 12  # what the others touch is written twice, or not read
+
+
+def test_arrays_that_decode_to_other_numbers_are_damaged(two, tmp_path, monkeypatch):
+    """Whatever Orbax hands over: one bit of one array, read whole, in part, or as bfloat16."""
+    checkpoints = Checkpointer(str(two), read_only=True)
+    whole = checkpoints._arrays.restore
+
+    def flipped(folder, args):
+        found = whole(folder, args=args)
+        low = jax.lax.bitcast_convert_type(
+            found["ema"]["w"], jnp.uint16 if args.item["ema"]["w"].dtype == jnp.bfloat16 else jnp.uint32
+        )
+        found["ema"]["w"] = jax.lax.bitcast_convert_type(low.at[3, 1].set(low[3, 1] ^ 1), found["ema"]["w"].dtype)
+        return found
+
+    monkeypatch.setattr(checkpoints._arrays, "restore", flipped)
+    half = shapes(state(0))
+    half = half._replace(
+        ema=jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=a.sharding), half.ema)
+    )
+    for abstract, only in ((shapes(state(0)), TrainState._fields), (shapes(state(0)), ("ema",)), (half, ("ema",))):
+        with pytest.raises(DamageError, match=r"1 of \d+ arrays are not those saved, first ema/w"):
+            checkpoints.restore(2, abstract, only)
+        monkeypatch.setattr(checkpoints._arrays, "restore", whole)
+        assert checkpoints.restore(2, abstract, only).ema["w"].dtype == abstract.ema["w"].dtype
+        monkeypatch.setattr(checkpoints._arrays, "restore", flipped)
+
+
+def test_a_damaged_step_that_was_asked_for_is_an_error(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    (tmp_path / "c" / "2" / "state" / "_METADATA").unlink()
+    checkpoints = Checkpointer(str(tmp_path / "c"), read_only=True)
+    with pytest.raises(DamageError, match=r"checkpoint .*/c/2 is damaged"):
+        checkpoints.restore(2, shapes(state(0)))
+
+
+def test_where_all_are_damaged_nothing_is_moved(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    for step in "12":
+        (tmp_path / "c" / step / "state" / "_METADATA").write_bytes(b"{}")
+    checkpoints = Checkpointer(str(tmp_path / "c"))
+    with pytest.raises(DamageError, match=r"c/2 is damaged(.|\n)*c/1 is damaged(.|\n)*No other checkpoint is in"):
+        newest(checkpoints)
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2"]
+
+
+def test_checkpoints_of_older_versions_load(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    (tmp_path / "c" / "2" / "meta" / "metadata").write_text('{"config": {}}')
+    checkpoints = Checkpointer(str(tmp_path / "c"), read_only=True)
+    restored, step = newest(checkpoints)
+    assert (step, checkpoints.meta(2), checkpoints.fields(2)) == (2, {"config": {}}, set(TrainState._fields))
+    np.testing.assert_array_equal(restored.params["w"], state(2).params["w"])
+
+
+def test_folders_of_others_are_no_checkpoints_and_stay(two, tmp_path):
+    """An empty one, a copy under another name, a number written otherwise: none blocks a save, none takes a place of `keep`."""
+    shutil.copytree(two, tmp_path / "c")
+    foreign = {"999", "3", "02", "4", "notes"}
+    for name in foreign - {"4"}:
+        (tmp_path / "c" / name).mkdir()
+    (tmp_path / "c" / "3" / "mine.txt").write_text("x")
+    shutil.copytree(tmp_path / "c" / "2", tmp_path / "c" / "4")
+    said = []
+    checkpoints = Checkpointer(str(tmp_path / "c"), keep=2)
+    assert checkpoints.latest() == 2
+    _, step = newest(checkpoints, said.append)
+    assert step == 2
+    assert [line.partition(" is no checkpoint of step ")[2] for line in said] == [
+        f"{n}: left alone" for n in (999, 4, 3)
+    ]
+    for step in (3, 5):
+        checkpoints.save(step, state(step), {})
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "c").iterdir()} == foreign | {"5", "3.aside"}
+    assert checkpoints.latest() == 5
+    assert (tmp_path / "c" / "3.aside" / "mine.txt").read_text() == "x"
+
+
+def test_a_kill_in_a_deletion_or_a_save_leaves_nothing(tmp_path, monkeypatch):
+    checkpoints = Checkpointer(str(tmp_path / "c"), keep=2, asynchronous=False)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+
+    def killed(folder):
+        (folder / "meta" / "metadata").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path_of(checkpoints)), "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(3, state(3), {})
+    (tmp_path / "c" / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert checkpoints._folder.steps() == [3, 2]
+    Checkpointer(str(tmp_path / "c"), keep=2).close()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "3"]
+    Checkpointer(str(tmp_path / "c"), keep=1).close()  # killed before the deletion began
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["3"]
+
+
+def tmp_path_of(checkpoints):
+    return checkpoints._folder.path
+
+
+def test_a_reader_takes_the_newest_again_when_a_run_deletes_its_step(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    checkpoints = Checkpointer(str(tmp_path / "c"), read_only=True)
+    run = Checkpointer(str(tmp_path / "c"), keep=1, asynchronous=False)
+
+    def read(step):
+        if step == 2:  # the run saves and deletes while its first arrays are read
+            run.save(3, state(3), {})
+        return checkpoints.restore(step, shapes(state(0)))
+
+    said = []
+    restored, step = checkpoints.newest(read, said.append)
+    assert (step, int(restored.step), said) == (3, 3, [])
+    with pytest.raises(UserError, match=r"there is no checkpoint .*/2; there are \[3\]"):
+        checkpoints.restore(2, shapes(state(0)))
+    run.close()
+
+
+def test_a_failed_save_is_told_at_once_and_at_the_next(tmp_path, monkeypatch):
+    checkpoints = Checkpointer(str(tmp_path / "c"))
+    checkpoints.check()
+
+    def full(keep):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(checkpoints._folder, "prune", full)
+    checkpoints.save(1, state(1), {})
+    checkpoints._end.join()
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.check()
+    checkpoints.check()
+    checkpoints.save(2, state(2), {})
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.wait()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("PERMISSION_DENIED: Error reading x: HTTP 403"), UserError, "PERMISSION_DENIED"),
+        (ValueError("UNAUTHENTICATED: no token"), UserError, "UNAUTHENTICATED"),
+        (ValueError("UNAVAILABLE: HTTP 503"), TryAgain, "UNAVAILABLE"),
+        (ValueError("DEADLINE_EXCEEDED: slow"), TryAgain, "DEADLINE_EXCEEDED"),
+        (PermissionError(errno.EACCES, "denied"), UserError, "denied"),
+        (OSError(errno.EIO, "disk error"), TryAgain, "disk error"),
+        (ConnectionResetError("reset"), TryAgain, "reset"),
+    ],
+)
+def test_what_cannot_be_read_is_not_called_damaged(two, monkeypatch, error, kind, message):
+    checkpoints = Checkpointer(str(two), read_only=True)
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoints._arrays, "restore", broken)
+    with pytest.raises(kind, match=message) as caught:
+        newest(checkpoints)
+    assert type(caught.value) is kind
+    assert "damaged" not in str(caught.value) and "Remove" not in str(caught.value)

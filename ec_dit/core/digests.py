@@ -1,0 +1,101 @@
+"""The small files of a folder, with a list of their SHA-256 beside them: what is missing or changed is seen before it is used."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from etils import epath
+
+from ec_dit.core import json_file, paths
+
+FILE = "digests.json"
+
+
+class DigestedFiles:
+    """Files of one folder, local or on gs://.
+
+    Args:
+        mend: how the files can be made again, for messages.
+    """
+
+    def __init__(self, folder: epath.Path, mend: str):
+        self._folder, self._mend = folder, mend
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none, or one that was not written with the others.
+
+        Files of a folder without a list are not compared.
+
+        Raises:
+            DamageError: where it is not as it was written.
+        """
+        for attempt in (1, 2):  # somebody may be writing them anew
+            digests = self._digests()
+            data = _content(self._folder / name)
+            if digests is None:
+                return data
+            if name not in digests:
+                return None
+            if data is not None and _digest(data) == digests[name]:
+                return data
+            if attempt == 2:
+                break
+        reason = "it is missing" if data is None else f"its SHA-256 is not that in {FILE}"
+        raise json_file.damaged(str(self._folder / name), reason, self.advice)
+
+    @property
+    def advice(self) -> str:
+        """What to do about a damaged file."""
+        return (
+            f"Bring a copy back, or {self._mend}. If you changed it yourself, remove {self._folder / FILE}: files are then "
+            f"no longer compared."
+        )
+
+    def write(self, contents: Mapping[str, bytes | None]) -> None:
+        """Writes files in this order, and the list of them last; None stands for a file that there shall not be.
+
+        What is there already is not written again. A kill between two files leaves a folder without a list.
+        """
+        listed = {name: _digest(data) for name, data in contents.items() if data is not None}
+        changed = {name: data for name, data in contents.items() if data != _content(self._folder / name)}
+        try:
+            if not changed and self._digests() == listed:
+                return
+        except json_file.DamageError:
+            pass
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / FILE).unlink(missing_ok=True)
+        for name, data in changed.items():
+            if data is None:
+                (self._folder / name).unlink(missing_ok=True)
+            else:
+                replace(self._folder / name, data)
+        replace(self._folder / FILE, (json.dumps(json_file.seal({"files": listed}), indent=2) + "\n").encode())
+
+    def _digests(self) -> dict[str, str] | None:
+        if (data := _content(self._folder / FILE)) is None:
+            return None
+        where, advice = str(self._folder / FILE), f"Remove it (files are then no longer compared), or {self._mend}."
+        listed = json_file.unseal(json_file.parse(data, where, advice), where, advice).get("files")
+        return json_file.typed(listed, dict[str, str], where, advice)
+
+
+def replace(path: epath.Path, data: bytes) -> None:
+    """Writes a file that others see as it was before, or whole."""
+    if paths.is_remote(path):
+        path.write_bytes(data)  # objects in a bucket appear whole
+        return
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _content(path: epath.Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
