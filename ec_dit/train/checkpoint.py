@@ -242,7 +242,7 @@ class Checkpointer:
         return result  # type: ignore[return-value]
 
     def _told(self, step: int, cause: Exception) -> UserError:
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].partition(" [tensorstore_spec=")[0][:500]
         absent = isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if not absent and (known := explain(cause)) is not None:
             return type(known)(f"{self._name(step)} cannot be read: {known}")
