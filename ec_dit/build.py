@@ -176,10 +176,10 @@ class System:
         if not paths:
             raise UserError(
                 "this model reads the embeddings of a published text encoder, and prompts need it: name its folder, or folders "
-                "separated by commas, with --text_encoder (config key text.path)."
+                "separated by commas, with --config.text.path."
             )
         if self.encoding and (wrong := frozen.text_difference(self.encoding.facts, paths)):
-            raise UserError(f"the captions that this model was trained on were {wrong} (--text_encoder).")
+            raise UserError(f"the captions that this model was trained on were {wrong} (--config.text.path).")
         found = TextEncoders.load(paths, t.length, self.mesh, self.dtype)
         if (found.width, found.length) != (t.width, t.length):
             raise UserError(
@@ -206,11 +206,11 @@ class System:
         path = self.autoencoder_path
         if not path:
             raise UserError(
-                "this model denoises latents, and pictures need their autoencoder: name its folder with --autoencoder (config "
-                "key data.autoencoder)."
+                "this model denoises latents, and pictures need their autoencoder: name its folder with "
+                "--config.data.autoencoder."
             )
         if self.encoding and (wrong := frozen.autoencoder_difference(self.encoding.facts, path)):
-            raise UserError(f"the latents that this model was trained on were {wrong} (--autoencoder).")
+            raise UserError(f"the latents that this model was trained on were {wrong} (--config.data.autoencoder).")
         found = Autoencoder.load(path, self.mesh)
         if found.channels != d.channels:
             raise UserError(

@@ -5,6 +5,7 @@ message, return an exit code.
 import gc
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from ec_dit.core import paths, processes, seeds, terminal
 from ec_dit.core.errors import TryAgain, UserError, explain
 
 CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
+_FLAG_OF = {"text.path": "text_encoder", "data.autoencoder": "autoencoder"}  # where a flag's name is not its key's
 
 
 def say(line: str) -> None:
@@ -25,6 +27,24 @@ def say(line: str) -> None:
 
 def _tell(name: str, message: str) -> None:
     print(f"{name}{processes.label()}: {terminal.printable_lines(message.strip())}", file=sys.stderr, flush=True)
+
+
+def in_own_flags(message: str, flag_values: flags.FlagValues) -> str:
+    """The message of code that all entry points share, which names keys as --config.KEY, in what this one can be given.
+
+    Where it takes no config, a key is the flag that sets it, or else named as a key of the run's config.
+    """
+    if "config" in flag_values:
+        return message
+
+    def own(match: re.Match[str]) -> str:
+        section, _, name = match[1].partition(".")
+        flag = "mesh" if section == "mesh" else name if section == "sample" else _FLAG_OF.get(match[1])
+        if flag is None or flag not in flag_values:
+            return f"config key {match[1]}"
+        return f"{name} of --{flag}" if section == "mesh" and name.isidentifier() else f"--{flag}"
+
+    return re.sub(r"--config\.(\w+(?:\.(?:\w+|\{[^}]*\}))*)", own, message)
 
 
 def quiet() -> None:
@@ -70,7 +90,7 @@ def run(
         code = MISTAKE
     except Exception as error:
         if (known := explain(error)) is not None:
-            _tell(name, str(known))
+            _tell(name, in_own_flags(str(known), flag_values))
             code = processes.STOPPED if isinstance(known, TryAgain) else MISTAKE
         elif not processes.label():
             raise

@@ -114,3 +114,44 @@ def test_every_path_flag_of_every_entry_point_expands_it():
     assert len(found) >= 12
     for flag in found:
         assert flag.parser.parse("~/x") == str(Path("~/x").expanduser()), flag.name
+
+
+@pytest.mark.parametrize(
+    ("message", "in_main", "in_sample", "in_convert"),
+    [
+        ("Set --config.mesh.{data,fsdp} so that", None, "Set --mesh so that", "Set --mesh so that"),
+        ("Choose another --config.mesh, or", None, "Choose another --mesh, or", "Choose another --mesh, or"),
+        ("--config.mesh.fsdp=0: must be", None, "fsdp of --mesh=0: must be", "fsdp of --mesh=0: must be"),
+        ("--config.sample.steps=0: at", None, "--steps=0: at", "config key sample.steps=0: at"),
+        (
+            "name it with --config.text.path.",
+            None,
+            "name it with --text_encoder.",
+            "name it with config key text.path.",
+        ),
+        ("--config.train.steps=3", None, "config key train.steps=3", "config key train.steps=3"),  # not its --steps
+        ("no key at all, --step=3", None, None, None),
+    ],
+)
+def test_messages_name_what_can_be_given(message, in_main, in_sample, in_convert):
+    for values, expected in (
+        (main.define_flags(), in_main),
+        (sample.FLAGS, in_sample),
+        (convert._flags(), in_convert),
+    ):
+        assert cli.in_own_flags(message, values) == (expected or message)
+
+
+def test_a_mesh_that_does_not_fit_is_told_in_the_words_of_the_program(capsys, tmp_path):
+    values = flags.FlagValues()
+    cli.define_help(values)
+    cli.define_mesh(values)
+
+    def work():
+        from ec_dit.core.mesh import resolve_shape
+
+        resolve_shape([3, 1, 1, 1], 8)
+
+    assert cli.run("convert", "", values, work, ["convert"]) == 2
+    told = capsys.readouterr().err
+    assert "Set --mesh so that their product is 8" in told and "--config" not in told

@@ -101,7 +101,7 @@ def test_what_is_missing_is_asked_for(pipeline, tmp_path, capsys):
     text, vae = f"--text_encoder={folder / 'text_encoder'}", f"--autoencoder={folder / 'vae'}"
     for given, message in (
         ([text], "name its folder with --autoencoder"),
-        ([vae], "--text_encoder (config key text.path)"),
+        ([vae], "separated by commas, with --text_encoder."),
         ([vae, f"--text_encoder={folder / 'vae'}"], "vae"),
         ([text, f"--autoencoder={folder / 'text_encoder'}"], "text_encoder"),
     ):
