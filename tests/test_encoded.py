@@ -31,7 +31,7 @@ ASKED = {
     "00000/bomb": "huge: more than 10,000 pixels",
     "00000/vast": "huge: 120x90 is more than 10,000 pixels",
     "00000/plain": "not aesthetic>=5: 3.5",
-    "00000/unrated": "no column aesthetic",
+    "00000/unrated": "no column aesthetic: it has key, status",
     "00000/tiny": "tiny: 12x40, shorter side under 16",
     "00000/twin": "duplicate: of 00000/000000000",
 }

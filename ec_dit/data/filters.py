@@ -87,12 +87,14 @@ def look(record: Record | Skipped, filters: Filters) -> Picture | Skipped:
     def skipped(reason: str, asked: bool = True) -> Skipped:
         return Skipped(record.id, reason, record.split, asked)
 
-    # The image last: decoding costs most.
-    for text in filters.keep if isinstance(record, Record) or record.meta else ():
-        if fault := _condition(text).fault(record.meta):
-            return skipped(fault)
+    conditions = [_condition(text) for text in filters.keep]
     if isinstance(record, Skipped):
-        return record
+        excluded = next((each for each in conditions if each.holds(record.meta) is False), None)
+        return skipped(excluded.fault(record.meta) or "") if excluded else record
+    # The image last: decoding costs most.
+    for condition in conditions:
+        if fault := condition.fault(record.meta):
+            return skipped(fault)
     lengths = [len(caption.strip()) for caption in record.captions]
     if not any(lengths):
         return skipped("empty caption", asked=False)
@@ -130,16 +132,23 @@ class _Condition(NamedTuple):
     sign: str
     value: str
 
-    def fault(self, meta: Mapping[str, Any]) -> str | None:
-        """Why `meta` does not meet it; None where it does."""
+    def holds(self, meta: Mapping[str, Any]) -> bool | None:
+        """Whether `meta` meets it; None where it has nothing that compares."""
         found = meta.get(self.column)
         left: float | str | None = _number(found)
         right: float | str | None = _number(self.value)
         if left is None or right is None:
             left, right = _words(found), self.value.lower() if isinstance(found, bool) else self.value
             if left is None or self.sign not in ("==", "!="):
-                return _no_column(self.column, tuple(meta))
-        return None if _SIGNS[self.sign](left, right) else f"not {self.text}: {str(found)[:40]}"
+                return None
+        return bool(_SIGNS[self.sign](left, right))
+
+    def fault(self, meta: Mapping[str, Any]) -> str | None:
+        """Why `meta` does not meet it; None where it does."""
+        holds = self.holds(meta)
+        if holds is None:
+            return _no_column(self.column, tuple(meta))
+        return None if holds else f"not {self.text}: {str(meta[self.column])[:40]}"
 
 
 @functools.lru_cache(maxsize=1000)

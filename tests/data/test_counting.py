@@ -120,7 +120,7 @@ def test_what_the_user_excluded_is_no_fault(tmp_path):
     """Rows whose download failed, which the user does not want, have no image."""
     failed = [Skipped(f"failed-{n}", "no image", meta={"status": "failed_to_download"}) for n in range(5)]
     wanted = [dataclasses.replace(record, meta={"status": "success"}) for record in good(5)]
-    unknown = Skipped("unknown", "no image")
+    unknown = Skipped("unknown", "no image", meta={"key": "1"})  # of which the condition says nothing
     chosen = Filters(min_size=1, keep=("status==success",))
     report = write(Listed([*failed, *wanted]), tmp_path / "set", chosen=chosen, max_skipped_share=0)
     assert report.skipped == {"not status==success": 5} and report.kept == {"train": 5}
