@@ -162,6 +162,7 @@ class Finish:
             lost=self.counts.lost,
             guessed=self.counts.guessed,
             remarks=self.counts.remarks,
+            published=dict(self._source.published()),
             unread=dict(sorted(self._source.unread().items())),
             cut=cut,
             mark=plan["mark"],

@@ -94,6 +94,10 @@ class Source(Protocol):
         """Names of the splits, 'train' first."""
         ...
 
+    def published(self) -> Mapping[str, str]:
+        """What became of the splits it was published with, by their names, for the report: 'kept as validation', 'not read'."""
+        ...
+
     def unread(self) -> Mapping[str, int]:
         """What lies beside the examples and is not read, for the report: how many of each kind, '.xyz' or 'link'."""
         ...

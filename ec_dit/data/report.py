@@ -26,6 +26,7 @@ class Report:
         lost: how many examples the files among `skipped` hold, by reason.
         guessed: whether some of those files could not tell, and count as many as others hold.
         remarks: what was noticed of examples, or files, that were read all the same, and how often.
+        published: what became of the splits that the source was published with.
         unread: what lies beside the examples and was not read: how many of each kind, '.xyz' or 'link'.
         cut: of encoded captions, 'length' in tokens that they are cut at, how many 'captions' there are, how many are 'cut'.
         mark: digest of all that its files depend on, but for the content of the source.
@@ -44,6 +45,7 @@ class Report:
     lost: Mapping[str, int] = dataclasses.field(default_factory=dict)
     guessed: bool = False
     remarks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    published: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, int] = dataclasses.field(default_factory=dict)
     cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
     mark: str = ""
@@ -83,6 +85,9 @@ class Report:
         rows += [("GB per million images", f"{self.bytes_per_image / 1000:.2f}")]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value:>9}" for name, value in rows]
+        if self.published:
+            became = ", ".join(f"{name} {what}" for name, what in self.published.items())
+            lines.append(f"published splits: {became}")
         return "\n".join([*lines, *([f"not read: {listed(self.unread)}"] if self.unread else [])])
 
 

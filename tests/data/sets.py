@@ -64,6 +64,9 @@ class CountingSource:
     def splits(self):
         return ("train", "validation")
 
+    def published(self):
+        return {}
+
     def unread(self):
         return {}
 
@@ -102,6 +105,9 @@ class Listed:
     def splits(self):
         return ("train", "validation")
 
+    def published(self):
+        return {}
+
     def unread(self):
         return {}
 
@@ -123,6 +129,9 @@ class Breaking:
 
     def splits(self):
         return self._source.splits()
+
+    def published(self):
+        return self._source.published()
 
     def unread(self):
         return self._source.unread()
@@ -173,6 +182,9 @@ class MixedSource:
 
     def splits(self):
         return ("train", "validation")
+
+    def published(self):
+        return {}
 
     def unread(self):
         return {}

@@ -106,11 +106,12 @@ def test_units_with_lost_files_are_read_again_after_a_refusal(tmp_path):
 def test_remarks_and_what_is_not_read_are_told_and_no_faults(tmp_path):
     source = Listed([*good(9), Skipped("0.tar", "bytes after the end: 512", examples=0)])
     source.unread = lambda: {"link": 1, ".xyz": 6}
+    source.published = lambda: {"test": "not read", "train": "kept as train"}
     report = write(source, tmp_path / "set", max_skipped_share=0)
     assert report.remarks == {"bytes after the end": 1} and report.skipped == {}
     lines = report.table().splitlines()
     assert "read all the same, bytes after the end          1" in lines
-    assert lines[-1] == "not read: 6 x .xyz, 1 x link"
+    assert lines[-2:] == ["published splits: test not read, train kept as train", "not read: 6 x .xyz, 1 x link"]
     found = json.loads((tmp_path / "set" / "report.json").read_text())
     assert found["unread"] == {".xyz": 6, "link": 1} and found["remarks"] == {"bytes after the end": 1}
     assert [line["examples"] for line in dataset.open(tmp_path / "set").skipped()] == [0]
@@ -146,7 +147,7 @@ def test_captions_that_are_cut_are_counted(tmp_path):
 
 def test_reports_of_earlier_versions_are_read(tmp_path, numbers):
     found = json.loads((numbers.path / "report.json").read_text())
-    new = ("lost", "guessed", "remarks", "unread", "cut", "mark", "sha256")
+    new = ("lost", "guessed", "remarks", "published", "unread", "cut", "mark", "sha256")
     for path in numbers.path.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "report.json").write_text(json.dumps({key: value for key, value in found.items() if key not in new}))

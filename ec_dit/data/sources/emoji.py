@@ -61,6 +61,10 @@ class EmojiSource:
         """Names of the splits, 'train' first."""
         return _SPLITS
 
+    def published(self) -> Mapping[str, str]:
+        """What became of the splits it was published with, by their names; of one that has none, nothing."""
+        return {}
+
     def unread(self) -> Mapping[str, int]:
         """Nothing: it is drawn."""
         return {}

@@ -56,10 +56,15 @@ class FoundSource:
         self._shared = options
         self._weights = known.caption_weights(self.name, options.captions)
         self._unread: Counter[str] = Counter()
+        self._became: dict[str, str] = {}
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, 'train' first."""
         return TRAIN, VALIDATION
+
+    def published(self) -> Mapping[str, str]:
+        """What became of the splits it was published with, by their names."""
+        return self._became
 
     def unread(self) -> Mapping[str, int]:
         """How many things of each kind lie beside the examples and are not read."""
@@ -68,6 +73,7 @@ class FoundSource:
     def _published(self, published: Iterable[str | None], chosen: bool, path: str) -> Splits:
         """What becomes of the published splits; those that are left out are counted as not read."""
         splits = Splits(self.name, self._shared.train, self._shared.validation, published, chosen, path)
+        self._became = splits.became
         self._unread.update({f"file of the split {name}": count for name, count in splits.left_out.items()})
         return splits
 

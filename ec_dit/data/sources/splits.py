@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.data.records import TRAIN, VALIDATION
 
-TEST = "test"
+TEST, NOT_READ = "test", "not read"
 _WORDS = {
     **dict.fromkeys(["train", "training"], TRAIN),
     **dict.fromkeys(["validation", "valid", "val", "dev"], VALIDATION),
@@ -24,6 +24,11 @@ def of_shard(name: str) -> str | None:
 def of_picture(name: str) -> str | None:
     """The published split that a picture is of, by a folder such as 'val2017'; its own name tells nothing."""
     return _first(part.strip("-._ 0123456789") for part in name.lower().split("/")[:-1])
+
+
+def kept_as(split: str, holds_out: bool) -> str:
+    """What a report says of a published split that is kept."""
+    return f"kept as {split}{', but for a share that is held out' if holds_out else ''}"
 
 
 def _first(words: Iterable[str]) -> str | None:
@@ -47,6 +52,7 @@ class Splits:
     def __init__(
         self, kind: str, train: str, validation: str | None, published: Iterable[str | None], chosen: bool, path: str
     ):
+        published = list(published)
         there = Counter(split or TRAIN for split in published)
         if chosen and len(there) == 1:
             self._train, self._validation = set(there), set[str]()
@@ -66,6 +72,12 @@ class Splits:
             )
         self.left_out = {name: n for name, n in sorted(there.items()) if name not in self._train | self._validation}
         self._holds_out = not self._validation & there.keys()
+        self.became = {name: self._told(name) for name in sorted(there)} if any(published) else {}
+
+    def _told(self, name: str) -> str:
+        if name in self.left_out:
+            return NOT_READ
+        return kept_as(VALIDATION if name in self._validation else TRAIN, self._holds_out)
 
     def reads(self, published: str | None) -> bool:
         """Whether a split is read at all."""

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.terminal import printable
 from ec_dit.data.records import TRAIN, VALIDATION, Record, Shard, Skipped, ranges
-from ec_dit.data.sources import access, found
+from ec_dit.data.sources import access, found, splits
 from ec_dit.data.sources.access import Unusable
 from ec_dit.data.sources.fields import at
 
@@ -58,6 +58,8 @@ class TfdsSource(found.FoundSource):
         self._names, self._holds_out = names, VALIDATION not in names
         read = {base for name in names.values() for base in _bases(name)}
         others = {name: split.num_examples for name, split in builder.info.splits.items() if name not in read}
+        self._became = {name: splits.kept_as(split, self._holds_out) for split, name in names.items()}
+        self._became |= dict.fromkeys(others, splits.NOT_READ)
         self._unread.update({f"example of the split {name}": count for name, count in others.items()})
         self._data = {split: _open(builder, name, self._decoders(features)) for split, name in names.items()}
         self._shards = [shard for split, data in self._data.items() for shard in ranges(len(data), name=f"{split} ")]

@@ -51,6 +51,7 @@ def test_tables_as_hugging_face_publishes_them(tmp_path):
         "data/validation-00000-of-00001": {"validation"},
     }
     assert source.unread() == {"file of the split test": 1}
+    assert source.published() == {"test": "not read", "train": "kept as train", "validation": "kept as validation"}
 
 
 def test_test_is_trained_on_where_asked_for(tmp_path):
@@ -70,6 +71,8 @@ def test_a_share_is_held_out_where_no_validation_was_published(tmp_path):
     for names in (HUGGING_FACE[:2], HUGGING_FACE[:3], ["a", "b"]):
         folder = tables(tmp_path / str(len(names)) / names[0][:1], *names)
         found = kept(parquet(folder))
+        told = "kept as train, but for a share that is held out"
+        assert parquet(folder).published().get("train") == (None if names == ["a", "b"] else told)
         assert list(found) == names[:2] and set.union(*found.values()) == {"train", "validation"}
 
 

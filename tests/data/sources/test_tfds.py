@@ -90,6 +90,8 @@ def test_splits_of_its_own(tmp_path):
         "validation-0": "validation",
     }
     assert make(tmp_path).unread() == {"example of the split test": 1}
+    became = {"train": "kept as train", "validation": "kept as validation", "test": "not read"}
+    assert make(tmp_path).published() == became
     both = make(tmp_path, train="train+test")
     assert both.unread() == {} and [item.image for item in everything(both)] == [PNG + bytes([n]) for n in (0, 1, 3, 2)]
     one = kept["validation-0"]
