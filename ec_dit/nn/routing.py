@@ -84,7 +84,7 @@ def group_tokens(num_tokens: int, image_tokens: int, group_size: int) -> int:
 
 def capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
     """C, the slots of one expert in one group: S f_c / E rounded up, as images have any number of tokens; from 1 to S."""
-    return min(max(1, math.ceil(group_size * rounding.fraction(capacity_factor) / num_experts)), group_size)
+    return min(math.ceil(group_size * rounding.fraction(capacity_factor) / num_experts), group_size)
 
 
 def check_capacity(group_size: int, num_experts: int, capacity_factor: float) -> None:
