@@ -222,11 +222,19 @@ class System:
     def encode(self, captions: Sequence[str]) -> Text:
         """Captions as the model takes them."""
         if self.tokenizer is None:
-            lower = self.encoding.facts["text"]["lower"] if self.encoding else self.config.text.lower
-            captions = [text.lower().strip() for text in captions] if lower else captions
-            encoded = self.text_encoders.encode(captions)
+            encoded = self.text_encoders.encode([self._cased(caption) for caption in captions])
             return Text(encoded.text_BTM, encoded.mask_BT)
         return Text(*self.tokenizer.encode(captions, self.config.text.length))
+
+    def cuts(self, caption: str) -> bool:
+        """Whether the model does not read a caption to its end."""
+        if self.tokenizer is None:
+            return self.text_encoders.cut([self._cased(caption)]) > 0
+        return self.tokenizer.length(caption) > self.config.text.length
+
+    def _cased(self, caption: str) -> str:
+        lower = self.encoding.facts["text"]["lower"] if self.encoding else self.config.text.lower
+        return caption.lower().strip() if lower else caption
 
     def null_text(self) -> Text:
         """The empty caption, without a batch dimension; zeros for synthetic embeddings, which no encoder made."""

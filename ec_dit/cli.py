@@ -198,7 +198,9 @@ def _join(flag_values: flags.FlagValues) -> None:
 def define_run(flag_values: flags.FlagValues) -> None:
     """Adds the flags of what reads a trained run: --workdir, --step, --ema, --mesh, --seed."""
     define_path("workdir", "Folder of a run.", flag_values=flag_values)
-    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "step", None, "Checkpoint to use; the newest by default.", lower_bound=0, flag_values=flag_values
+    )
     flags.DEFINE_bool("ema", True, "Use the moving average of the parameters.", flag_values=flag_values)
     define_seed("Of the starting noise.", flag_values)
     define_mesh(flag_values)

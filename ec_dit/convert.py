@@ -47,7 +47,9 @@ def _flags() -> flags.FlagValues:
         "diffusers, safetensors: of the tensors.",
         flag_values=values,
     )
-    flags.DEFINE_integer("step", None, "workdir: checkpoint to use; the newest by default.", flag_values=values)
+    flags.DEFINE_integer(
+        "step", None, "workdir: checkpoint to use; the newest by default.", lower_bound=0, flag_values=values
+    )
     flags.DEFINE_bool("ema", True, "workdir: the moving average of the parameters.", flag_values=values)
     cli.define_seed("upcycle: of routers and noise.", values)
     cli.define_mesh(values)

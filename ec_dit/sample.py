@@ -1,32 +1,36 @@
 """Draws: python -m ec_dit.sample --workdir=DIR --prompt="a red circle" [--prompt=...] [--prompts_file=F] --out=DIR.
 
-Writes one PNG per image, 00000_0000.png by prompt and index, a contact sheet and settings.json; pictures that an earlier
-call left in the folder are removed. An image depends on its prompt, seed, index and settings only. Sampling settings default
-to those of the run's config. --shape=384x640 draws pictures of 384 rows by 640 columns (height x width).
+Writes one PNG per image, 00000_0000.png by prompt and index, a contact sheet and settings.json, which lists them: what an earlier
+call listed there is replaced, anything else is left alone. Prompts are numbered as they are given, those of a file by its lines:
+an empty line keeps its number, a prompt that stands on two lines has its pictures under both numbers. An image depends on its
+prompt, seed, index and settings only. Sampling settings default to those of the run's config. --shape=384x640 draws pictures of
+384 rows by 640 columns (height x width).
 """
 
 import collections
-import json
+import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from absl import flags
-from etils import epath
 
 from ec_dit import cli
-from ec_dit.core import paths, processes
+from ec_dit.core import paths, processes, terminal
 from ec_dit.core.errors import UserError
 
-_SHEET = 64  # pictures on the contact sheet, at most
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_MOST = 10_000_000  # pictures of a call
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", flag_values=FLAGS)
 cli.define_path("prompts_file", "A text file with one prompt a line.", flag_values=FLAGS)
 cli.define_path("out", "Folder to write.", flag_values=FLAGS)
-flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("sampler", None, ["euler", "heun", "ddim", "dpmpp_2m"], "How to get there.", flag_values=FLAGS)
@@ -36,7 +40,7 @@ cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_v
 flags.DEFINE_enum("spacing", None, ["linspace", "leading", "trailing"], "Which of DDPM's levels.", flag_values=FLAGS)
 cli.define_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, upper_bound=100_000, flag_values=FLAGS)
 flags.DEFINE_string("text_encoder", None, "Folders of published text encoders, comma-separated.", flag_values=FLAGS)
 cli.define_path("autoencoder", "Folder of a published autoencoder.", flag_values=FLAGS)
 cli.define_run(FLAGS)
@@ -47,27 +51,37 @@ _OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity
 
 
 def prompts() -> list[str]:
-    """All prompts of the command line and the file, in order, without repeats.
+    """All prompts of the command line, then all lines of the file; '' where one is empty, so that numbers follow the lines.
 
     Raises:
         UserError: if there are none.
     """
     found = list(FLAGS.prompt)
     if FLAGS.prompts_file:
-        path = Path(FLAGS.prompts_file)
-        if not path.is_file():
-            raise UserError(f"there is no prompts file {path}")
-        try:
-            found += path.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"the prompts file {path} is not UTF-8: {error}") from error
-    found = list(dict.fromkeys(p.strip() for p in found if p.strip()))
+        found += _lines(FLAGS.prompts_file)
+    found = [p.strip() for p in found]
     for prompt in found:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise UserError(f"the prompt {prompt!r} is no valid Unicode; check the terminal's encoding")
-    if not found:
+    if not any(found):
         raise UserError('nothing to draw: give --prompt="..." or --prompts_file=F with one prompt a line')
+    if len(found) * FLAGS.num > _MOST:
+        raise UserError(f"{len(found)} prompts with --num={FLAGS.num} pictures each: a call draws {_MOST:,} at most")
     return found
+
+
+def _lines(name: str) -> list[str]:
+    """The lines of a prompts file, on a disk or in a bucket."""
+    path = paths.at(name)
+    if not path.exists():
+        raise UserError(f"there is no prompts file {path}")
+    if not paths.is_remote(path) and not Path(path).is_file():  # opening a pipe would wait for ever
+        raise UserError(f"the prompts file {path} is no plain file")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompts file {path} is not UTF-8: {error}") from error
+    return lines[:-1] if lines[-1] == "" else lines  # what follows the last newline is no line
 
 
 def work() -> None:
@@ -77,80 +91,72 @@ def work() -> None:
             raise UserError(f"--{name}=DIR is needed; see --help")
     texts = prompts()
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
-
-    from tqdm import tqdm
+    interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
 
     from ec_dit import checks, evaluation, specs
-    from ec_dit.data import images
-    from ec_dit.data.sheet import contact_sheet
+    from ec_dit.eval.folder import PictureFolder
     from ec_dit.workdir import Workdir
 
     workdir = Workdir(FLAGS.workdir)
-    run_config = workdir.config()
-    for name in _OVERRIDES:
-        if FLAGS[name].value is not None:
-            run_config.sample[name] = FLAGS[name].value
-    if FLAGS.guidance_interval is not None:
-        run_config.sample.guidance_interval = _interval(FLAGS.guidance_interval)
-    if FLAGS.text_encoder is not None:
-        run_config.text.path = FLAGS.text_encoder
-    if FLAGS.autoencoder is not None:
-        run_config.data.autoencoder = FLAGS.autoencoder
-    run_config.mesh.update(cli.mesh_of(FLAGS))
+    run_config = _changed(workdir.config(), interval)
+    out = PictureFolder(FLAGS.out, texts, FLAGS.num)
+    if processes.is_first():
+        out.check()  # before the model is loaded for nothing
     checks.validate(run_config)
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
     factor = system.autoencoder.factor
     shape = specs.square(run_config) if pixels is None else _latent_shape(pixels, factor, run_config.model.patch)
     settings = specs.sample_settings(run_config, shape)
     generator = system.generator(settings, shape)
+    cut = out.numbers_of(system.cuts)
+    if cut:
+        shown = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
+        cli.say(
+            f"warning: cut, as the model reads {run_config.text.length} tokens at most: {len(cut)} prompts, {shown}"
+        )
 
-    jobs = [(number, text, index) for number, text in enumerate(texts) for index in range(FLAGS.num)]
-    numbers, captions, indices = zip(*jobs, strict=True)
+    captions, indices = zip(*out.jobs, strict=True)
     made = generator.batches(params, captions, indices, FLAGS.seed)
     if not processes.is_first():
         collections.deque(made, maxlen=0)  # the first process writes
         return
-    out = _empty_folder(FLAGS.out)
-    sheet: list[np.ndarray] = []
-    with tqdm(total=len(jobs), unit="image") as bar:
-        for part, batch in made:
-            for number, index, image in zip(numbers[part], indices[part], batch, strict=True):
-                (out / f"{number:05d}_{index:04d}.png").write_bytes(images.encode_png(images.to_pil(image)))
-            sheet += list(batch[: max(0, _SHEET - len(sheet))])
-            bar.update(len(batch))
-    columns = min(8, FLAGS.num) if len(texts) > 1 else 8
-    contact = contact_sheet(sheet, captions[: len(sheet)], columns, smooth=True)
-    (out / "sheet.png").write_bytes(images.encode_png(contact))
     facts = {
-        "prompts": texts,
-        "num": FLAGS.num,
         "seed": FLAGS.seed,
         "workdir": FLAGS.workdir,
         "config": run_config.name,
         "step": step,
         "weights": "ema" if FLAGS.ema else "params",
-        "images_not_finite": generator.broken,
         "shape": "x".join(str(side * factor) for side in shape),
         **evaluation.describe(system, settings),
+        "cut": cut,
     }
-    (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n")
-    if len(jobs) > len(sheet):
-        cli.say(f"the sheet shows the first {len(sheet)}")
-    told = f"{len(jobs)} images, {settings.evaluations} network evaluations each, in {out}; all together in {out / 'sheet.png'}"
+    with out.writing(facts) as record, terminal.Progress("drawing", len(out.jobs), "images") as progress:
+        for part, batch in made:
+            for text, index, image in zip(captions[part], indices[part], batch, strict=True):
+                out.write(text, index, image)
+            progress.update(len(batch))
+        record["images_not_finite"] = generator.broken
+    told = f"{out.told}; {settings.evaluations} network evaluations each"
     cli.say("\n".join(filter(None, (told, generator.warning))))
 
 
-def _empty_folder(name: str) -> epath.Path:
-    """The folder, made, without the pictures of an earlier call."""
-    folder = paths.at(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("[0-9]*_[0-9]*.png"):
-        old.unlink()
-    return folder
+def _changed(run_config: "ConfigDict", interval: tuple[float, float] | None) -> "ConfigDict":
+    """A run's config with what flags say otherwise."""
+    for name in _OVERRIDES:
+        if FLAGS[name].value is not None:
+            run_config.sample[name] = FLAGS[name].value
+    if interval is not None:
+        run_config.sample.guidance_interval = interval
+    if FLAGS.text_encoder is not None:
+        run_config.text.path = FLAGS.text_encoder
+    if FLAGS.autoencoder is not None:
+        run_config.data.autoencoder = FLAGS.autoencoder
+    run_config.mesh.update(cli.mesh_of(FLAGS))
+    return run_config
 
 
 def _pixels(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
         raise UserError(f"--shape={text}: give height x width in pixels, e.g. 384x640")
     rows, columns = map(int, text.split("x"))
     return rows, columns
@@ -172,8 +178,10 @@ def _latent_shape(pixels: tuple[int, int], factor: int, patch: int) -> tuple[int
 def _interval(parts: Sequence[str]) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in parts)
-    except ValueError as error:
-        raise UserError(f"--guidance_interval={','.join(parts)}: give two numbers, e.g. 0.1,0.9") from error
+    except ValueError:
+        low = high = math.nan
+    if not 0 <= low < high <= 1:
+        raise UserError(f"--guidance_interval={','.join(parts)}: give two times, 0 <= low < high <= 1, such as 0.1,0.9")
     return low, high
 
 

@@ -93,11 +93,11 @@ def test_sampling_writes_pictures_and_settings_and_repeats_itself(workdir, tmp_p
     assert sample.main(together) == 0
     facts = json.loads((tmp_path / "b" / "settings.json").read_text())
     assert facts["nfe"] == 2 * (2 * 3 - 1)
-    assert (facts["sampler"], facts["step"], facts["prompts"]) == ("heun", 4, ["two squares", "a red circle"])
+    assert (facts["sampler"], facts["step"], facts["prompts"]) == ("heun", 4, ["two squares", "", "a red circle"])
     assert facts["shape"] == "32x32"
     for index in range(2):
         a = pixels(tmp_path / "a" / f"00000_{index:04d}.png")
-        b = pixels(tmp_path / "b" / f"00001_{index:04d}.png")
+        b = pixels(tmp_path / "b" / f"00002_{index:04d}.png")
         assert np.abs(a - b).max() <= 1
     assert (tmp_path / "b" / "sheet.png").exists()
 

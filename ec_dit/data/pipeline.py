@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tqdm import tqdm
-
 from ec_dit.core import processes
+from ec_dit.core.terminal import Progress
 from ec_dit.data.records import Record
 
 _BYTES_AHEAD = 2**28  # of pictures as they were found, read before they are needed
@@ -40,32 +39,32 @@ class Bar(contextlib.AbstractContextManager):
     Args:
         sizes: of the shards of each unit that this process makes.
         before: units that were done before.
-
-    Attributes:
-        count: of examples.
     """
 
     def __init__(self, name: str, sizes: Sequence[Sequence[int | None]], before: int, shown: bool):
         known = [sum(filter(None, of)) if None not in of else None for of in sizes]
         self._guess = None in known
-        self._units, self._done, self.count = len(sizes), 0, 0
+        self._units, self._done = len(sizes), 0
         total = None if self._guess else sum(size or 0 for size in known)
         share = f", 1 of {processes.count()} parts" if processes.count() > 1 else ""
         gone_on = f", going on after {before} of {before + len(sizes)} units" if before else ""
         shown = shown and processes.is_first()
-        self._bar = tqdm(desc=f"{name}{share}{gone_on}", total=total, unit=" images", disable=not shown)
+        self._progress = Progress(f"{name}{share}{gone_on}", total, "images", shown=shown)
+
+    @property
+    def count(self) -> int:
+        """Of examples."""
+        return self._progress.count
 
     def update(self) -> None:
         """One more example."""
-        self.count += 1
-        self._bar.update()
+        self._progress.update()
 
     def unit_done(self) -> None:
         """One more unit."""
         self._done += 1
         if self._guess:
-            self._bar.total = self.count * self._units // self._done
-            self._bar.refresh()
+            self._progress.total = self.count * self._units // self._done
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.close()
+        self._progress.__exit__(*exc)

@@ -1,0 +1,125 @@
+"""A folder of drawn pictures, and the record by which a later call knows which of its files are its own."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ec_dit.core import json_file, paths
+from ec_dit.core.errors import DamageError, UserError
+from ec_dit.data import images
+from ec_dit.data.sheet import contact_sheet
+
+_RECORD, _SHEET = "settings.json", "sheet.png"
+_OURS = re.compile(r"\d{5,}_\d{4,}\.png|sheet\.png")
+_ON_SHEET = 64  # pictures on the contact sheet, at most
+
+
+class PictureFolder:
+    """Pictures 00000_0000.png by the prompt's number and an index, a contact sheet, and settings.json, which lists them.
+
+    Args:
+        path: of the folder, on a disk or in a bucket.
+        texts: prompts by their numbers; of empty ones there are no pictures. One that comes twice is drawn once, and its
+            pictures stand under both numbers.
+        count: pictures of each prompt.
+
+    Attributes:
+        jobs: (text, index) of every picture to draw.
+        told: a line for people on what was written.
+    """
+
+    def __init__(self, path: str, texts: Sequence[str], count: int):
+        self.path = paths.at(path)
+        self._texts, self._count = texts, count
+        self._numbers: dict[str, list[int]] = {}
+        for number, text in enumerate(texts):
+            if text:
+                self._numbers.setdefault(text, []).append(number)
+        self.jobs = [(text, index) for text in self._numbers for index in range(count)]
+        self._sheet: list[np.ndarray] = []
+        self._record: dict[str, Any] = {}
+
+    @property
+    def _files(self) -> list[str]:
+        numbers = sorted(number for where in self._numbers.values() for number in where)
+        return [*(_name(number, index) for number in numbers for index in range(self._count)), _SHEET]
+
+    def numbers_of(self, holds: Callable[[str], bool]) -> list[int]:
+        """The numbers of the prompts of which something holds."""
+        return sorted(number for text, numbers in self._numbers.items() if holds(text) for number in numbers)
+
+    def check(self) -> list[str]:
+        """The files that the record of an earlier call lists, which this one replaces.
+
+        Raises:
+            UserError: it is no folder, or has files under names of this call's that no record lists.
+        """
+        if not self.path.exists():
+            return []
+        if not self.path.is_dir():
+            raise UserError(f"--out={self.path} is a file; give a folder")
+        there = set(paths.sizes(self.path))
+        own: list[str] = []
+        if _RECORD in there:
+            with contextlib.suppress(DamageError):  # then it is none of ours
+                listed = json_file.read(self.path / _RECORD).get("files")
+                if isinstance(listed, list) and all(isinstance(n, str) and _OURS.fullmatch(n) for n in listed):
+                    own = [_RECORD, *listed]
+        if foreign := sorted({_RECORD, *self._files} & (there - set(own))):
+            raise UserError(
+                f"--out={self.path} holds {foreign[0]}{' and others' if len(foreign) > 1 else ''}, which no record of an "
+                f"earlier call there lists, and which would be written over: give another folder"
+            )
+        return sorted(there & set(own) - {_RECORD})
+
+    @contextlib.contextmanager
+    def writing(self, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """A context for `write`: before it the pictures of an earlier call are removed, after it the sheet is written.
+
+        Args:
+            facts: what the pictures depend on, for the record, which is there from the beginning: a call that is
+                interrupted owns what it leaves.
+
+        Yields:
+            the record, to which may be added what is known at the end.
+        """
+        old = self.check()
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in old:
+            (self.path / name).unlink(missing_ok=True)
+        self._record = {"prompts": list(self._texts), "num": self._count, **facts, "files": self._files}
+        self._write_record(finished=False)
+        yield self._record
+        columns = min(8, self._count) if len(self._numbers) > 1 else 8
+        captions = [text for text, _ in self.jobs[: len(self._sheet)]]
+        sheet = contact_sheet(self._sheet, captions, columns, smooth=True)
+        (self.path / _SHEET).write_bytes(images.encode_png(sheet))
+        self._write_record(finished=True)
+
+    def write(self, text: str, index: int, image: np.ndarray) -> None:
+        """A picture, uint8 (rows, columns, 3), under every number of its text."""
+        data = images.encode_png(images.to_pil(image))
+        for number in self._numbers[text]:
+            (self.path / _name(number, index)).write_bytes(data)
+        if len(self._sheet) < _ON_SHEET:
+            self._sheet.append(image)
+
+    @property
+    def told(self) -> str:
+        """What is in the folder."""
+        total, drawn = len(self._files) - 1, len(self.jobs)
+        copies = f" ({total - drawn} are copies, of prompts that come twice)" if total > drawn else ""
+        shown = "all" if drawn <= _ON_SHEET else f"the first {_ON_SHEET}"
+        return f"{total} images{copies} in {self.path}, {shown} together in {self.path / _SHEET}"
+
+    def _write_record(self, *, finished: bool) -> None:
+        text = json.dumps({**self._record, "finished": finished}, indent=2)
+        (self.path / _RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def _name(number: int, index: int) -> str:
+    return f"{number:05d}_{index:04d}.png"
