@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from ec_dit.core import paths
+from ec_dit.core import paths, rendezvous
 from ec_dit.core.errors import UserError
 
 HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
@@ -51,16 +51,22 @@ def find(place: tuple[str | None, int | None, int | None], env: Mapping[str, str
     if any(value is not None for value in found.values()):
         return _explicit(found)
     # srun sets these in each task it starts. A batch script itself is no task; a shell of `srun --pty` is the only one.
-    if (
-        "SLURM_PTY_PORT" not in env
-        and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        and "SLURM_PROCID" in env
-        and "SLURM_STEP_NODELIST" in env
-    ):
-        first = _first_host(env["SLURM_STEP_NODELIST"])
-        port = _PORTS[0] + (int(env.get("SLURM_JOB_ID", "0")) + int(env.get("SLURM_STEP_ID", "0"))) % _PORTS[1]
-        return Place(f"{first}:{port}", int(env["SLURM_STEP_NUM_TASKS"]), int(env["SLURM_PROCID"]))
+    if "SLURM_PTY_PORT" not in env and {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"} <= env.keys():
+        count, index = _whole(env, "SLURM_STEP_NUM_TASKS"), _whole(env, "SLURM_PROCID")
+        if count > 1:
+            first = _first_host(env["SLURM_STEP_NODELIST"])
+            step = _whole(env, "SLURM_JOB_ID", "0") + _whole(env, "SLURM_STEP_ID", "0")
+            return Place(f"{first}:{_PORTS[0] + step % _PORTS[1]}", count, index)
     return None
+
+
+def _whole(env: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = env.get(name, default)
+    if text is None or not re.fullmatch(r"[0-9]+", text):
+        raise UserError(
+            f"{name}={text!r} is no number, as SLURM's srun sets it; give --coordinator, --num_processes, --process_id."
+        )
+    return int(text)
 
 
 def _explicit(found: Mapping[str, str | int | None]) -> Place:
@@ -72,7 +78,8 @@ def _explicit(found: Mapping[str, str | int | None]) -> Place:
         raise UserError(f"several processes need {', '.join(_VARIABLES)}, or {how}; missing: {', '.join(missing)}.")
     address = str(found["JAX_COORDINATOR_ADDRESS"])
     numbers = [str(found[name]) for name in _VARIABLES[1:]]
-    if not all(number.isdigit() for number in numbers) or not re.search(r":\d+$", address):
+    port = re.search(r".:([0-9]{1,5})$", address)
+    if not all(re.fullmatch("[0-9]{1,9}", number) for number in numbers) or not (port and 0 < int(port[1]) < 65536):
         raise UserError(f"{address}, {', '.join(numbers)} is no place among several processes: {how}.")
     count, index = map(int, numbers)
     if index >= count:
@@ -103,7 +110,8 @@ def join(
         heartbeat_seconds: after which a process that died brings down the others.
 
     Raises:
-        UserError: if there are others, which do not say where they are. Where others do not come, JAX ends the process.
+        UserError: if there are others, which do not say where they are.
+        TryAgain: if others do not come, or the coordinator's port is taken.
     """
     if joined():
         return
@@ -120,6 +128,7 @@ def join(
         arguments["cluster_detection_method"] = "deactivate"
         where = f"process {found.index} of {found.count}"
         print(f"{where}: waiting for {found.coordinator}, {_START_SECONDS} s at most", file=sys.stderr, flush=True)
+        rendezvous.meet(found.coordinator, found.count, found.index, seconds=_START_SECONDS)
     try:
         jax.distributed.initialize(
             **arguments,

@@ -53,6 +53,10 @@ def test_flags_come_before_variables_and_these_before_slurm():
     [
         (("host:1", None, None), r"missing: JAX_NUM_PROCESSES, JAX_PROCESS_ID\."),
         (("host:1", 2, 2), r"process 2 of 2: processes are numbered from 0 to 1"),
+        (("host:0", 2, 0), r"host:0, 2, 0 is no place among several processes"),
+        (("host:99999", 2, 0), r"host:99999, 2, 0 is no place among several processes"),
+        ((":8476", 2, 0), r":8476, 2, 0 is no place among several processes"),
+        (("host:1", "²", 0), r"host:1, ², 0 is no place among several processes"),
         (("host", 2, 0), r"host, 2, 0 is no place among several processes: --coordinator=HOST:PORT"),
     ],
 )
@@ -64,6 +68,13 @@ def test_mistakes(place, message):
 def test_a_list_of_nodes_that_is_not_understood():
     with pytest.raises(UserError, match=r"SLURM_STEP_NODELIST='rack\[1-2\]node\[3-4\]' is not understood"):
         find(NOTHING, SRUN | {"SLURM_STEP_NODELIST": "rack[1-2]node[3-4]"})
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_JOB_ID", "SLURM_STEP_ID"])
+@pytest.mark.parametrize("text", ["abc", "", "-1"])
+def test_variables_of_slurm_that_are_no_numbers(name, text):
+    with pytest.raises(UserError, match=rf"{name}='{text}' is no number"):
+        find(NOTHING, SRUN | {"SLURM_STEP_NODELIST": "gpu1", name: text})
 
 
 def test_steps_of_one_job_have_ports_of_their_own():
