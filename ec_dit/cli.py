@@ -230,6 +230,6 @@ def mesh_of(flag_values: flags.FlagValues) -> dict[str, int]:
     from ec_dit.core.mesh import MESH_AXES  # imports jax, which --help should not wait for
 
     words: list[str] = flag_values["mesh"].value or []
-    if len(words) != len(MESH_AXES) or not all(word.strip().lstrip("-").isdigit() for word in words):
+    if len(words) != len(MESH_AXES) or not all(re.fullmatch(r"-?[0-9]{1,9}", word.strip()) for word in words):
         raise UserError(f"--mesh={','.join(words)}: give {len(MESH_AXES)} whole numbers: {','.join(MESH_AXES)}")
     return dict(zip(MESH_AXES, map(int, words), strict=True))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ec_dit import cli
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 
 SOURCES, TARGETS = ("pixart", "workdir", "safetensors"), ("workdir", "diffusers", "safetensors")
@@ -80,6 +81,7 @@ def convert(values: flags.FlagValues) -> None:
 
     from ec_dit.conversion import growing, reading, writing  # these imports take seconds that a typo need not cost
 
+    paths.check_can_write(values.out, "--out")
     writing.refuse_taken(values.out)
     mesh = cli.mesh_of(values)
     if values["from"].value == "pixart":

@@ -165,6 +165,7 @@ def prepare(values: flags.FlagValues) -> None:
         raise UserError(f"option {name!r} is given twice, by its own flag and by --option")
     given: dict[str, Any] = {name: values[name].value for name in _FILTERS if values[name].value is not None}
     wanted = filters.Filters(**given, keep=tuple(values.keep))
+    paths.check_can_write(values.out, "--out")
     ownership.refuse_taken(values.out, values.overwrite)  # before encoders are loaded for nothing
     source = registry.make_source(values.source, chosen | others)
     report = writing.write(

@@ -76,12 +76,17 @@ class Job:
         return f"{self.id}.{attempt}"
 
 
-def check(workdir: str, env: Mapping[str, str], code: str) -> None:
-    """Raises UserError for what would fail on the hosts, or show a password."""
+def check_workdir(workdir: str) -> None:
+    """Raises UserError unless it is a folder in a bucket."""
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/\S+", workdir):
         raise UserError(
             f"--workdir={workdir}: give a folder in a bucket, gs://BUCKET/DIR; disks of a slice vanish with it."
         )
+
+
+def check(workdir: str, env: Mapping[str, str], code: str) -> None:
+    """Raises UserError for what would fail on the hosts, or show a password."""
+    check_workdir(workdir)
     if wrong := [name for name in env if not _NAME.fullmatch(name)]:
         raise UserError(f"--env={wrong[0]}=...: no name of a variable.")
     if re.search(r"://[^/@]*:[^/@]*@", code):
@@ -94,17 +99,16 @@ def ship(job: Job, run: gcloud.Runner) -> str:
     """Copies all that hosts need to the bucket, and returns the folder there."""
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
     folder = f"{job.workdir.rstrip('/')}/launch/{job.id}-{stamp}"
-    local = Path(tempfile.mkdtemp(prefix="ec_dit-"))
-    try:
-        install = _build_wheel(local).name if job.code == "wheel" else job.code
+    with tempfile.TemporaryDirectory(
+        prefix="ec_dit-"
+    ) as local:  # values of variables lie in it: it goes, in a dry run too
+        install = _build_wheel(Path(local)).name if job.code == "wheel" else job.code
         files = {"host.sh": (ROOT / "launch" / "host.sh").read_text(), "job.sh": job.script(install)}
         for name, text in (files | {"env.sh": job.exports(), job.config.name: job.config.read_text()}).items():
-            (local / name).write_text(text, encoding="utf-8")
-            (local / name).chmod(0o600)
-        run(gcloud.storage_copy([str(path) for path in sorted(local.iterdir())], f"{folder}/"))
-    finally:
-        if not run.dry_run:  # after which one may want to run what it printed
-            shutil.rmtree(local)
+            path = Path(local, name)
+            path.write_text(text, encoding="utf-8")
+            path.chmod(0o600)
+        run(gcloud.storage_copy([str(path) for path in sorted(Path(local).iterdir())], f"{folder}/"))
     return folder
 
 

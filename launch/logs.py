@@ -29,6 +29,7 @@ def work() -> None:
     if FLAGS.saved:
         if not FLAGS.workdir:
             raise UserError("--workdir=gs://BUCKET/DIR is needed with --saved")
+        job.check_workdir(FLAGS.workdir)
         pattern = f"{FLAGS.workdir.rstrip('/')}/logs/**"
         run(gcloud.storage_read(FLAGS.file) if FLAGS.file else gcloud.storage_list(pattern), show=True)
         return

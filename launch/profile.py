@@ -22,13 +22,14 @@ common.define_tpu(FLAGS)
 flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=FLAGS)
 cli.define_path("out", "Folder here for the trace.", default="traces", flag_values=FLAGS)
 flags.DEFINE_string("worker", "0", "Host whose devices are traced, or all.", flag_values=FLAGS)
-flags.DEFINE_integer("wait_seconds", 600, "How long to wait for it.", flag_values=FLAGS)
+flags.DEFINE_integer("wait_seconds", 600, "How long to wait for it.", lower_bound=0, flag_values=FLAGS)
 
 
 def work() -> None:
     """Asks for a trace, waits for its files and copies them."""
     if not FLAGS.workdir:
         raise UserError("--workdir=gs://BUCKET/DIR is needed: the trace is written there")
+    job.check_workdir(FLAGS.workdir)
     tpu, run = common.make_tpu(FLAGS), gcloud.Runner(FLAGS.dry_run, cli.say)
     cloud, folder = Cloud(tpu, run), f"{FLAGS.workdir.rstrip('/')}/trace"
     before = found = cloud.names(f"{folder}/**")
@@ -43,7 +44,8 @@ def work() -> None:
                 f"no trace came within {FLAGS.wait_seconds} s; is the run training? See python -m launch.logs."
             )
         time.sleep(5)
-    Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
+    if not FLAGS.dry_run:
+        Path(FLAGS.out).mkdir(parents=True, exist_ok=True)
     run(gcloud.storage_copy([folder], FLAGS.out))
     cli.say(f"# look at it with: pip install xprof && xprof --logdir={FLAGS.out}/trace")
 

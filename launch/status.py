@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ec_dit import cli
-from launch import common, gcloud
+from launch import common, gcloud, job
 from launch.cloud import Cloud
 
 FLAGS = flags.FlagValues()
@@ -19,6 +19,8 @@ flags.DEFINE_string("workdir", None, "Folder of the run, for its newest checkpoi
 
 def work() -> None:
     """Prints the state."""
+    if FLAGS.workdir:
+        job.check_workdir(FLAGS.workdir)
     tpu = common.make_tpu(FLAGS)
     cloud = Cloud(tpu, gcloud.Runner(FLAGS.dry_run, cli.say))
     resource = cloud.resource()

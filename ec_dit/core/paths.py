@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -75,6 +76,28 @@ def at(path: str | PurePath) -> epath.Path:
         raise UserError(f"{path}: buckets need gcsfs; run: pip install 'ec-dit[gcs]'")
     buckets.reach(bucket)
     return epath.Path(path)
+
+
+def check_can_write(path: str | PurePath, flag: str) -> None:
+    """Finds out whether a path on a disk is a folder that may be written to, or could be made one; `flag` names it.
+
+    Raises:
+        UserError: it could not.
+        OSError: it cannot be looked at, as names that are too long cannot.
+    """
+    whole = at(path)
+    if is_remote(whole):
+        return
+    for place in (Path(whole), *Path(whole).parents):
+        try:
+            kind = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if not stat.S_ISDIR(kind):
+            raise UserError(f"{flag}={path}: {place} is a file; give a folder.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{flag}={path}: {place} may not be written to by this user.")
+        return
 
 
 def home_expanded(path: str | PurePath) -> Path:

@@ -58,10 +58,9 @@ class PictureFolder:
         Raises:
             UserError: it is no folder, or has files under names of this call's that no record lists.
         """
+        paths.check_can_write(self.path, "--out")
         if not self.path.exists():
             return []
-        if not self.path.is_dir():
-            raise UserError(f"--out={self.path} is a file; give a folder")
         there = set(paths.sizes(self.path))
         own: list[str] = []
         if _RECORD in there:

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -100,10 +101,14 @@ def test_every_command_is_one_that_gcloud_knows(stage, capsys, tmp_path):
         assert done.returncode != 2, done.stderr  # as gcloud itself answers arguments it does not know
 
 
-def test_secrets_are_not_printed(capsys, monkeypatch):
+def test_secrets_are_neither_printed_nor_left_behind(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TOKEN", "s3cret")
-    run.main(["run", *POD, WORKDIR, "--env=TOKEN", "--env=OTHER=hidden too", "--dry_run"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={HERE.parents[1] / 'configs/shapes.py'}"
+    assert run.main(["run", config, *POD[1:], WORKDIR, "--env=TOKEN", "--env=OTHER=hidden too", "--dry_run"]) == 0
     output = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
     assert "export TOKEN='***'" in output
     assert "s3cret" not in output and "hidden" not in output
 

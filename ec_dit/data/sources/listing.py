@@ -54,6 +54,8 @@ def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
                 elif name:
                     unread[ending(name)] += 1
     elif whole.exists():
+        if not paths.is_remote(whole) and not Path(whole).is_file():  # Reading a pipe would wait for ever.
+            raise UserError(f"{kind}: {path} is neither a folder nor a plain file")
         root, names = whole.parent, [whole.name]
     else:
         start = re.split(r"[*?\[{]", path, maxsplit=1)[0].rpartition("/")[0]
