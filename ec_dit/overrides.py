@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ec_dit import checks
 from ec_dit import config as config_lib
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError, did_you_mean, shortened
 from ec_dit.data import registry
 
@@ -77,7 +78,7 @@ def locate(name: str) -> tuple[Path, str]:
         UserError: if there is no such file; names the nearest.
     """
     file, _, argument = name.partition(":")
-    path = Path(file)
+    path = paths.home_expanded(file)
     if path.is_dir():
         raise UserError(f"--config={name}: {path} is a folder; choose a file in it.")
     if not path.is_file():

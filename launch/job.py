@@ -48,7 +48,14 @@ class Job:
     @property
     def id(self) -> str:
         """The same for the same config, arguments, workdir, variables and --code; letters, digits and dashes."""
-        parts = [self.config.name, self.config.read_text(), self.argument, *self.arguments, self.workdir, self.code]
+        parts = [
+            self.config.name,
+            self.config.read_text(encoding="utf-8"),
+            self.argument,
+            *self.arguments,
+            self.workdir,
+            self.code,
+        ]
         name = re.sub(r"[^a-z0-9]+", "-", self.config.stem.lower()).strip("-")
         return f"{name}-{hashlib.sha256(chr(0).join([*parts, *sorted(self.env)]).encode()).hexdigest()[:10]}"
 
@@ -103,8 +110,10 @@ def ship(job: Job, run: gcloud.Runner) -> str:
         prefix="ec_dit-"
     ) as local:  # values of variables lie in it: it goes, in a dry run too
         install = _build_wheel(Path(local)).name if job.code == "wheel" else job.code
-        files = {"host.sh": (ROOT / "launch" / "host.sh").read_text(), "job.sh": job.script(install)}
-        for name, text in (files | {"env.sh": job.exports(), job.config.name: job.config.read_text()}).items():
+        files = {"host.sh": (ROOT / "launch" / "host.sh").read_text(encoding="utf-8"), "job.sh": job.script(install)}
+        for name, text in (
+            files | {"env.sh": job.exports(), job.config.name: job.config.read_text(encoding="utf-8")}
+        ).items():
             path = Path(local, name)
             path.write_text(text, encoding="utf-8")
             path.chmod(0o600)

@@ -25,7 +25,7 @@ class Journal:
 
     def __init__(self, path: Path, say: Callable[[str], None]):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("a+", encoding="utf-8")
+        self._file: TextIO = path.open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -35,8 +35,10 @@ class Journal:
         self.events: list[dict[str, Any]] = []
         line = "\n"
         for line in self._file:
-            with contextlib.suppress(json.JSONDecodeError):
-                self.events.append(json.loads(line))
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and {"time", "event"} <= entry.keys():  # what else stands there is not ours
+                    self.events.append(entry)
         if not line.endswith("\n"):  # a killed watcher may leave half a line
             self._file.write("\n")
 

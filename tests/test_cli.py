@@ -10,7 +10,8 @@ import launch.create
 import launch.logs
 import launch.profile
 import launch.watch
-from ec_dit import cli, convert, evaluate, main, plan, prepare, sample
+from ec_dit import cli, convert, evaluate, main, overrides, plan, prepare, sample
+from ec_dit.core import hub
 from ec_dit.core.errors import TryAgain, UserError
 
 
@@ -155,3 +156,10 @@ def test_a_mesh_that_does_not_fit_is_told_in_the_words_of_the_program(capsys, tm
     assert cli.run("convert", "", values, work, ["convert"]) == 2
     told = capsys.readouterr().err
     assert "Set --mesh so that their product is 8" in told and "--config" not in told
+
+
+def test_a_config_and_published_weights_are_found_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("")
+    assert overrides.locate("~/mine.py:arg") == (tmp_path / "mine.py", "arg")
+    assert hub.local("~/mine.py") == tmp_path / "mine.py"

@@ -96,9 +96,10 @@ def local(path: str | Path) -> Path:
         raise UserError(
             f"{path}: published weights are read from a disk; copy the folder, or mount the bucket (gcsfuse)."
         )
-    if not Path(path).exists():
+    found = paths.home_expanded(path)
+    if not found.exists():
         raise UserError(f"there is no file or folder {path}.")
-    return Path(path)
+    return found
 
 
 def folder_of(path: Path) -> Path:

@@ -97,13 +97,13 @@ def joined(paths: Sequence[str]) -> str:
 
 def autoencoder_facts(path: str) -> dict[str, Any]:
     """Where an autoencoder lies, and the hash of its weights and config.json."""
-    return {"path": str(Path(path).absolute()), "sha256": hub.sha256(hub.files(path))}
+    return {"path": str(hub.local(path).absolute()), "sha256": hub.sha256(hub.files(path))}
 
 
 def text_facts(paths: Sequence[str]) -> dict[str, Any]:
     """Where text encoders lie, and the hashes of their weights, config.json and tokenizer."""
     hashes = [hub.sha256([*hub.files(path), *text.tokenizer_files(path)]) for path in paths]
-    return {"paths": [str(Path(path).absolute()) for path in paths], "sha256": hashes}
+    return {"paths": [str(hub.local(path).absolute()) for path in paths], "sha256": hashes}
 
 
 def autoencoder_difference(facts: Mapping[str, Any], path: str) -> str:
