@@ -15,7 +15,8 @@ from typing import Any
 import process
 from ml_collections import ConfigDict
 
-from ec_dit import config, plan, presets, specs
+from ec_dit import overrides, plan, presets, specs
+from ec_dit.core import topology
 
 FIGURES, PAGE = process.ROOT / "docs" / "layouts.json", process.ROOT / "docs" / "layouts.md"
 LAYER = "sparse layer"
@@ -58,7 +59,7 @@ def jobs() -> list[tuple[str, str]]:
 
 def load(name: str) -> ConfigDict:
     """A config on synthetic data."""
-    c = config.load(process.ROOT / "configs" / f"{name}.py", "")
+    c = overrides.load(process.ROOT / "configs" / f"{name}.py", "")
     c.data.source = "synthetic"
     return c
 
@@ -73,7 +74,7 @@ def compile_step(name: str, change: str, path: str) -> None:
 def compile_layer(name: str, how: str, path: str) -> None:
     """In a process of its own: forward and backward pass of one sparse layer, as the training step runs it."""
     c = load(name)
-    plan.prepare_environment(c.topology)
+    plan.prepare_environment(topology.parse(c.topology))
 
     import jax
     import jax.numpy as jnp

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ec_dit import build, config, feed
+from ec_dit import build, feed, overrides
 from ec_dit.data import dataset
 from tests import encoded_sets as sets
 from tests import runs
@@ -117,7 +117,7 @@ def whole(place, unbroken):
 @pytest.fixture(scope="module")
 def shapes(place, unbroken):
     """Of the batches that it trains on."""
-    settings = config.load(place / "encoded.py")
+    settings = overrides.load(place / "encoded.py")
     data = dataset.open(place / "unbroken")
     loader = feed.make_loader(build.make_system(settings, None, encoding=data.encoding), data)
     return [batch["latent_BYXZ"].shape for batch in itertools.islice(loader.batches(), STEPS)]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit import build, feed, prepare, sample
-from ec_dit import config as config_lib
+from ec_dit import build, feed, overrides, prepare, sample
 from ec_dit.data import dataset
 from ec_dit.data.loader import Loader, Share
 from ec_dit.encoders.frozen import FrozenEncoders
@@ -54,7 +53,7 @@ def others(place):
 
 def make_config(place, **changes):
     (place / "encoded.py").write_text(sets.SETTINGS)
-    config = config_lib.load(place / "encoded.py")
+    config = overrides.load(place / "encoded.py")
     config.data.update(path=str(place / "buckets"), **changes)
     return config
 
