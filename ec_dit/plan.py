@@ -1,13 +1,17 @@
-"""Plans: python -m ec_dit.plan --config=configs/m_64e.py [--topology=v5p:8x8x8] [--what=train|sample] [--json=F].
+"""Plans: python -m ec_dit.plan --config=configs/m_64e.py [--topology=v5p:8x8x8] [--what=train|sample] [--json=F] [--notry].
 
 Compiles the config's real step for a topology, without touching a device, and prints what it would need there: memory by
-kind, FLOPs, collectives, and the time that compute, memory and interconnect take. Exit code 0 if it fits, 1 if not.
+kind, FLOPs, collectives, and the time that compute, memory and interconnect take. Where it does not fit, settings that need
+less are compiled too, until one does, unless --notry is given. Exit code 0 if it fits, 1 if not.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -15,8 +19,10 @@ from ml_collections import ConfigDict
 
 from ec_dit import checks, cli, overrides
 from ec_dit.core.errors import UserError
+from ec_dit.core.topology import CPU, Topology, parse
 
 DOES_NOT_FIT = 1
+_TELL_SECONDS = 30  # between signs of life while something is compiled
 
 
 def define_flags() -> flags.FlagValues:
@@ -27,68 +33,105 @@ def define_flags() -> flags.FlagValues:
         "topology", None, "Such as v5p:8x8x8, or cpu:8; the config's own by default.", flag_values=values
     )
     flags.DEFINE_enum("what", "train", ["train", "sample"], "The step to plan.", flag_values=values)
+    flags.DEFINE_bool(
+        "try", True, "Where a step does not fit, look for settings with which it does.", flag_values=values
+    )
     cli.define_path("json", "File to write the figures to.", flag_values=values)
     cli.define_help(values)
     return values
 
 
-def prepare_environment(topology: str) -> None:
+def prepare_environment(topology: Topology) -> None:
     """Before jax is imported: its own devices are CPUs, emulated as many as asked, and the TPU's compiler looks for none."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for name, value in (
+        ("TPU_ACCELERATOR_TYPE", topology.accelerator_type),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_STDERR_LOG_LEVEL", "3"),
         ("TPU_MIN_LOG_LEVEL", "3"),
     ):
         os.environ.setdefault(name, value)  # or it complains of a TPU that it does not find
-    name, _, count = topology.partition(":")
-    if name == "cpu" and count.isdigit():
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    if topology.name == CPU:
+        count = f"--xla_force_host_platform_device_count={topology.chips}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # a config file may have imported it already
 
 
-def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str | None) -> int:
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Says what is compiled, and every so often that it still is."""
+    start, done = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not done.wait(_TELL_SECONDS):
+            cli.say(f"  still compiling, {time.monotonic() - start:.0f} s")
+
+    cli.say(f"compiling {what}; a minute or two on idle cores, more on few or busy ones ...")
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str | None, *, tries: bool = True) -> int:
     """Compiles, prints and writes; returns the exit code."""
     topology = topology or run_config.topology
     if not topology:
         raise UserError("--topology=... is needed, such as v5p:8x8x8: this config names none")
+    wanted = parse(topology)
     if run_config.text.encoder == "cached":
         run_config.data.source = "synthetic"  # shapes are all that counts
     checks.validate(run_config)
-    prepare_environment(topology)
+    prepare_environment(wanted)
 
+    from ec_dit.planning import advice, report
     from ec_dit.planning import compile as compiler
-    from ec_dit.planning import report
 
-    cli.say(f"compiling {run_config.name} for {topology} ...")
+    place = f"{run_config.name} for {wanted}"
+    found: report.Report | None = None
     try:
-        found = report.make(run_config, topology, what)
+        with _told(place):
+            found = report.make(run_config, topology, what)
+        need = advice.Need(found.hbm_bytes, found.memory)
     except compiler.NoCompiler as error:
         cli.say(report.by_formula(run_config, topology, what))
         raise UserError(f"{error}; above is what formulas tell without it") from error
     except compiler.DoesNotFit as error:
         size = "" if error.needed is None else f": it needs at least {error.needed / 1e9:.1f} GB on a chip"
-        cli.say(f"{run_config.name} on {topology}: DOES NOT FIT{size}\n{report.advice(what, activations=True)}")
-        if json_path:
-            Path(json_path).write_text(
-                json.dumps({"fits": False, "hbm_bytes_per_chip": error.needed}) + "\n", encoding="utf-8"
-            )
-        return DOES_NOT_FIT
-    cli.say(found.text())
+        cli.say(f"{place}: DOES NOT FIT{size}")
+        need = advice.Need(error.needed, error.held)
+    if found is not None:
+        cli.say(found.text())
     if json_path:
-        Path(json_path).write_text(found.json() + "\n", encoding="utf-8")
-    return 0 if found.fits else DOES_NOT_FIT
+        text = found.json() if found else json.dumps({"fits": False, "hbm_bytes_per_chip": need.total})
+        Path(json_path).write_text(text + "\n", encoding="utf-8")
+    if found is not None and found.fits:
+        return 0
+    cli.say(f"\n{advice.advise(run_config, topology, what, need, _told, tries=tries)}")
+    return DOES_NOT_FIT
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs with `argv` (the program's name first) and returns the exit code."""
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "3"
+    )  # what a compiler fails of, it raises; the rest is of no use here
     cli.quiet()
     values, (own, changes) = define_flags(), overrides.split(argv)
 
     def work() -> int:
-        return plan(overrides.read(values.config, changes), values.topology, values.what, values.json)
+        return plan(
+            overrides.read(values.config, changes),
+            values.topology,
+            values.what,
+            values.json,
+            tries=bool(values["try"].value),
+        )
 
     return cli.run("plan", __doc__ or "", values, work, own)
 

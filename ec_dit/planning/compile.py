@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ec_dit import build, specs
-from ec_dit.core import sharding
+from ec_dit.core import sharding, topology
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
@@ -24,6 +25,7 @@ from ec_dit.eval.generate import guided_prediction
 from ec_dit.models.text_to_image import Text
 from ec_dit.planning.hardware import CHIPS, Chip
 from ec_dit.train.checkpoint import abstract_like
+from ec_dit.train.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -44,42 +46,50 @@ class Compiled:
     held: dict[str, int]
     seconds: float
 
+    @property
+    def needed(self) -> int:
+        """Bytes of one device's memory that it takes."""
+        memory = self.program.memory_analysis()
+        assert memory is not None
+        every = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        )
+        # The peak that a CPU's compiler tells leaves out what the program makes on its way.
+        on_cpu = self.system.mesh.devices.flat[0].platform == "cpu"
+        return every if on_cpu else memory.peak_memory_in_bytes or every
 
-def chip_of(topology: str) -> Chip:
-    """What a chip of the topology can do.
 
-    Raises:
-        UserError: for one that nobody knows.
-    """
-    name, _, shape = topology.partition(":")
-    sides = [int(side) if side.isdigit() else 0 for side in shape.split("x")]
-    if name not in CHIPS or min(sides) < 1 or (name == "cpu" and len(sides) > 1):
-        raise UserError(f"--topology={topology}: write it as v5p:8x8x8, or cpu:8; known are {', '.join(CHIPS)}.")
-    return CHIPS[name]
-
-
-def devices(topology: str) -> tuple[list[Any], Chip]:
+def devices(text: str) -> tuple[list[Any], Chip]:
     """The devices of a topology such as v5p:8x8x8, v4:4x4x8, v5e:4x4 or cpu:8, and what one of them can do.
 
+    Emulated devices share the memory of this machine.
+
     Raises:
-        UserError: for a topology that nobody knows, or without the compiler for it.
+        UserError: for a topology that there is not, or without the compiler for it.
     """
-    name, _, shape = topology.partition(":")
-    chip = chip_of(topology)
-    if name == "cpu":
-        found = jax.devices("cpu")
-        if len(found) < int(shape):
-            raise UserError(f"--topology={topology}: {len(found)} emulated devices are here.")
-        return found[: int(shape)], chip
+    wanted = topology.parse(text)
+    chip = CHIPS[wanted.name]
+    if wanted.name == topology.CPU:
+        here = jax.devices("cpu")
+        if len(here) < wanted.chips:
+            raise UserError(f"--topology={wanted}: {len(here)} emulated devices are here.")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / wanted.chips
+        return here[: wanted.chips], dataclasses.replace(chip, hbm_bytes=min(chip.hbm_bytes, memory))
     from jax.experimental import topologies
 
-    options = {"chip_config_name": "megacore"} if name == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if wanted.name == "v4" else {}
+    if wanted.chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+        found = topologies.get_topology_desc(platform="tpu", topology_name=str(wanted), **options).devices
     except Exception as error:  # the compiler's own errors have no common class
         if not importlib.util.find_spec("libtpu"):
             raise NoCompiler("the TPU's compiler is not installed: pip install -e '.[tpu]'") from error
-        raise UserError(f"--topology={topology}: the compiler says: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"--topology={wanted}: the compiler says: {str(error).strip().splitlines()[0]}") from error
     return list(found), chip
 
 
@@ -93,12 +103,18 @@ class NoCompiler(UserError):
 
 
 class DoesNotFit(UserError):
-    """The compiler gave up: the program needs more memory than a chip has. `needed` bytes, None if it did not say."""
+    """The compiler gave up: the program needs more memory than a chip has.
 
-    def __init__(self, message: str):
+    Attributes:
+        needed: bytes; None if it did not say.
+        held: bytes on one device by kind, as of `Compiled`.
+    """
+
+    def __init__(self, message: str, held: dict[str, int]):
         super().__init__(message)
         used = re.search(r"(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])", message)
         self.needed = round(float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))) if used else None
+        self.held = held
 
 
 def make_system(config: ConfigDict, on: Sequence[Any]) -> build.System:
@@ -124,14 +140,28 @@ def train_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     abstract, shardings = system.abstract_state(tx)
     state = abstract_like(abstract, shardings)
     batch = _batch(system, config.train.batch_size)
-    held = {
-        "parameters": per_device_bytes(state.params),
-        "optimizer": per_device_bytes(state.opt_state),
-        "ema": per_device_bytes(state.ema),
-        "batch": per_device_bytes(batch),
-    }
     step = system.step(tx, shardings)
-    return _compile(system, config.train.batch_size, held, lambda: step.lower(state, batch))
+    size = {**_state_bytes(state), "batch": per_device_bytes(batch)}
+    return _compile(system, config.train.batch_size, size, lambda: step.lower(state, batch))
+
+
+def held(config: ConfigDict, on: Sequence[Any], what: str) -> dict[str, int]:
+    """Bytes of the state on one device by kind, from its shardings; nothing is compiled.
+
+    Raises:
+        UserError: for a config that does not fit the devices.
+    """
+    system = make_system(config, on)
+    state = abstract_like(*system.abstract_state(system.optimizer()))
+    if what == "train":
+        specs.check_batch(config, system.mesh)
+        return _state_bytes(state)
+    return {"parameters": per_device_bytes(system.sampling_params(state.params))}
+
+
+def _state_bytes(state: TrainState) -> dict[str, int]:
+    kinds = {"parameters": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    return {kind: per_device_bytes(tree) for kind, tree in kinds.items()}
 
 
 def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
@@ -142,7 +172,7 @@ def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
     ways = sharding.batch_ways(system.mesh)
     images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
     noise, text = _batch(system, images)
-    held = {"parameters": per_device_bytes(params), "batch": per_device_bytes((noise, text))}
+    size = {"parameters": per_device_bytes(params), "batch": per_device_bytes((noise, text))}
     always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
 
     def evaluate(params: Any, noise: jax.Array, text: Text) -> jax.Array:
@@ -150,7 +180,7 @@ def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
         return predict(noise, jnp.float32(0.5))
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
-    return _compile(system, images, held, lambda: step.lower(params, noise, text))
+    return _compile(system, images, size, lambda: step.lower(params, noise, text))
 
 
 def per_device_bytes(tree: Any) -> int:
@@ -178,7 +208,7 @@ def _on(system: build.System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDt
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def _compile(system: build.System, images: int, held: dict[str, int], lower: Any) -> Compiled:
+def _compile(system: build.System, images: int, size: dict[str, int], lower: Any) -> Compiled:
     start = time.perf_counter()
     with jax.set_mesh(system.mesh):
         lowered = lower()
@@ -186,6 +216,6 @@ def _compile(system: build.System, images: int, held: dict[str, int], lower: Any
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise DoesNotFit(str(error)) from error
+            raise DoesNotFit(str(error), size) from error
         raise UserError(f"the compiler refuses this step: {str(error).strip().splitlines()[0]}") from error
-    return Compiled(program, system, images, held, time.perf_counter() - start)
+    return Compiled(program, system, images, size, time.perf_counter() - start)

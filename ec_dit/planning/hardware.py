@@ -33,4 +33,4 @@ V5E = Chip(197e12, 16e9, 8.2e11, 4.5e10, 16)
 V6E = Chip(918e12, 32e9, 1.64e12, 9e10, 16)
 EMULATED = Chip(1e11, 16e9, 2e10, 1e9, 1)  # a CPU core, to try the tool; its times mean nothing
 
-CHIPS: dict[str, Chip] = {"v4": V4, "v5p": V5P, "v5e": V5E, "v5litepod": V5E, "v6e": V6E, "cpu": EMULATED}
+CHIPS: dict[str, Chip] = {"v4": V4, "v5p": V5P, "v5e": V5E, "v6e": V6E, "cpu": EMULATED}

@@ -13,13 +13,14 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from ec_dit import specs
+from ec_dit.core import topology as topologies
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
 from ec_dit.models import sizes
 from ec_dit.models.paper import PAPER_HOURS
 from ec_dit.planning import compile as compiler
 from ec_dit.planning import hlo, kernels
 from ec_dit.planning.collectives import Collective, collectives
-from ec_dit.planning.hardware import Chip
+from ec_dit.planning.hardware import CHIPS, Chip
 from ec_dit.planning.roofline import EFFICIENCY, Coordinates, Roofline, collective_seconds, exposed_seconds, roofline
 
 STEPS, BATCH = 800_000, 4096  # the paper's schedule
@@ -156,9 +157,6 @@ class Report:
         if self.hours is not None:
             paper = "" if self.paper_hours is None else f"; the paper's run took {self.paper_hours:g}"
             lines.append(f"{self.hours:.1f} hours for {STEPS:,} steps of {BATCH} images{paper}")
-        if not self.fits:
-            most = self.memory["activations and temporaries"] > self.hbm_bytes / 2
-            lines += ["", advice(self.what, activations=most)]
         return "\n".join(lines)
 
 
@@ -189,18 +187,12 @@ def make(config: ConfigDict, topology: str, what: str) -> Report:
     on, chip = compiler.devices(topology)
     compiled = (compiler.train_step if what == "train" else compiler.sample_step)(config, on)
     system = compiled.system
-    text, memory = compiled.program.as_text(), compiled.program.memory_analysis()
-    assert text is not None and memory is not None
+    text = compiled.program.as_text()
+    assert text is not None
     program = hlo.parse(text)
     found, work = collectives(program), kernels.kernels(program)
     flops, traffic = (sum(getattr(w, what) * times for w, times in work) for what in ("flops", "bytes"))
-    total = memory.peak_memory_in_bytes or (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
+    total = compiled.needed
     spec = specs.dit_spec(config)
     images = compiled.images
     model_flops = images * _image_flops(config, what)
@@ -232,8 +224,8 @@ def make(config: ConfigDict, topology: str, what: str) -> Report:
 
 def by_formula(config: ConfigDict, topology: str, what: str) -> str:
     """What needs no compiler: parameters, state and model FLOPs of a chip, and how long computing takes at least."""
-    name, _, shape = topology.partition(":")
-    chip, chips = compiler.chip_of(topology), math.prod(int(side) for side in shape.split("x"))
+    wanted = topologies.parse(topology)
+    name, chip, chips = wanted.name, CHIPS[wanted.name], wanted.chips
     mesh = AbstractMesh(resolve_shape([config.mesh[axis] for axis in MESH_AXES], chips), MESH_AXES)
     if what == "train":
         specs.check_batch(config, mesh)
@@ -295,12 +287,3 @@ def _axes(collective: Collective, mesh: Mesh) -> tuple[str, ...]:
     places = np.array([np.unravel_index(i, mesh.devices.shape) for i in collective.groups[0]])
     columns = zip(mesh.axis_names, places.T, strict=True)
     return tuple(axis for axis, column in columns if len(set(column.tolist())) > 1)
-
-
-def advice(what: str, activations: bool) -> str:
-    """What to change when a program does not fit; `activations`: they take most of the memory."""
-    if what == "sample":
-        return "What would help most: more chips along --config.mesh.expert or fsdp, or a smaller --config.sample.batch_size."
-    if activations:
-        return "What would help most: --config.model.remat=dots (or full), then --config.train.accumulate=2 and more."
-    return "What would help most: more parts of the state, by --config.mesh.fsdp in place of data, or more chips."

@@ -1,16 +1,19 @@
 """python -m ec_dit.plan on emulated devices: its figures against arithmetic, its exit codes and its messages."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import time
 
 import pytest
 from ml_collections import ConfigDict
 
-from ec_dit import checks, plan, presets, specs
+from ec_dit import checks, overrides, plan, presets, specs
 from ec_dit.core.errors import UserError
 from ec_dit.models import sizes
+from ec_dit.planning import advice, hardware, report
 from ec_dit.planning import compile as compiler
-from ec_dit.planning import hardware, report
 from tests import helpers
 
 KEYS = {"fits", "devices", "hbm_bytes_per_chip", "hbm_limit_bytes", "memory", "params_total", "params_activated"}
@@ -62,8 +65,13 @@ def test_figures_of_a_training_step(tmp_path, capsys):
         assert words in text
 
 
-def test_hours_are_of_the_papers_schedule():
-    found = report.make(small(expert=8), "cpu:8", "train")
+@pytest.fixture(scope="module")
+def found():
+    """The plan of a training step of 16 images on eight devices."""
+    return report.make(small(expert=8), "cpu:8", "train")
+
+
+def test_hours_are_of_the_papers_schedule(found):
     assert found.hours == pytest.approx(800_000 * 4096 / 16 * found.roofline.step_s / 3600)
     assert found.mfu == pytest.approx(found.model_flops / found.roofline.step_s / hardware.EMULATED.flops)
 
@@ -78,14 +86,118 @@ def test_figures_of_sampling(routing):
     assert 0.95 < found.compiled_flops / found.model_flops < 1.15
 
 
-def test_a_model_too_large_is_said_to_be_with_what_would_help(monkeypatch, capsys):
-    tiny = dataclasses.replace(hardware.EMULATED, hbm_bytes=1e5)
-    monkeypatch.setitem(hardware.CHIPS, "cpu", tiny)
-    assert plan.plan(small(expert=8), "cpu:8", "train", None) == 1
-    text = capsys.readouterr().out
-    assert "DOES NOT FIT" in text and "--config.mesh.fsdp" in text  # the state takes most of it
-    assert "--config.model.remat=dots" in report.advice("train", activations=True)
-    assert "--config.sample.batch_size" in report.advice("sample", activations=True)
+@pytest.fixture
+def of_memory(monkeypatch):
+    """Gives the emulated devices so many bytes."""
+
+    def give(size):
+        monkeypatch.setitem(hardware.CHIPS, "cpu", dataclasses.replace(hardware.EMULATED, hbm_bytes=size))
+
+    return give
+
+
+def test_a_state_too_large_asks_for_more_parts_and_compiles_nothing_more(of_memory, capsys, monkeypatch):
+    c = small(data=8)  # every device holds all of it
+    need = advice.Need(10**7, compiler.held(c, compiler.devices("cpu:8")[0], "train"))
+    state = need.state
+    of_memory(state * 0.9)
+    monkeypatch.setattr(advice, "measure", None)
+    text = advice.advise(c, "cpu:8", "train", need, contextlib.nullcontext)
+    assert text.startswith("Activations, gradients and gathered weights take ") and "state alone" in text
+    assert (
+        "Use --config.mesh.data=1 --config.mesh.fsdp=1 --config.mesh.expert=8 --config.mesh.tensor=1, and plan" in text
+    )
+    assert "remat" not in text
+    split = sum(compiler.held(small(expert=8), compiler.devices("cpu:8")[0], "train").values())
+    assert split < state / 4
+    of_memory(split / 3)
+    text = advice.advise(c, "cpu:8", "train", need, contextlib.nullcontext)
+    assert "No mesh of 8 chips holds it: more chips are needed, at least 24." in text or "at least 25." in text
+
+
+def memory_of(c):
+    """A stand-in for the compiler: state, and activations by what is kept of how many images."""
+    kept = {"none": 100, "dots": 60, "full": 30}[c.model.remat]
+    return 10 + kept / c.train.accumulate
+
+
+@pytest.mark.parametrize(
+    ("limit", "changes", "ends"),
+    [
+        (80, {}, ["--config.model.remat=dots"]),
+        (50, {}, ["--config.model.remat=dots", "--config.model.remat=full"]),
+        (50, {"model__remat": "dots"}, ["--config.model.remat=full"]),
+        (30, {"model__remat": "full"}, ["--config.train.accumulate=2"]),
+        (18, {"model__remat": "full"}, ["--config.train.accumulate=4"]),
+        (
+            18,
+            {},
+            [
+                "--config.model.remat=dots",
+                "--config.model.remat=full",
+                "--config.model.remat=full --config.train.accumulate=4",
+            ],
+        ),
+    ],
+)
+def test_advice_is_what_was_found_by_trying(of_memory, monkeypatch, limit, changes, ends):
+    of_memory(limit * 1e9)
+    monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)  # an emulated device has no less
+    c = small(expert=8)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        c[section][name] = value
+
+    def measure(changed, *_):
+        return advice.Need(round(memory_of(changed) * 1e9), {"parameters": 10 * 10**9})
+
+    monkeypatch.setattr(advice, "measure", measure)
+    told = []
+
+    def tell(what):
+        told.append(what)
+        return contextlib.nullcontext()
+
+    text = advice.advise(c, "cpu:8", "train", measure(c), tell)
+    assert told == [f"with {end}" for end in ends]
+    assert text.splitlines()[-1] == f"Use {ends[-1]}"
+    assert text.count(" fits") == 1
+    for end in ends:
+        changed = small(expert=8)
+        overrides.apply(changed, overrides.split(end.split())[1])
+        if "model__remat" in changes and "remat" not in end:
+            changed.model.remat = changes["model__remat"]
+        assert f"{memory_of(changed):7.1f}  {end}" in text
+    assert text.startswith("Activations, gradients and gathered weights take ")
+
+
+def test_what_fits_by_no_setting_says_so(of_memory, monkeypatch):
+    of_memory(10.1e9)
+    monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)
+    need = advice.Need(None, {"parameters": 10 * 10**9})
+    monkeypatch.setattr(advice, "measure", lambda *_: need)
+    c = small(expert=8)
+    text = advice.advise(c, "cpu:8", "train", need, lambda _: contextlib.nullcontext())
+    assert text.endswith("None of it fits: more chips are needed.")
+    text = advice.advise(c, "cpu:8", "train", need, lambda _: contextlib.nullcontext(), tries=False)
+    assert text.endswith("Nothing was tried (--notry).")
+    text = advice.advise(c, "cpu:8", "sample", need, lambda _: contextlib.nullcontext())
+    assert "--config.sample.batch_size=4" in text and "remat" not in text
+
+
+def test_emulated_devices_count_what_is_made_on_the_way(of_memory, found):
+    """Activations, too: four times the images take more, and the memory of the machine is all there is."""
+    many = small(expert=8)
+    many.train.batch_size *= 8
+    less, more = found, report.make(many, "cpu:8", "train")
+    kind = "activations and temporaries"
+    assert less.memory[kind] > 100_000  # 2 images of 8 tokens a device, 2 blocks of width 32
+    assert more.memory[kind] > 4 * less.memory[kind]
+    of_memory((less.hbm_bytes + more.hbm_bytes) / 2)
+    assert less.fits and not dataclasses.replace(more, chip=compiler.devices("cpu:8")[1]).fits
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    of_memory(1e18)
+    assert compiler.devices("cpu:8")[1].hbm_bytes == machine / 8
 
 
 @pytest.mark.parametrize(
@@ -97,14 +209,23 @@ def test_a_model_too_large_is_said_to_be_with_what_would_help(monkeypatch, capsy
 )
 def test_a_compiler_that_gives_up_for_memory_is_a_model_too_large(monkeypatch, capsys, tmp_path, message):
     def give_up(*_):
-        raise compiler.DoesNotFit(message)
+        raise compiler.DoesNotFit(message, {"parameters": 10**9})
 
     monkeypatch.setattr(compiler, "train_step", give_up)
     path = tmp_path / "plan.json"
-    assert plan.plan(small(expert=8), "cpu:8", "train", str(path)) == 1
+    assert plan.plan(small(expert=8), "cpu:8", "train", str(path), tries=False) == 1
     needed = round(123.5 * 2**30)
     assert json.loads(path.read_text()) == {"fits": False, "hbm_bytes_per_chip": needed}
     assert f"needs at least {needed / 1e9:.1f} GB" in capsys.readouterr().out
+
+
+def test_a_long_compilation_gives_signs_of_life(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "_TELL_SECONDS", 0.01)
+    with plan._told("tiny for cpu:8"):
+        time.sleep(0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("compiling tiny for cpu:8; a minute or two")
+    assert len(lines) > 1 and set(lines[1:]) == {"  still compiling, 0 s"}
 
 
 def test_without_the_compiler_the_formulas_still_speak(monkeypatch, capsys):
@@ -123,10 +244,12 @@ def test_without_the_compiler_the_formulas_still_speak(monkeypatch, capsys):
     assert "97.11 B" in text and "512 chips of v5p" in text
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "v5p", "v5p:", "v5p:axb", "v5p:0x2x2", "cpu:0", "cpu:2x4"])
-def test_a_topology_that_nobody_knows(topology):
-    with pytest.raises(UserError, match="known are v4, v5p"):
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5p", "v5e:4x4x4", "cpu:0", "cpu:2x4"])
+def test_a_topology_that_there_is_not_never_reaches_the_compiler(topology, capsys):
+    with pytest.raises(UserError, match=f"--topology={topology}: "):
         compiler.devices(topology)
+    assert plan.main(["plan", "--config=configs/xl_8e.py", f"--topology={topology}"]) == 2
+    assert f"plan: --topology={topology}: " in capsys.readouterr().err
 
 
 def test_more_emulated_devices_than_there_are():
