@@ -93,9 +93,19 @@ class Workplace:
         return self._base / SKIPPED
 
     def clear_strays(self, claimed: Collection[str]) -> None:
-        """Removes files of records that no unit claims."""
-        names = [name for name in paths.sizes(self.files) if data_files.is_record_file(name, self._name)]
-        paths.remove(self.files / name for name in names if name not in claimed)
+        """Removes files of records that no unit claims.
+
+        Raises:
+            UserError: others put such files there, which TFDS would take for a part of the set.
+        """
+        left = [name for name in paths.sizes(self.files) if ".array_record-" in name and name not in claimed]
+        own = [name for name in left if data_files.is_record_file(name, self._name)]
+        paths.remove(self.files / name for name in own)
+        if others := sorted(set(left) - set(own)):
+            raise UserError(
+                f"{self.files} holds {', '.join(others[:5])}, which are not of this data set; move them away, and the same "
+                "command goes on"
+            )
 
     def scratch(self, name: str) -> Path:
         """A path on this machine to write the file `name` to, before `put` brings it to its place."""

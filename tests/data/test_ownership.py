@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from etils.epath import backend
 
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
+from tests import gcs_server
 from tests.data import sets
 from tests.data.sets import Breaking, hashes, write
 
@@ -147,3 +150,50 @@ def test_a_damaged_workplace_says_which_file_and_what_to_do(tmp_path, counting, 
     with pytest.raises(UserError, match=what) as caught:
         write(again, tmp_path / "set", max_skipped_share=0.5)
     assert "emove" in str(caught.value)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A folder in a bucket that a local server keeps."""
+    with gcs_server.Server() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        backend.fsspec_backend._get_filesystem.cache_clear()
+        yield paths.at("gs://bucket/sets/one")
+        backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def names(folder):
+    paths.look_again(folder)
+    prefix = str(folder).removeprefix("gs://") + "/"
+    return {name.removeprefix(prefix) for name in backend.fsspec_backend.fs(folder).find(str(folder))}
+
+
+def test_in_a_bucket_only_what_is_ours_is_removed(bucket, counting):
+    out, mine = bucket, {"notes.txt", "photos/a.jpg"}
+    write(counting(), out)
+    made = names(out)
+
+    def put_mine():
+        for name in mine:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text("mine")
+
+    put_mine()
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(counting(train=3, validation=10), 1, 1), out, overwrite=True)
+    left = {name for name in names(out) if not name.startswith(".incomplete/")}
+    assert left - mine == {f"counting-{split}.array_record-00000-of-00002" for split in ("train", "validation")}
+    other = out / "other-train.array_record-00000-of-00002"
+    other.write_text("mine")
+    with pytest.raises(UserError, match=r"one holds other-train.array_record-00000-of-00002, which are not of this"):
+        write(counting(train=3, validation=10), out, overwrite=True)
+    assert other.read_text() == "mine"
+    other.unlink()
+    write(counting(train=3, validation=10), out, overwrite=True)
+    left = names(out)
+    assert left - mine == {*dataset.open(out).report.files, "report.json"} and left > mine
+    assert made - left == {f"counting-train.array_record-0000{unit}-of-00003" for unit in range(3)} | {
+        "counting-validation.array_record-00002-of-00003"
+    }
+    assert names(out.parent) == {f"one/{name}" for name in left}  # no lock either
