@@ -149,7 +149,7 @@ class Workdir:
     def encoding(self) -> Encoding | None:
         """How the latents and embeddings were made that the run trains on; None of a run on pictures, or on none."""
         content = self._files.read(_ENCODING)
-        return None if content is None else Encoding.from_bytes(content, str(self.path / _ENCODING))
+        return None if content is None else Encoding.from_bytes(content, str(self.path / _ENCODING), self._files.advice)
 
     def data_report(self) -> dict[str, Any]:
         """The report of the data set's preparation; empty for synthetic data."""

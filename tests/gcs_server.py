@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 _BUCKET = re.compile(r"(?:/download|/upload)?/storage/v1/b/([^/]+)(/o)?/?")
 _OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)")
+_COPY = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)")
 _MOVE = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/moveTo/o/([^/]+)")
 
 
@@ -165,6 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
             bucket, name, target = map(unquote, m.groups())
             _, data = server.objects.pop((bucket, name))
             return 200, server.put(bucket, target, data, query)
+        if m := _COPY.fullmatch(path):
+            bucket, name, *target = map(unquote, m.groups())
+            _, data = server.objects[bucket, name]
+            return 200, {"kind": "storage#rewriteResponse", "done": True, "resource": server.put(*target, data, query)}
         if m := _OBJECT.fullmatch(path):
             bucket, name = map(unquote, m.groups())
             resource, data = server.objects[bucket, name]

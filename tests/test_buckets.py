@@ -8,12 +8,15 @@ import socket
 import pytest
 
 from ec_dit.core import buckets, paths
-from ec_dit.core.errors import TryAgain, UserError
+from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
 from ec_dit.data import dataset, workplace
 from ec_dit.data.loader import Loader
 from ec_dit.data.rows import EncodedRows
+from ec_dit.train.checkpoint import Checkpointer
 from tests import gcs_server, runs
 from tests.data import sets
+from tests.train.test_checkpoint import newest
+from tests.train.test_checkpoint import state as checkpoint_state
 
 pytestmark = pytest.mark.xdist_group("buckets")  # they share a run that takes its time
 
@@ -156,6 +159,52 @@ def test_encoded_data_in_a_bucket(bucket):
             sets.write(sets.MixedSource(), out, encoding=encoding, overwrite=True)
     sets.write(sets.MixedSource(), out, encoding=encoding, overwrite=True)
     assert there() == whole
+
+
+def test_checkpoints_in_a_bucket(bucket, monkeypatch):
+    """Torn, foreign, damaged and forbidden ones; folders there cannot be renamed."""
+    server, _ = bucket
+    place, here = "gs://bucket/own/checkpoints", "own/checkpoints/"
+
+    def there():
+        return {name.partition("/")[0] for name in names(server, here)}
+
+    run = Checkpointer(place, keep=2, asynchronous=False)
+    for step in (1, 2, 3):
+        run.save(step, checkpoint_state(step), {})
+    run.close()
+    assert there() == {"2", "3"}
+    server.put("bucket", f"{here}7/state/half", b"x", {})  # a save that was killed
+    server.objects.pop(("bucket", f"{here}2/commit_success.txt"))  # a deletion that was killed
+    server.put("bucket", f"{here}9/mine.txt", b"x", {})
+    server.put(
+        "bucket", f"{here}3/meta/metadata", text(server, f"{here}3/meta/metadata").replace(": 3", ": 1").encode(), {}
+    )
+    reader = Checkpointer(place, read_only=True)
+    with pytest.raises(DamageError, match=r"checkpoint gs://.*/3 is damaged: .*\n?.*No other checkpoint is in"):
+        newest(reader)
+    assert there() == {"2", "3", "7", "9"}
+    server.put("bucket", f"{here}2/commit_success.txt", b"x", {})
+    run, said = Checkpointer(place, keep=2, asynchronous=False), []
+    assert newest(run, said.append)[1] == 2
+    assert said[0] == f"{place}/9 is no checkpoint of step 9: left alone"
+    assert said[1].endswith("It is kept as 3.damaged. The checkpoint before it is used: 2.")
+    run.save(9, checkpoint_state(9), {})
+    run.close()
+    assert there() == {"2", "3.damaged", "9", "9.aside"}
+    assert len(names(server, f"{here}3.damaged/")) > 10
+
+    for status in (401, 403):
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "broken", lambda method, path, status=status: status if "state" in path else None)
+            with pytest.raises(UserError, match=r"checkpoint gs://.*/9 cannot be read: ") as caught:
+                newest(reader)
+            assert type(caught.value) is UserError and "damaged" not in str(caught.value)
+            patch.setattr(server, "broken", lambda method, path, status=status: status)
+            with pytest.raises(Exception) as refused:  # noqa: B017, PT011 - of gcsfs; entry points explain it
+                newest(reader)
+            assert type(explain(refused.value)) is UserError
+    assert newest(reader)[1] == 9
 
 
 def test_paths(monkeypatch, tmp_path, bucket):

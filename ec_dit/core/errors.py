@@ -71,7 +71,8 @@ def _kind(error: BaseException) -> tuple[type[UserError], str] | None:
     code, status = system_code(error), status_of(error)
     if code in _FULL:
         return TryAgain, ". Make room there, or raise the limit, and start the same command again."
-    if code in _MISTAKES or status in _MISTAKEN_STATUS:
+    forbidden = isinstance(error, OSError) and code is None and str(error).startswith("Forbidden: ")  # of gcsfs
+    if code in _MISTAKES or status in _MISTAKEN_STATUS or forbidden:
         return UserError, ""
     http = getattr(error, "code", None) if _of_network(error) else None
     if http is not None:

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+from etils.epath import backend
+
 from ec_dit.core import json_file, paths
 from ec_dit.core.errors import DamageError
 from ec_dit.core.json_file import damaged
@@ -99,9 +102,7 @@ class CheckpointFolder:
         if not self._remote:
             source.rename(target)
             return name
-        files = [file for file in source.rglob("*") if not file.is_dir()]
-        with ThreadPoolExecutor(32) as pool:  # a kill leaves what is there whole, until all of it is there twice
-            list(pool.map(lambda file: _copy(file, target / file.relative_to(source)), files))
+        _copy_objects(source, target)  # a kill leaves what is there whole, until all of it is there twice
         self._delete(step)
         return name
 
@@ -150,6 +151,10 @@ class CheckpointFolder:
         return [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
 
 
-def _copy(source: Any, target: Any) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.copy(target)
+def _copy_objects(source: epath.Path, target: epath.Path) -> None:
+    """Copies a folder of a bucket within it; nothing is brought here."""
+    files = backend.fsspec_backend.fs(source)
+    root = str(source).partition("://")[2]
+    names = [name.removeprefix(f"{root}/") for name in files.find(str(source))]
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(lambda name: files.cp_file(str(source / name), str(target / name)), names))

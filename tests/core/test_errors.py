@@ -39,6 +39,7 @@ def caused(error, cause):
         (gcsfs.retry.HttpError({"code": 503, "message": "busy"}), TryAgain, "busy, 503"),
         (gcsfs.retry.HttpError({"code": 429, "message": "slow"}), TryAgain, "slow, 429"),
         (gcsfs.retry.HttpError({"code": 401, "message": "who"}), UserError, "who, 401"),
+        (OSError("Forbidden: b/bucket/o\n403 for GET"), UserError, "Forbidden: b/bucket/o"),  # of gcsfs
         (google.auth.exceptions.TransportError("no token"), TryAgain, "no token"),
         (ValueError("UNAVAILABLE: try later"), TryAgain, "try later"),
         (ValueError("PERMISSION_DENIED: no"), UserError, "PERMISSION_DENIED: no"),
