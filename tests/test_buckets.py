@@ -201,7 +201,7 @@ def test_checkpoints_in_a_bucket(bucket, monkeypatch):
                 newest(reader)
             assert type(caught.value) is UserError and "damaged" not in str(caught.value)
             patch.setattr(server, "broken", lambda method, path, status=status: status)
-            with pytest.raises(Exception) as refused:  # noqa: B017, PT011 - of gcsfs; entry points explain it
+            with pytest.raises(Exception) as refused:  # noqa: PT011 - of gcsfs; entry points explain it
                 newest(reader)
             assert type(explain(refused.value)) is UserError
     assert newest(reader)[1] == 9
