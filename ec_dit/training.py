@@ -91,7 +91,7 @@ def _run(
     system = build.make_system(config, tokenizer, encoding=None if data is None else data.encoding)
     workdir = Workdir(path)
     if config.train.init_from and not workdir.has_begun():
-        Workdir(config.train.init_from).config()  # says so before anything is written, if there is none
+        Workdir(config.train.init_from).check_start(system)  # says what is wrong before anything is written
     with lock.held(workdir.path / ".lock", f"the workdir {workdir.path}", say) as held:
         workdir.claim(config, data)
         for suite in config.eval.suites:

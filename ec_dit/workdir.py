@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from ec_dit import cli
@@ -19,6 +20,7 @@ from ec_dit.build import System, make_system
 from ec_dit.core import digests, json_file, paths, processes
 from ec_dit.core.digests import DigestedFiles
 from ec_dit.core.errors import UserError
+from ec_dit.core.tree import named_leaves
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.encoding import FILE as _ENCODING
 from ec_dit.data.encoding import Encoding
@@ -28,6 +30,18 @@ from ec_dit.train.checkpoint_folder import CheckpointFolder
 
 _CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
 _ORIGIN = "conversion.json"
+_STRUCTURE = (  # starts of keys on which the shapes of parameters depend
+    *("model.width", "model.num_", "model.head_dim", "model.ffn", "model.patch", "model.qk_norm", "model.modulation"),
+    *(
+        "model.bias",
+        "model.size_embedding",
+        "model.text_projection",
+        "model.learned_sigma",
+        "moe.routing",
+        "moe.num_experts",
+    ),
+    *("moe.first", "moe.every", "text.", "data.channels", "data.space"),
+)
 
 
 class Workdir:
@@ -193,11 +207,11 @@ class Workdir:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
         return system, *found
 
-    def start(self, system: System) -> Any:
-        """The newest parameters, for another run of the same structure to start from, laid out as `system` has them.
+    def check_start(self, system: System) -> None:
+        """Compares what the run's parameters are of with another run that is to start from them; reads no arrays.
 
         Raises:
-            UserError: if there are none, or they are of another model, another tokenizer or other frozen encoders.
+            UserError: if they are of another model, naming the keys, another tokenizer or other frozen encoders.
         """
         own, given = self.tokenizer(), system.tokenizer
         if own is not None and given is not None and own.model != given.model:
@@ -210,6 +224,27 @@ class Workdir:
                 f"--config.train.init_from={self.path}: its parameters were trained on data encoded otherwise:\n  "
                 + "\n  ".join(apart)
             )
+        theirs = self.config()
+        theirs.mesh.update(system.config.mesh)
+        theirs.model.attention = system.config.model.attention
+        held, here = (_shapes(each) for each in (make_system(theirs, own, encoding=self.encoding()), system))
+        if apart := sorted(name for name in held.keys() | here.keys() if held.get(name) != here.get(name)):
+            lines = [line for line in config_lib.difference(theirs, system.config) if line.startswith(_STRUCTURE)]
+            raise UserError(
+                f"--config.train.init_from={self.path} holds another model: {len(apart)} arrays differ, such as {apart[0]} "
+                f"({held.get(apart[0], 'not there')} -> {here.get(apart[0], 'none')}), since\n  "
+                + "\n  ".join(lines)
+                + "\nSet these keys as they are there, or start from other parameters."
+            )
+        if self._checkpoints().newest_record() is None:
+            raise UserError(f"--config.train.init_from={self.path}: there is no finished checkpoint in it.")
+
+    def start(self, system: System) -> Any:
+        """The newest parameters, for another run to start from that `check_start` passed, laid out as `system` has them.
+
+        Raises:
+            UserError: if there are none.
+        """
         checkpoints = self.checkpointer(read_only=True)
         read = functools.partial(self._params, checkpoints, system=system, ema=True, exact=True)
         if (found := checkpoints.newest(read, cli.say)) is None:
@@ -238,6 +273,11 @@ class Workdir:
     def _read(self, name: str) -> dict[str, Any]:
         content = self._files.read(name)
         return {} if content is None else json_file.parse(content, str(self.path / name), self._files.advice)
+
+
+def _shapes(system: System) -> dict[str, tuple[int, ...]]:
+    """Of the parameters, by name."""
+    return {name: leaf.shape for name, leaf in named_leaves(jax.eval_shape(system.init_params, jax.random.key(0)))}
 
 
 def _text(content: Mapping[str, Any]) -> bytes:

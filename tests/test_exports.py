@@ -13,6 +13,7 @@ from ec_dit.conversion import reading, writing
 from ec_dit.core import export
 from ec_dit.core.errors import UserError
 from ec_dit.encoders import frozen
+from ec_dit.workdir import Workdir
 from tests import damage, helpers
 from tests.encoders import text_folders, tiny_vae
 from tests.test_convert import PIXART_LIKE, build_tokenizer
@@ -243,3 +244,36 @@ def test_numbers_that_are_not_finite_are_not_written(model, tmp_path, capsys):
         assert convert.main(["convert", *words]) == 2
         assert "--noise" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        (
+            {"model__width": 48, "model__bias": False, "text__tower_blocks": 2},
+            ["model.bias: True -> False", "model.width: 32 -> 48", "text.tower_blocks: 1 -> 2"],
+        ),
+        (
+            {"moe__routing": "expert_choice", "moe__num_experts": 4},
+            ["moe.num_experts: 0 -> 4", "moe.routing: dense ->"],
+        ),
+    ],
+)
+def test_a_start_from_another_structure_names_the_keys(change, lines, model, tmp_path):
+    """Before any array is read, and with what does not matter left out."""
+    source = Workdir(str(tmp_path / "source"))
+    source.fill(model.config(), model.system.tokenizer, {}, {})
+    config = helpers.tiny_config(**{"routing": "dense"} | PIXART_LIKE | change | {"optimizer__learning_rate": 0.5})
+    other = build.make_system(config, model.system.tokenizer)
+    with pytest.raises(UserError) as error:
+        source.check_start(other)
+    message = str(error.value)
+    assert message.startswith(f"--config.train.init_from={tmp_path / 'source'} holds another model: ")
+    assert all(line in message for line in lines) and "learning_rate" not in message, message
+
+
+def test_a_start_from_a_folder_without_checkpoints_is_refused_at_once(model, tmp_path):
+    source = Workdir(str(tmp_path / "source"))
+    source.fill(model.config(), model.system.tokenizer, {}, {})
+    with pytest.raises(UserError, match="there is no finished checkpoint in it"):
+        source.check_start(model.system)

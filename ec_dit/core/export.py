@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from ec_dit.core import hub, json_file, paths
+from ec_dit.core.digests import FILE as DIGESTS
 
-DIGESTS = "digests.json"
 _SHARD_BYTES = 2 * 2**30
 
 
