@@ -285,7 +285,10 @@ def test_training_starts_with_converted_parameters(tmp_path, capsys):
 
     for change, message in (
         ([f"--config.train.init_from={tmp_path / 'nowhere'}"], "is no workdir of a run"),
-        ([f"--config.train.init_from={tmp_path / 'dense'}"], "moe.num_experts: 0 -> 8"),
+        (
+            [f"--config.train.init_from={tmp_path / 'dense'}"],
+            "moe.num_experts: 0 -> 8\n  moe.routing: dense -> expert_choice",
+        ),
     ):
         assert main.main(["main", *sparse, *change, f"--workdir={tmp_path / 'else'}"]) == 2
         assert message in capsys.readouterr().err
