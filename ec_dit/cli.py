@@ -86,7 +86,8 @@ def run(
         _tell(name, "interrupted")
         code = INTERRUPTED
     except flags.Error as error:
-        _tell(name, str(error))
+        unknown = isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in str(error)
+        _tell(name, f"{error}; --help lists those there are" if unknown else str(error))
         code = MISTAKE
     except Exception as error:
         if (known := explain(error)) is not None:

@@ -11,6 +11,7 @@ from ec_dit import build, specs
 from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.stopping import StopSignal
+from ec_dit.core.terminal import Progress
 from ec_dit.data import images
 from ec_dit.data.sources.shapes_scene import ShapesOptions
 from ec_dit.eval.base import Evaluation, Evaluator
@@ -52,10 +53,8 @@ def run(
         batches = generator.batches(params, prompts, indices, seed)
         return batches if stop is None else stop.between(batches)
 
-    outcome = evaluator.run(
-        generate,
-        lambda done, total: say(f"  {done}/{total} images"),
-    )
+    with Progress(f"suite {suite}", None, "images", shown=processes.is_first()) as progress:
+        outcome = evaluator.run(generate, progress.reach)
     name = suite + ("_novel" if novel else "")
     figures = dict(outcome.figures) | {
         "step": step,

@@ -156,6 +156,7 @@ CASES = [
         (("--workdir=nowhere", "--images_per_task=0"), "--images_per_task=0"),
         (("--workdir=run",), "config"),
         (("--workdir=nowhere", "--suit=shapes"), "Did you mean: suite"),
+        (("--workdir=nowhere", "--zzzzzzzz"), "--help lists those there are"),
     ),
     *_of(
         "ec_dit.prepare",
@@ -206,10 +207,10 @@ CASES = [
     *_of(
         "launch.create",
         ((), "is needed"),
-        ((*TPU, "--topology=v9:1x1"), "topology 'v9:1x1'"),
-        ((*TPU, "--topology=v5e:4x4x4"), "v5e has shapes such as"),
+        ((*TPU, "--topology=v9:1x1"), "--topology=v9:1x1: write it as v5p:8x8x8"),
+        ((*TPU, "--topology=v5e:4x4x4"), "v5e has the shapes 1x1, 2x2"),
         (("--name=Pod", *TPU[1:], "--topology=v5e:4x4"), "lower-case letters"),
-        (("--config=folder", *TPU), "there is no config file folder"),
+        (("--config=folder", *TPU), "folder is a folder"),
     ),
     *_of(
         "launch.run",

@@ -68,6 +68,8 @@ def _kind(error: BaseException) -> tuple[type[UserError], str] | None:
         return (TryAgain, "") if isinstance(error, TryAgain) else None
     if isinstance(error, MemoryError):
         return UserError, " (memory is used up)"
+    if isinstance(error, RuntimeError) and str(error).startswith("RESOURCE_EXHAUSTED"):  # XLA, of a device
+        return UserError, ". The memory of a device is used up: smaller batches, or more devices, need less of it."
     code, status = system_code(error), status_of(error)
     if code in _FULL:
         return TryAgain, ". Make room there, or raise the limit, and start the same command again."

@@ -67,6 +67,11 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         elif time.monotonic() - self._told >= self._every:
             self._tell()
 
+    def reach(self, count: int, total: int) -> None:
+        """So much of a total is done by now."""
+        self.total = total
+        self.update(count - self.count)
+
     def _tell(self) -> None:
         self._told = time.monotonic()
         if not self._shown:

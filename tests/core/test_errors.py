@@ -43,6 +43,11 @@ def caused(error, cause):
         (google.auth.exceptions.TransportError("no token"), TryAgain, "no token"),
         (ValueError("UNAVAILABLE: try later"), TryAgain, "try later"),
         (ValueError("PERMISSION_DENIED: no"), UserError, "PERMISSION_DENIED: no"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+            UserError,
+            "Out of memory. The memory of a device is used up",
+        ),
         (MemoryError(), UserError, "memory is used up"),
         (TryAgain("the port is taken"), TryAgain, "the port is taken"),
         (UserError("a typo"), UserError, "a typo"),

@@ -50,7 +50,8 @@ def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch, capsys):
     ]
     with terminal.Progress("draw", None, "images", shown=False) as progress:
         progress.update(3)
-    assert (progress.count, capsys.readouterr().err) == (3, "")
+        progress.reach(5, 8)
+    assert (progress.count, progress.total, capsys.readouterr().err) == (5, 8, "")
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
