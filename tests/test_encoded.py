@@ -38,9 +38,9 @@ ASKED = {
 UNUSABLE = {
     "00000/damaged": "damaged image",
     "00000/noise": "not a picture",
-    "00000/bare": "no caption",
+    "00000/bare": "no caption: no 'recaption' or 'txt' (did you mean caption?); there is caption, key, status, aesthetic",
     "00000/blank": "empty caption",
-    "00000/000000005#2": "repeated key",
+    "00000/000000005#2": "repeated key: the files of an example must follow each other",
     "00000/../../evil": "path leaves the archive: '../../evil.txt'",
     "00000/link": "not a regular file: 'link.png'",
     "00000/failed": "download failed: HTTP Error 404",
