@@ -221,6 +221,7 @@ def test_a_converted_run_keeps_its_mesh_and_kernel(tmp_path, capsys):
     found = json.loads(path.read_text())
     found["mesh"]["fsdp"], found["model"]["attention"] = 2, "cudnn"
     path.write_text(json.dumps(found))
+    (tmp_path / "run" / "digests.json").unlink()  # changed on purpose
     assert run(capsys, **{"from": "workdir"}, path=tmp_path / "run", upcycle=True, out=tmp_path / "grown")[0] == 0
     grown = json.loads((tmp_path / "grown" / "config.json").read_text())
     assert (grown["mesh"], grown["model"]["attention"]) == (found["mesh"], "cudnn")
