@@ -207,3 +207,8 @@ def test_rates_leave_out_validation_and_compilation(monkeypatch):
     for _, values in writer.values:
         assert values["images_per_second"] == pytest.approx(10 / 2)
         assert values["mfu"] == pytest.approx(1e9 / 2 / 1e12)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(59.6, "0:01:00"), (3725.4, "1:02:05"), (360_000, "100:00:00")])
+def test_times_are_hours_minutes_and_seconds(seconds, shown):
+    assert loop._clock(seconds) == shown
