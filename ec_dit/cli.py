@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import CRITICAL, getLogger
 
 from absl import flags, logging
 
@@ -52,6 +53,7 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)  # of several writes that fail, one is raised
     sys.unraisablehook = _unraisable
 
 
