@@ -103,6 +103,7 @@ def work() -> None:
     if processes.is_first():
         out.check()  # before the model is loaded for nothing
     checks.validate(run_config)
+    checks.check_use(run_config, workdir.config())
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
     factor = system.autoencoder.factor
     shape = specs.square(run_config) if pixels is None else _latent_shape(pixels, factor, run_config.model.patch)

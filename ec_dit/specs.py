@@ -1,5 +1,6 @@
 """A config as the dataclasses that the rooms below take: structure, routing, sampling, loss, optimizer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -163,7 +164,8 @@ def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh, shapes: Sequence[
     if micro_batch % ways:
         raise UserError(
             f"--config.train.batch_size={config.train.batch_size} / accumulate {config.train.accumulate} = {micro_batch} images "
-            f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}."
+            f"do not split over {ways} devices ({over}). Choose a multiple of {ways * config.train.accumulate}; where the batch "
+            f"must stay, as in a run that goes on: {_other_mesh(micro_batch, ways, mesh)}."
         )
     routing = train_routing(config)
     for shape in shapes or [square(config)]:
@@ -180,8 +182,15 @@ def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh, shapes: Sequence[
             raise UserError(
                 f"a batch of {micro_batch} images ({_named(config, shape)}) x {tokens} tokens makes {groups} routing groups of "
                 f"{size} tokens, which do not split over {ways} devices ({over}). Raise train.batch_size or lower "
-                f"moe.group_size."
+                f"moe.group_size; where they must stay, as in a run that goes on: {_other_mesh(groups, ways, mesh)}."
             )
+
+
+def _other_mesh(parts: int, ways: int, mesh: Mesh | AbstractMesh) -> str:
+    """A mesh, or a number of devices, over which so many images or groups split."""
+    most = math.gcd(parts, ways)
+    tensor = mesh.shape["tensor"] * (ways // most)
+    return f"give --config.mesh.tensor={tensor}, with {most} devices over the other axes, or take {most} devices"
 
 
 def training_objective(config: ConfigDict) -> objective.Objective:

@@ -156,7 +156,24 @@ def test_batches_of_several_shapes():
             r"16 images \(8 x 12 pixels\) x 12 tokens makes 12 routing groups of 16 tokens, .* over 8 devices",
         ),
         ((6, 6), 1, {"flow__mask_ratio": 0.0, "sample__group_size": "8"}, r"has 9 tokens \(6 x 6 pixels\)"),
-        ((8, 12), 3, {}, r"16 images do not split over 3 devices"),
+        (
+            (8, 12),
+            3,
+            {},
+            r"16 images do not split over 3 devices .*multiple of 3; .*mesh.tensor=3, with 1 devices over",
+        ),
+        (
+            (8, 8),
+            12,
+            {"moe__group_size": "image"},
+            r"16 images do not split over 12 devices .* give --config.mesh.tensor=3, with 4 devices over the other axes",
+        ),
+        (
+            (8, 12),
+            8,
+            {},
+            r"12 routing groups .* as in a run that goes on: give --config.mesh.tensor=2, with 4 devices over",
+        ),
     ],
 )
 def test_a_shape_that_does_not_fit_is_named(shape, devices, values, words):
