@@ -112,7 +112,7 @@ def test_sampling_another_shape(workdir, tmp_path, capsys):
     assert sample.main([*common, "--shape=20x30"]) == 2
     assert "must be multiples of 4 pixels (autoencoder 1 x patch 4); the nearest is 20x32" in capsys.readouterr().err
     assert sample.main([*common, "--spacing=leading"]) == 2
-    assert "sample.spacing='leading' has no effect with flow.path='rectified'" in capsys.readouterr().err
+    assert "spacing='leading' has no effect with flow.path='rectified'" in capsys.readouterr().err
 
 
 def test_shapes_count_in_latent_pixels():
