@@ -211,4 +211,6 @@ def test_bfloat16_routes_in_float32():
     assert stats.gate_entropy.dtype == jnp.float32
     expected_BSD, expected_BS = plain.moe(plain.wide(params), exact_BSD, 16, 8, "expert_choice")
     np.testing.assert_array_equal(stats.experts_BS, expected_BS)  # the very same choices as in float64
+    assert (expected_BS == 1).any()
+    np.testing.assert_allclose(stats.untaken, (expected_BS == 0).mean())
     assert np.abs(np.asarray(out_BSD, np.float64) - expected_BSD).max() < 0.03 * np.abs(expected_BSD).max()
