@@ -1,0 +1,331 @@
+"""What a run survives: killed at random moments, with flipped bits, and given bad input. Writes docs/faults.md.
+
+    python benchmarks/faults.py [--kills=100] [--flips=100] [--only=kills,flips,inputs] [--seed=0]
+
+A tiny model trains on one CPU; nothing is emulated, every run is a process of its own. Three quarters of an hour.
+"""
+
+import argparse
+import collections
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from board import scalars
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "faults.md"
+STEPS = 40
+CONFIG = f"""
+from ec_dit import config
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.moe.update(routing="expert_choice", num_experts=8)
+    c = config.smoke(c)
+    c.model.update(width=32, num_blocks=2, num_heads=2, num_kv_heads=2, head_dim=16)
+    c.moe.group_size = "64"
+    c.train.update(steps={STEPS}, batch_size=16)
+    c.checkpoint.update(every=2, keep=2)
+    c.log.update(every=1, validate_every=5, validate_images=32, sample_every=10)
+    return c
+"""
+TIMELESS = re.compile(r"loss|norm|router|learning_rate")  # metrics that two runs share to the bit
+SECONDS = 300  # after which a run counts as stuck
+
+
+class Place:
+    """A folder in which runs of one config lie, with the programs they compiled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "tiny.py").write_text(CONFIG)
+        self._env = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def command(self, module: str, *arguments: str) -> subprocess.Popen[str]:
+        """Starts an entry point; its output is read by `Output`."""
+        return subprocess.Popen(
+            [sys.executable, "-m", f"ec_dit.{module}", *arguments],
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def train(self, name: str) -> subprocess.Popen[str]:
+        """Starts the training of the workdir `name`, on data of its own that the first start prepares."""
+        return self.command("main", "--config=tiny.py", f"--workdir={name}", f"--config.data.path=data_{name}")
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int | None, str]:
+        """(exit code, output) of a process that ends by itself; None where it was stuck."""
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None, process.communicate()[0]
+        return process.returncode, output
+
+
+def fingerprint(output: str) -> str | None:
+    """Of the final parameters, as a run prints it."""
+    found = re.search(r"params_fingerprint=([0-9a-f]{64})$", output, re.MULTILINE)
+    return found and found[1]
+
+
+def metrics(workdir: Path) -> dict[tuple[str, int], float]:
+    """(name, step) -> value of what does not depend on the clock, the later line of a step that was run twice."""
+    values: dict[tuple[str, int], float] = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        if line:
+            row = json.loads(line)
+            values |= {(name, row["step"]): value for name, value in row.items() if TIMELESS.search(name)}
+    return values
+
+
+@dataclass
+class Kills:
+    """What became of the runs that were killed."""
+
+    moments: collections.Counter[str] = field(default_factory=collections.Counter)
+    runs: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def kills(place: Place, wanted: int, rng: random.Random) -> Kills:
+    """Kills trainings `wanted` times; each run goes on until it ends, and is compared with an unbroken one."""
+    started = time.monotonic()
+    code, output = place.end(place.train("unbroken"))
+    seconds, expected = time.monotonic() - started, fingerprint(output)
+    if code or expected is None:
+        sys.exit(f"the unbroken run failed:\n{output}")
+    logged = metrics(place.folder / "unbroken")
+    drawn = _timeless(scalars(place.folder / "unbroken" / "tensorboard"))
+    found = Kills()
+    while sum(found.moments.values()) < wanted:
+        name = f"killed{found.runs}"
+        found.runs += 1
+        while (moment := _kill(place, name, seconds, rng)) is not None:
+            found.moments[moment] += 1
+            if sum(found.moments.values()) % 10 == 0:
+                print(f"{sum(found.moments.values())} kills, {found.runs} runs", flush=True)
+        code, output = place.end(place.train(name))  # it has ended: once more, it says so again
+        workdir = place.folder / name
+        if code or fingerprint(output) != expected:
+            found.faults.append(f"{name}: exit code {code}, {output[-400:]}")
+        elif metrics(workdir) != logged:
+            found.faults.append(f"{name}: metrics.jsonl differs: {_apart(metrics(workdir), logged)}")
+        elif (board := _timeless(scalars(workdir / "tensorboard"))) != drawn:
+            found.faults.append(f"{name}: TensorBoard differs: {_apart(board, drawn)}")
+        elif len(kept := [e.name for e in (workdir / "checkpoints").iterdir() if e.name.isdigit()]) != 2:
+            found.faults.append(f"{name}: checkpoints {sorted(kept)} are there, two should be")
+        shutil.rmtree(workdir)
+        shutil.rmtree(place.folder / f"data_{name}")
+    return found
+
+
+def _timeless(values: Mapping[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    return {key: value for key, value in values.items() if TIMELESS.search(key[0])}
+
+
+def _apart(one: Mapping[Any, float], other: Mapping[Any, float]) -> list[Any]:
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))[:5]
+
+
+def _kill(place: Place, name: str, seconds: float, rng: random.Random) -> str | None:
+    """SIGKILL at a random moment; what the run was doing, None where it ended before."""
+    process = place.train(name)
+    deadline = time.monotonic() + SECONDS
+    # Half of the moments are even over time, half within a save, of which they would rarely meet one.
+    until_save, until = rng.random() < 0.5, time.monotonic() + rng.uniform(0, seconds)
+    while process.poll() is None:
+        doing = _doing(place, name)
+        if (doing == "saving a checkpoint") if until_save else (time.monotonic() > until):
+            time.sleep(rng.uniform(0, 0.05))
+            doing = _doing(place, name)
+            os.killpg(process.pid, signal.SIGKILL)
+            output = process.communicate()[0]
+            if process.returncode != -signal.SIGKILL:
+                break
+            return doing or _said(output)
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            sys.exit(f"{name} was stuck:\n{process.communicate()[0]}")
+        time.sleep(0.001)
+    process.communicate()
+    return None
+
+
+def _doing(place: Place, name: str) -> str:
+    """What the disk says a run is doing; '' where it says nothing."""
+    data, saved = place.folder / f"data_{name}", place.folder / name / "checkpoints"
+    if data.exists() and not (data / "report.json").exists():
+        return "preparing data"
+    if saved.exists() and any(saved.glob("*orbax-checkpoint-tmp*")):
+        return "saving a checkpoint"
+    return ""
+
+
+def _said(output: str) -> str:
+    """What the last line of a run says it was doing."""
+    steps = re.findall(r"^step (\d+)", output, re.MULTILINE)
+    if not steps:
+        return "starting or resuming"
+    step, last = int(steps[-1]), output.strip().splitlines()[-1]
+    drawing = step % 5 == 0 and "loss" in last and "validation" not in last
+    return "validating or drawing" if drawing else "between saves"
+
+
+@dataclass
+class Flips:
+    """What became of the runs whose files were damaged: by file, by outcome."""
+
+    outcomes: dict[str, collections.Counter[str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def flips(place: Place, wanted: int, rng: random.Random) -> Flips:
+    """Flips one bit of one file of a finished run and starts it again, `wanted` times."""
+    sound = place.folder / "unbroken"
+    if not sound.exists():
+        place.end(place.train("unbroken"))
+    _, output = place.end(place.train("unbroken"))
+    expected, found = fingerprint(output), Flips()
+    files = sorted(path for path in sound.rglob("*") if path.is_file() and path.stat().st_size)
+    order = [path for path in files for _ in range(-(-wanted // len(files)))]
+    rng.shuffle(order)
+    for number, path in enumerate(order[:wanted]):
+        shutil.rmtree(place.folder / "flipped", ignore_errors=True)
+        shutil.copytree(sound, place.folder / "flipped")
+        _flip(place.folder / "flipped" / path.relative_to(sound), rng)
+        code, output = place.end(
+            place.command("main", "--config=tiny.py", "--workdir=flipped", "--config.data.path=data_unbroken")
+        )
+        outcome = _outcome(code, output, fingerprint(output) == expected)
+        kind = _kind(path.relative_to(sound))
+        found.outcomes.setdefault(kind, collections.Counter())[outcome] += 1
+        if outcome.startswith("FAULT"):
+            found.faults.append(f"{path.relative_to(sound)}: {outcome}: {output[-400:]}")
+        if number % 10 == 9:
+            print(f"{number + 1} flips", flush=True)
+    return found
+
+
+def _flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(8 * len(data))
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+def _kind(path: Path) -> str:
+    """A file of a workdir as the table names it."""
+    if path.parts[0] == "checkpoints":
+        return "checkpoints: " + ("arrays" if {"d", "ocdbt.process_0"} & set(path.parts) else "their description")
+    return path.parts[0] if len(path.parts) > 1 else path.name
+
+
+def _outcome(code: int | None, output: str, same: bool) -> str:
+    if code == 0 and same:
+        return "named, and gone on from the checkpoint before" if "damaged" in output else "of no effect"
+    if code == 2 and "Traceback" not in output:
+        return "refused with a message"
+    return f"FAULT: exit code {code}" + (", other parameters" if code == 0 else "")
+
+
+def inputs(place: Place) -> tuple[int, list[str]]:
+    """Gives every bad input to its entry point: (how many kinds, what went wrong)."""
+    sys.path.insert(0, str(ROOT))
+    from tests.bad_inputs import cases
+
+    faults, count = [], 0
+    for case in cases(place.folder):
+        count += 1
+        code, output = place.end(place.command(case.module, *case.arguments))
+        if code != 2 or "Traceback" in output or case.message not in output:
+            faults.append(f"{case.module} {' '.join(case.arguments)}: exit code {code}: {output[-300:]}")
+    return count, faults
+
+
+def page(found: Mapping[str, Any]) -> Iterator[str]:
+    """The figures as Markdown."""
+    yield "# What a run survives\n"
+    yield f"Written by `python benchmarks/faults.py`: {platform.machine()}, {os.cpu_count()} CPU cores, Python"
+    yield f"{platform.python_version()}; a model of two blocks on the shapes data, every run a process.\n"
+    if "kills" in found:
+        done: Kills = found["kills"]
+        yield f"## kill -9 at random moments: {sum(done.moments.values())}, in {done.runs} runs\n"
+        yield "Each run is started again until it ends. Its parameters, metrics.jsonl and TensorBoard files are then"
+        yield "compared with those of an unbroken run, and its checkpoints counted:"
+        yield f"{len(done.faults)} of {done.runs} runs differ.\n"
+        yield "| killed while | times |\n|---|---|"
+        yield from (f"| {moment} | {count} |" for moment, count in done.moments.most_common())
+        yield ""
+    if "flips" in found:
+        hit: Flips = found["flips"]
+        total = sum(sum(of.values()) for of in hit.outcomes.values())
+        yield f"## One flipped bit: {total} times\n"
+        yield "One bit of one file of a finished run is flipped, and the run started again with its command: it names the"
+        yield f"damage, or it ends in the very same parameters. {len(hit.faults)} did neither.\n"
+        yield "| file | outcome | times |\n|---|---|---|"
+        yield from (f"| {k} | {what} | {n} |" for k, of in sorted(hit.outcomes.items()) for what, n in of.most_common())
+        yield ""
+    if "inputs" in found:
+        count, faults = found["inputs"]
+        yield f"## Bad input: {count} kinds\n"
+        yield "Wrong flags, config values, files and folders, the list of `tests/bad_inputs.py`. Each ends with exit code 2"
+        yield f"and its message, without a traceback: {count - len(faults)} of {count}."
+
+
+def main() -> int:
+    """Runs the parts and writes the page; the exit code is 1 where something did not survive."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--flips", type=int, default=100)
+    parser.add_argument(
+        "--only", default="kills,flips,inputs", help="parts, comma-separated; the page is written for all"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    given = parser.parse_args()
+    parts = given.only.split(",")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        if "kills" in parts:
+            found["kills"] = kills(place, given.kills, random.Random(given.seed))
+        if "flips" in parts:
+            found["flips"] = flips(place, given.flips, random.Random(given.seed))
+        if "inputs" in parts:
+            found["inputs"] = inputs(place)
+    text = "\n".join(page(found)) + "\n"
+    print(text)
+    if len(found) == 3:
+        given.page.write_text(text)
+    faults = [fault for part in ("kills", "flips") if part in found for fault in found[part].faults]
+    faults += found["inputs"][1] if "inputs" in found else []
+    print("\n\n".join(faults), file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
