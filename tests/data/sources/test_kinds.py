@@ -69,6 +69,7 @@ def zipped(buffer):
         (b"plain words", None),
         (b"\xff\xd7\x00 no magic", None),
     ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",  # those hold the time of day
 )
 def test_names_of_what_is_no_picture(data, name):
     found = kinds.name(data)
