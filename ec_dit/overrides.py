@@ -128,11 +128,7 @@ def apply(config: ConfigDict, changes: Sequence[Change]) -> None:
     Raises:
         UserError: naming the nearest key, or what the key takes.
     """
-    given: dict[str, str | None] = {}
-    for key, text in changes:
-        if key in given and given[key] != text:
-            raise UserError(f"--config.{key} is given twice, as {given[key]} and {text}; leave one of them out.")
-        given[key] = text
+    given: dict[str, str | None] = dict(changes)  # of a key that is given twice, the later value, as of any flag
     known, options, source = config_lib.flatten(config_lib.default()), [], config.data.source
     for key, text in given.items():
         section, _, name = key.rpartition(".")
