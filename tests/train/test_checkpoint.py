@@ -254,6 +254,7 @@ def test_folders_of_others_are_no_checkpoints_and_stay(two, tmp_path):
     said = []
     checkpoints = Checkpointer(str(tmp_path / "c"), keep=2)
     assert checkpoints.latest() == 2
+    assert checkpoints._folder.numbered() == [999, 4, 3, 2, 1]
     _, step = newest(checkpoints, said.append)
     assert step == 2
     assert [line.partition(" is no checkpoint of step ")[2] for line in said] == [

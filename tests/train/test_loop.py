@@ -194,7 +194,8 @@ def test_rates_leave_out_validation_and_compilation(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
     writer = Writer()
-    progress = progress_of(writer, 3)
+    progress, lines = progress_of(writer, 3), []
+    monkeypatch.setattr(progress, "_say", lines.append)
 
     def step(done, *_):
         clock[0] += 100 if done == 1 else 2
@@ -204,9 +205,20 @@ def test_rates_leave_out_validation_and_compilation(monkeypatch):
 
     simple(STEPS, [step, progress, loop.Every(2, STEPS, progress, validate)])
     assert [step for step, _ in writer.values] == [3, 6]
+    assert [line.partition("ETA ")[2] for line in lines] == ["0:00:06", "0:00:00"]
     for _, values in writer.values:
         assert values["images_per_second"] == pytest.approx(10 / 2)
         assert values["mfu"] == pytest.approx(1e9 / 2 / 1e12)
+
+
+def test_actions_fall_on_their_steps_and_on_the_last_but_not_on_a_stop():
+    acted = []
+    every = loop.Every(2, 5, progress_of(Writer(), 1), lambda done, state: acted.append(done))
+    simple(5, [every])
+    assert acted == [2, 4, 5]
+    answers = iter([False, True])  # told to stop at step 2, where the action would be due
+    assert simple(5, [every], stop=lambda: next(answers)) == (2, 2)
+    assert acted == [2, 4, 5]
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(59.6, "0:01:00"), (3725.4, "1:02:05"), (360_000, "100:00:00")])
