@@ -265,7 +265,12 @@ def test_positions_go_on_from_one_shape_to_the_next_and_leave_out_what_fills_up(
 def test_a_damaged_image_is_named(tmp_path, words, monkeypatch):
     record = sets.record("train", 0)
     broken = Record("broken", record.image[:-30], record.captions)
-    monkeypatch.setattr(writing.filters, "look", lambda record, chosen: filters.Picture(record, None))
+    look = filters.look
+    monkeypatch.setattr(
+        writing.filters,
+        "look",
+        lambda item, chosen: filters.Picture(item, None) if item is broken else look(item, chosen),
+    )
     sets.write(sets.Listed([broken]), tmp_path / "set")
     with pytest.raises(UserError, match=r"set: record 'broken': damaged image: [^\n]*$"):
         next(make(dataset.open(tmp_path / "set"), words).batches())
