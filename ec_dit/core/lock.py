@@ -25,6 +25,7 @@ from etils.epath import backend
 
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
+from ec_dit.core.terminal import printable
 
 RENEW_SECONDS = 10.0  # between two writes of the object of a lock in a bucket
 STALE_SECONDS = 60.0  # without one, after which its holder counts as dead
@@ -270,7 +271,7 @@ def _describe(content: str) -> str:
     if not facts.keys() >= {"host", "pid", "since", "command"}:
         return "another process"
     words = f"process {facts['pid']} on {facts['host']} since {facts['since']} ({facts['command']})"
-    return "".join(c if c.isprintable() else "?" for c in words[:1000])
+    return printable(words[:1000])
 
 
 def _in_use(what: str, holder: str) -> UserError:
