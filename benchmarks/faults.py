@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "faults.md"
 STEPS = 40
 CONFIG = f"""
-from ec_dit import config
+from ec_dit import config, presets
 
 
 def get_config(arg=""):
     c = config.default()
     c.moe.update(routing="expert_choice", num_experts=8)
-    c = config.smoke(c)
+    c = presets.smoke(c)
     c.model.update(width=32, num_blocks=2, num_heads=2, num_kv_heads=2, head_dim=16)
     c.moe.group_size = "64"
     c.train.update(steps={STEPS}, batch_size=16)
@@ -43,6 +43,7 @@ def get_config(arg=""):
     c.log.update(every=1, validate_every=5, validate_images=32, sample_every=10)
     return c
 """
+EMPTY: Mapping[str, str | None] = {}
 TIMELESS = re.compile(r"loss|norm|router|learning_rate")  # metrics that two runs share to the bit
 SECONDS = 300  # after which a run counts as stuck
 
@@ -60,12 +61,14 @@ class Place:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
-    def command(self, module: str, *arguments: str) -> subprocess.Popen[str]:
-        """Starts an entry point; its output is read by `Output`."""
+    def command(
+        self, module: str, *arguments: str, within: Path | None = None, env: Mapping[str, str | None] = EMPTY
+    ) -> subprocess.Popen[str]:
+        """Starts an entry point, with variables of `env` set, or taken away where they are None."""
         return subprocess.Popen(
-            [sys.executable, "-m", f"ec_dit.{module}", *arguments],
-            cwd=self.folder,
-            env=self._env,
+            [sys.executable, "-m", module, *arguments],
+            cwd=within or self.folder,
+            env={name: value for name, value in (self._env | env).items() if value is not None},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -74,7 +77,7 @@ class Place:
 
     def train(self, name: str) -> subprocess.Popen[str]:
         """Starts the training of the workdir `name`, on data of its own that the first start prepares."""
-        return self.command("main", "--config=tiny.py", f"--workdir={name}", f"--config.data.path=data_{name}")
+        return self.command("ec_dit.main", "--config=tiny.py", f"--workdir={name}", f"--config.data.path=data_{name}")
 
     def end(self, process: subprocess.Popen[str]) -> tuple[int | None, str]:
         """(exit code, output) of a process that ends by itself; None where it was stuck."""
@@ -210,7 +213,9 @@ def flips(place: Place, wanted: int, rng: random.Random) -> Flips:
         place.end(place.train("unbroken"))
     _, output = place.end(place.train("unbroken"))
     expected, found = fingerprint(output), Flips()
+    *older, _ = sorted((sound / "checkpoints").iterdir(), key=lambda path: int(path.name))  # which nothing reads
     files = sorted(path for path in sound.rglob("*") if path.is_file() and path.stat().st_size)
+    files = [path for path in files if not set(path.parents) & set(older)]
     order = [path for path in files for _ in range(-(-wanted // len(files)))]
     rng.shuffle(order)
     for number, path in enumerate(order[:wanted]):
@@ -218,7 +223,7 @@ def flips(place: Place, wanted: int, rng: random.Random) -> Flips:
         shutil.copytree(sound, place.folder / "flipped")
         _flip(place.folder / "flipped" / path.relative_to(sound), rng)
         code, output = place.end(
-            place.command("main", "--config=tiny.py", "--workdir=flipped", "--config.data.path=data_unbroken")
+            place.command("ec_dit.main", "--config=tiny.py", "--workdir=flipped", "--config.data.path=data_unbroken")
         )
         outcome = _outcome(code, output, fingerprint(output) == expected)
         kind = _kind(path.relative_to(sound))
@@ -255,15 +260,19 @@ def _outcome(code: int | None, output: str, same: bool) -> str:
 def inputs(place: Place) -> tuple[int, list[str]]:
     """Gives every bad input to its entry point: (how many kinds, what went wrong)."""
     sys.path.insert(0, str(ROOT))
-    from tests.bad_inputs import cases
+    from tests import bad_inputs
 
-    faults, count = [], 0
-    for case in cases(place.folder):
-        count += 1
-        code, output = place.end(place.command(case.module, *case.arguments))
-        if code != 2 or "Traceback" in output or case.message not in output:
-            faults.append(f"{case.module} {' '.join(case.arguments)}: exit code {code}: {output[-300:]}")
-    return count, faults
+    folder, faults = place.folder / "inputs", []
+    folder.mkdir()
+    bad_inputs.lay(folder)
+    before = sorted(folder.rglob("*"))
+    for case in bad_inputs.CASES:
+        code, output = place.end(place.command(case.module, *case.arguments, within=folder, env=case.env))
+        left = sorted(set(folder.rglob("*")).symmetric_difference(before))
+        if code != 2 or "Traceback" in output or case.message not in output or left:
+            faults.append(f"{case.module} {' '.join(case.arguments)}: exit code {code}, left {left}: {output[-300:]}")
+            before = sorted(folder.rglob("*"))
+    return len(bad_inputs.CASES), faults
 
 
 def page(found: Mapping[str, Any]) -> Iterator[str]:
@@ -285,7 +294,8 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
         total = sum(sum(of.values()) for of in hit.outcomes.values())
         yield f"## One flipped bit: {total} times\n"
         yield "One bit of one file of a finished run is flipped, and the run started again with its command: it names the"
-        yield f"damage, or it ends in the very same parameters. {len(hit.faults)} did neither.\n"
+        yield f"damage, or it ends in the very same parameters. {len(hit.faults)} did neither. Of the checkpoints the newest is"
+        yield "hit, which is the one that a run reads.\n"
         yield "| file | outcome | times |\n|---|---|---|"
         yield from (f"| {k} | {what} | {n} |" for k, of in sorted(hit.outcomes.items()) for what, n in of.most_common())
         yield ""

@@ -76,6 +76,7 @@ def run(
     Args:
         check: called before other processes are waited for, to find mistakes in the arguments.
     """
+    foreign = False  # whether a library's error ended it
     terminal.accept_any_text()
     for flag in flag_values:
         flag_values[flag].unparse()  # a second call in one process starts from the defaults
@@ -95,13 +96,15 @@ def run(
         if (known := explain(error)) is not None:
             _tell(name, in_own_flags(str(known), flag_values))
             code = processes.STOPPED if isinstance(known, TryAgain) else MISTAKE
+            foreign = known is not error
         elif not processes.label():
             raise
         else:  # Python's own way out would wait for the other processes, who may be waiting for this one
             traceback.print_exc()
             _tell(name, "crashed; if another process did before, look there first")
             code = CRASH
-    gc.collect()  # a save that failed left work behind, which would complain while Python shuts down
+    if foreign:
+        gc.collect()  # a save that failed left work behind, which would complain while Python shuts down
     return processes.leave(code, failed=True)
 
 

@@ -147,9 +147,13 @@ class Workdir:
         Raises:
             UserError: if nothing was trained here.
         """
+        wrong = f"{self.path} is no workdir of a run ({{}}). Train one there, or check the path."
         if (content := self._files.read(_CONFIG)) is None:
-            raise UserError(f"{self.path} is no workdir of a run (no {_CONFIG}). Train one, or check --workdir.")
-        return config_lib.from_json(content, str(self.path / _CONFIG), self._files.advice)
+            raise UserError(wrong.format(f"no {_CONFIG}"))
+        where = str(self.path / _CONFIG)
+        if not json_file.parse(content, where, self._files.advice).keys() & config_lib.default().keys():
+            raise UserError(wrong.format(f"its {_CONFIG} is another program's"))
+        return config_lib.from_json(content, where, self._files.advice)
 
     def tokenizer(self) -> Tokenizer | None:
         """Of the data the run trains on; None where text comes from a cache."""

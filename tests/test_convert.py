@@ -311,7 +311,7 @@ def test_mistakes(pixart, tmp_path, capsys):
         ({"from": "pixart", "path": folder, "out": tmp_path / "taken"}, "is not empty; give another --out"),
         ({"from": "pixart", "path": tmp_path / "none", "out": out}, "there is no file or folder"),
         ({"from": "pixart", "path": run_folder, "out": out}, "holds no safetensors weights"),
-        ({"from": "workdir", "path": folder, "out": out}, "no checkpoints in"),
+        ({"from": "workdir", "path": folder, "out": out}, "its config.json is another program's"),
         ({"from": "pixart", "path": folder, "dtype": "bfloat16", "out": out}, "--dtype belongs to --to=diffusers and"),
         ({"from": "pixart", "path": folder, "noise": 0.5, "out": out}, "--noise belongs to --upcycle"),
         (

@@ -46,10 +46,10 @@ class DigestedFiles:
     @property
     def advice(self) -> str:
         """What to do about a damaged file."""
-        return (
-            f"Bring a copy back, or {self._mend}. If you changed it yourself, remove {self._folder / FILE}: files are then "
-            f"no longer compared."
-        )
+        advice = f"Bring a copy back, or {self._mend}."
+        if (self._folder / FILE).exists():
+            advice += f" If you changed it yourself, remove {self._folder / FILE}: files are then no longer compared."
+        return advice
 
     def write(self, contents: Mapping[str, bytes | None]) -> None:
         """Writes files in this order, and the list of them last; None stands for a file that there shall not be.

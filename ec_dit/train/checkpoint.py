@@ -45,7 +45,7 @@ class Checkpointer:
         self._end: Task | None = None  # of the save that was begun last
         if read_only:
             if not self._folder.path.exists():
-                raise UserError(f"no checkpoints in {self._folder.path}: train there first, or check --workdir.")
+                raise UserError(f"no checkpoints in {self._folder.path}: train there first, or check the path.")
             return
         if processes.is_first():
             self._folder.path.mkdir(parents=True, exist_ok=True)
