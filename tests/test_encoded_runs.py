@@ -333,14 +333,14 @@ def damaged(place):
 FLAGS = {
     "no text encoder": (["--vae=VAE"], "--vae and --text_encoder go together"),
     "no autoencoder": (["--text_encoder=T5"], "--vae and --text_encoder go together"),
-    "empty folders": (["--vae=", "--text_encoder="], "--vae is empty"),
+    "empty folders": (["--vae=", "--text_encoder="], "--vae=: it is empty"),
     "nothing there": (["--vae=PLACE/nowhere", "--text_encoder=T5"], "there is no file or folder PLACE/nowhere"),
     "exchanged": (["--vae=T5", "--text_encoder=VAE"], "encoders/text_encoder"),
     "cut weights": (
         ["--vae=PLACE/bad/vae", "--text_encoder=T5"],
         "bad/vae/diffusion_pytorch_model.safetensors: truncated",
     ),
-    "no tokenizer": (["--vae=VAE", "--text_encoder=PLACE/bad/text_encoder"], "no tokenizer (spiece.model) lies in"),
+    "no tokenizer": (["--vae=VAE", "--text_encoder=PLACE/bad/text_encoder"], "no tokenizer (spiece.model or tokenizer.json) lies in"),
     "odd resolution": (
         ["BOTH", "--resolution=17"],
         "pictures of 17 x 17 pixels do not divide into the autoencoder's 2 x 2",
