@@ -45,6 +45,7 @@ def get_config(arg=""):
 """
 EMPTY: Mapping[str, str | None] = {}
 TIMELESS = re.compile(r"loss|norm|router|learning_rate")  # metrics that two runs share to the bit
+SAVING, DELETING = "saving a checkpoint", "deleting a checkpoint"
 SECONDS = 300  # after which a run counts as stuck
 
 
@@ -158,13 +159,14 @@ def _kill(place: Place, name: str, seconds: float, rng: random.Random) -> str | 
     """SIGKILL at a random moment; what the run was doing, None where it ended before."""
     process = place.train(name)
     deadline = time.monotonic() + SECONDS
-    # Half of the moments are even over time, half within a save, of which they would rarely meet one.
-    until_save, until = rng.random() < 0.5, time.monotonic() + rng.uniform(0, seconds)
+    # Half of the moments are even over time, the others within saves and deletions, of which they would rarely meet one.
+    wanted = rng.choice((None, None, SAVING, DELETING))
+    until = time.monotonic() + rng.uniform(0, seconds)
     while process.poll() is None:
         doing = _doing(place, name)
-        if (doing == "saving a checkpoint") if until_save else (time.monotonic() > until):
-            time.sleep(rng.uniform(0, 0.05))
-            doing = _doing(place, name)
+        if (doing == wanted) if wanted else (time.monotonic() > until):
+            time.sleep(rng.uniform(0, 0.05) if wanted == SAVING else 0)  # a deletion takes milliseconds
+            doing = _doing(place, name) if wanted != DELETING else doing
             os.killpg(process.pid, signal.SIGKILL)
             output = process.communicate()[0]
             if process.returncode != -signal.SIGKILL:
@@ -183,9 +185,10 @@ def _doing(place: Place, name: str) -> str:
     data, saved = place.folder / f"data_{name}", place.folder / name / "checkpoints"
     if data.exists() and not (data / "report.json").exists():
         return "preparing data"
-    if saved.exists() and any(saved.glob("*orbax-checkpoint-tmp*")):
-        return "saving a checkpoint"
-    return ""
+    torn = list(saved.glob("*orbax-checkpoint-tmp*")) if saved.exists() else []
+    if any(path.name.endswith("-deleted") for path in torn):
+        return DELETING
+    return SAVING if torn else ""
 
 
 def _said(output: str) -> str:
