@@ -103,8 +103,8 @@ def start_several(place, workdir, count, *arguments, **options):
 
 def finish(process):
     """(fingerprint, losses by step, as printed) of a run that ends by itself."""
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
+    ((code, output),) = end([process])
+    assert code == 0, output
     last = output.strip().splitlines()[-1]
     found = re.search(r"params_fingerprint=([0-9a-f]{64})$", last)
     assert found, output
@@ -113,7 +113,12 @@ def finish(process):
 
 def end(processes):
     """[(exit code, output)] of processes that end by themselves."""
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
+    finally:  # what hangs would hold the machine
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 

@@ -62,14 +62,15 @@ def _sums(tree: Any) -> dict[str, dict[str, np.ndarray]]:
     """The words of `_leaf_sums` by name: of small leaves on the host; of others where they lie, compiled once for each kind."""
     plain = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in named_leaves(tree)}
     small = {name: leaf for name, leaf in plain.items() if leaf.size <= _SMALL and _is_here(leaf)}
-    large = {name: _compiled_sums(leaf) for name, leaf in plain.items() if name not in small}
+    # One at a time: of many programs in flight that all talk between processes, CPUs may begin others on each, and wait for ever.
+    large = {name: jax.device_get(_compiled_sums(leaf)) for name, leaf in plain.items() if name not in small}
     with np.errstate(over="ignore"):  # NumPy warns where single numbers wrap
         on_host = {
             name: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
             for name, leaf in jax.device_get(small).items()
         }
         sums = {name: _leaf_sums(array, np) for name, array in on_host.items()}
-    return sums | jax.device_get(large)
+    return sums | large
 
 
 def _is_here(leaf: Any) -> bool:
