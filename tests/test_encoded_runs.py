@@ -340,7 +340,10 @@ FLAGS = {
         ["--vae=PLACE/bad/vae", "--text_encoder=T5"],
         "bad/vae/diffusion_pytorch_model.safetensors: truncated",
     ),
-    "no tokenizer": (["--vae=VAE", "--text_encoder=PLACE/bad/text_encoder"], "no tokenizer (spiece.model or tokenizer.json) lies in"),
+    "no tokenizer": (
+        ["--vae=VAE", "--text_encoder=PLACE/bad/text_encoder"],
+        "no tokenizer (spiece.model or tokenizer.json) lies in",
+    ),
     "odd resolution": (
         ["BOTH", "--resolution=17"],
         "pictures of 17 x 17 pixels do not divide into the autoencoder's 2 x 2",

@@ -29,7 +29,8 @@ class FoundOptions:
         train: published split to train on, or several as 'train+test'; what is of no split is taken for 'train'. Files are of
             the split that a word in their path names, such as data/test-00000-of-00002.parquet or val2017/1.jpg; others than
             the named ones are not read.
-        validation: published split for validation; where there is no 'validation', or for None, the share is held out.
+        validation: published split for validation; where there is no 'validation', where that is trained on, or for None, the
+            share is held out.
         validation_share: share of the examples held out, chosen by a hash of the id, where nothing else is for validation.
         flip: allow mirroring, where no caption names a side or writing.
         captions: where captions come from, each 'KEY' or 'KEY=WEIGHT', such as ('recaption=0.8', 'txt=0.2'); the texts

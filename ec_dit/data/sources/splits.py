@@ -8,6 +8,7 @@ from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.data.records import TRAIN, VALIDATION
 
 TEST, NOT_READ = "test", "not read"
+HOLD_OUT = "to hold a share of the training examples out instead: --option=validation=null"
 _WORDS = {
     **dict.fromkeys(["train", "training"], TRAIN),
     **dict.fromkeys(["validation", "valid", "val", "dev"], VALIDATION),
@@ -58,17 +59,23 @@ class Splits:
             self._train, self._validation = set(there), set[str]()
         else:
             self._train, self._validation = _named(train), _named(validation or "")
+            if validation == VALIDATION:  # the default, which asks for what is not trained on
+                self._validation -= self._train
         for option, names, usual in (("train", self._train, TRAIN), ("validation", self._validation, VALIDATION)):
             for name in names - there.keys() - {usual}:
                 raise UserError(
                     f"{kind}: {option} names the split {name!r}{did_you_mean(name, there)}; {path} has {', '.join(there)}"
                 )
         if both := self._train & self._validation:
-            raise UserError(f"{kind}: the split {both.pop()!r} is named for train and for validation")
+            raise UserError(
+                f"{kind}: the split {both.pop()!r} is named for train and for validation; name it for one of them; {HOLD_OUT}"
+            )
         if there and not self._train & there.keys():
+            name = min(there)
+            free = " --option=validation=null" if name in self._validation and validation != VALIDATION else ""
             raise UserError(
                 f"{kind}: {path} has no split to train on, but {', '.join(there)}; to train on one, say so: "
-                f"--option=train={min(there)}"
+                f"--option=train={name}{free}"
             )
         self.left_out = {name: n for name, n in sorted(there.items()) if name not in self._train | self._validation}
         self._holds_out = not self._validation & there.keys()

@@ -30,7 +30,8 @@ class TfdsOptions(found.FoundOptions):
         captions: fields of a text or several; 'captions.text' is the text of each of the captions.
         id_field: field that names the examples, each differently; None numbers them.
         train: TFDS split to train on, such as 'train+test' or 'train[:90%]'.
-        validation: TFDS split for validation; where the set has no 'validation', or for None, the share is held out.
+        validation: TFDS split for validation, which shares no example with `train`; where the set has no 'validation', where
+            some of it is trained on, or for None, the share is held out.
         validation_share: share of `train` that is held out, chosen by a hash of the id, where nothing else is.
     """
 
@@ -52,15 +53,24 @@ class TfdsSource(found.FoundSource):
         features = cast(Mapping[str, Any], builder.info.features)
         for field in (options.image, *self._weights, *filter(None, [options.id_field])):
             _check(field, features)
-        names = {TRAIN: options.train}
-        if options.validation and (options.validation != "validation" or options.validation in builder.info.splits):
-            names[VALIDATION] = options.validation
+        names, read = {TRAIN: options.train}, _stretches(builder, options.train)
+        if options.validation and (options.validation != VALIDATION or options.validation in builder.info.splits):
+            held = _stretches(builder, options.validation)
+            if not (both := _shared(read, held)):
+                names[VALIDATION] = options.validation
+                read += held
+            elif options.validation != VALIDATION:  # The default asks for what is not trained on.
+                raise UserError(
+                    f"tfds: {both:,} examples that train={options.train} names are in validation={options.validation} too; "
+                    f"name different ones, such as train[:90%] and train[90%:]; {splits.HOLD_OUT}"
+                )
         self._names, self._holds_out = names, VALIDATION not in names
-        read = {base for name in names.values() for base in _bases(name)}
-        others = {name: split.num_examples for name, split in builder.info.splits.items() if name not in read}
         self._became = {name: splits.kept_as(split, self._holds_out) for split, name in names.items()}
-        self._became |= dict.fromkeys(others, splits.NOT_READ)
-        self._unread.update({f"example of the split {name}": count for name, count in others.items()})
+        for base, split in builder.info.splits.items():
+            own = [stretch for name, stretch in read if name == base]
+            if rest := split.num_examples - _length(own):
+                self._became[f"rest of {base}" if own else base] = splits.NOT_READ
+                self._unread[f"example of the split {base}"] = rest
         self._data = {split: _open(builder, name, self._decoders(features)) for split, name in names.items()}
         self._shards = [shard for split, data in self._data.items() for shard in ranges(len(data), name=f"{split} ")]
 
@@ -131,12 +141,6 @@ def _builder(options: TfdsOptions) -> Any:
 
 
 def _open(builder: Any, name: str, decoders: dict[str, Any]) -> Any:
-    known, bases = list(builder.info.splits), _bases(name)
-    for base in bases:
-        if base not in known:
-            raise UserError(
-                f"tfds: the set has no split {base!r}{did_you_mean(base, known)}; it has {', '.join(known)}"
-            )
     try:
         data = builder.as_data_source(name, decoders=decoders)
     except NotImplementedError as error:
@@ -146,16 +150,53 @@ def _open(builder: Any, name: str, decoders: dict[str, Any]) -> Any:
             'tfds.builder(NAME, file_format="array_record").download_and_prepare()'
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"tfds: cannot read split {name!r} of {builder.data_dir}: {error}") from error
-    for file in (file for base in bases for file in builder.info.splits[base].filepaths):
+        raise _unreadable(builder, name, error) from error
+    for file in (file for base in _bases(name) for file in builder.info.splits[base].filepaths):
         if not file.exists():
             raise UserError(f"tfds: {file} is missing; build or copy the set again")
     return data
 
 
+def _unreadable(builder: Any, name: str, error: Exception) -> UserError:
+    return UserError(f"tfds: cannot read split {name!r} of {builder.data_dir}: {error}")
+
+
 def _bases(name: str) -> list[str]:
     """The splits that are in one such as 'train[:90%]+test'."""
     return [part.partition("[")[0].strip() for part in name.split("+")]
+
+
+def _stretches(builder: Any, name: str) -> list[tuple[str, range]]:
+    """Which examples of which published splits one such as 'train[:90%]+test' means. UserError where there are none such."""
+    known = builder.info.splits
+    for base in _bases(name):
+        if base not in known:
+            raise UserError(
+                f"tfds: the set has no split {base!r}{did_you_mean(base, known)}; it has {', '.join(known)}"
+            )
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(name).to_absolute(known)
+    except ValueError as error:
+        raise _unreadable(builder, name, error) from error
+    whole = ((part, known[part.splitname].num_examples) for part in parts)
+    return [(part.splitname, range(part.from_ or 0, end if part.to is None else part.to)) for part, end in whole]
+
+
+def _shared(first: Sequence[tuple[str, range]], second: Sequence[tuple[str, range]]) -> int:
+    """How many examples are in both."""
+    return sum(
+        _length([range(max(a.start, b.start), min(a.stop, b.stop)) for name, a in first if name == base])
+        for base, b in second
+    )
+
+
+def _length(stretches: Sequence[range]) -> int:
+    """How many examples they hold; one that is in several is counted once."""
+    count = end = 0
+    for stretch in sorted(stretches, key=lambda each: each.start):
+        count += max(0, stretch.stop - max(stretch.start, end))
+        end = max(end, stretch.stop)
+    return count
 
 
 def _check(field: str, features: Any) -> None:

@@ -1,6 +1,7 @@
 """Published splits are kept as they are, and test is not trained on unless asked for."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +89,27 @@ def test_what_the_path_names_is_asked_for(tmp_path):
     assert set(kept(parquet(only, train="test"))) == {"test-0"}
 
 
+def test_validation_may_be_trained_on(tmp_path):
+    tables(tmp_path, *HUGGING_FACE)
+    held_out = "kept as train, but for a share that is held out"
+    for train, names in (("train+validation", HUGGING_FACE[:2] + HUGGING_FACE[3:]), ("val", HUGGING_FACE[3:])):
+        source = parquet(tmp_path, train=train)
+        found = kept(source)
+        assert sorted(found) == names and set.union(*found.values()) == {"train", "validation"}
+        assert source.published()["validation"] == held_out
+
+
+@pytest.mark.parametrize(("name", "options"), [("validation-0", {}), ("test-0", {"validation": "test"})])
+def test_the_advice_for_a_set_without_a_split_to_train_on_works(tmp_path, name, options):
+    tables(tmp_path, name)
+    with pytest.raises(UserError, match="has no split to train on") as caught:
+        parquet(tmp_path, **options)
+    advised = dict(re.findall(r"--option=(\w+)=(\w+)", str(caught.value)))
+    assert advised.pop("train") == name[:-2] and advised in ({}, {"validation": "null"})
+    options |= {"train": name[:-2]} | dict.fromkeys(advised)
+    assert kept(parquet(tmp_path, **options)) == {name: {"train", "validation"}}
+
+
 def test_mistakes(tmp_path):
     tables(tmp_path, "train-0", "val-0")
     with pytest.raises(UserError, match=r"train names the split 'tets'; .* has train, validation"):
@@ -96,7 +118,7 @@ def test_mistakes(tmp_path):
         parquet(tmp_path, train="trian")
     with pytest.raises(UserError, match=r"validation names the split 'test'"):
         parquet(tmp_path, validation="test")
-    with pytest.raises(UserError, match=r"'train' is named for train and for validation"):
+    with pytest.raises(UserError, match=r"'train' is named for train and for validation; .*--option=validation=null"):
         parquet(tmp_path, validation="train")
 
 

@@ -131,6 +131,42 @@ def test_a_share_is_held_out_where_it_has_no_validation(tmp_path):
     assert {record.split for record in kept.values()} == {"train"}
 
 
+def test_no_example_is_trained_on_and_validated_on(tmp_path):
+    build(tmp_path, train=[example(n) for n in range(20)], validation=[example(n) for n in range(20, 30)])
+
+    def pictures(**options):
+        """The numbers of the pictures of each split, which all differ."""
+        of = {}
+        for record in sorted_out(tmp_path, **options)[0].values():
+            of.setdefault(record.split, []).append(record.image[-1])
+        return of
+
+    for train, numbers in (("train+validation", range(30)), ("validation", range(20, 30))):
+        found = pictures(train=train, validation_share=0.5)  # What was validation, a share is held out of.
+        assert sorted(found["train"] + found["validation"]) == list(numbers)
+    found = pictures(train="train[:90%]", validation="train[90%:]")
+    assert len(found["train"]) == 18 and sorted(found["train"] + found["validation"]) == list(range(20))
+    for train, validation in (
+        ("train", "train[90%:]"),
+        ("train[:11]+validation", "train[10:]"),
+        ("train[-10:]", "validation+train[5:11]"),
+    ):
+        with pytest.raises(UserError, match=r"examples that .* are in .* too; .*--option=validation=null"):
+            make(tmp_path, train=train, validation=validation)
+
+
+def test_the_rest_of_a_split_is_told(tmp_path):
+    build(tmp_path, train=[example(number) for number in range(20)], test=[example(20)])
+    source = make(tmp_path, train="train[:50%]+train[5:12]")
+    assert source.unread() == {"example of the split train": 8, "example of the split test": 1}
+    assert source.published() == {
+        "train[:50%]+train[5:12]": "kept as train, but for a share that is held out",
+        "rest of train": "not read",
+        "test": "not read",
+    }
+    assert make(tmp_path, train="train[:50%]", validation="train[50%:]+test").unread() == {}
+
+
 def test_shards(tmp_path, monkeypatch):
     build(tmp_path, train=[example(number) for number in range(5)], validation=[example(5)])
     source = make(tmp_path)
