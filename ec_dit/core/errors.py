@@ -32,10 +32,10 @@ _PASSING = {
     errno.ENETDOWN,
     errno.ENETUNREACH,
 }
-_PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETRESET, errno.EADDRINUSE, errno.ESTALE}
-_MISTAKES = {errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-_MISTAKES |= {errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOTEMPTY, errno.EBUSY}
-_NETWORK = ("aiohttp", "requests", "urllib3", "gcsfs", "google")  # packages whose exceptions tell of it
+_PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETRESET, errno.EADDRINUSE, errno.ESTALE, errno.EAGAIN}
+_BROKEN = {errno.EIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENODEV}  # of disks, and of mounted buckets and folders
+_NETWORK = ("aiohttp", "requests", "urllib3", "gcsfs", "google.api_core", "google.auth", "google.cloud")
+_PASSING_KINDS = ("TransportError", "TimeoutError")  # of google.auth
 _PASSING_STATUS, _MISTAKEN_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED"), ("PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
@@ -73,25 +73,39 @@ def _kind(error: BaseException) -> tuple[type[UserError], str] | None:
     code, status = system_code(error), status_of(error)
     if code in _FULL:
         return TryAgain, ". Make room there, or raise the limit, and start the same command again."
-    forbidden = isinstance(error, OSError) and code is None and str(error).startswith("Forbidden: ")  # of gcsfs
-    if code in _MISTAKES or status in _MISTAKEN_STATUS or forbidden:
-        return UserError, ""
-    http = getattr(error, "code", None) if _of_network(error) else None
-    if http is not None:
-        return (TryAgain, "") if str(http) in ("408", "429") or str(http).startswith("5") else (UserError, "")
+    if code in _BROKEN:
+        return TryAgain, ". The disk, or what is mounted there, failed; once it answers, start the same command again."
+    if code == errno.ENOMEM:
+        return TryAgain, " (memory is used up)"
+    if _of_network(error):
+        return (TryAgain if _passes(error) else UserError), ""
     if (
         code in _PASSING
         or status in _PASSING_STATUS
         or isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
     ):
         return TryAgain, ""
-    return (TryAgain, "") if _of_network(error) else None
+    forbidden = isinstance(error, OSError) and str(error).startswith("Forbidden: ")  # of gcsfs
+    # Whatever else a system refuses is of the place, not of the program: mounted buckets and rare file systems differ.
+    return (UserError, "") if code is not None or status in _MISTAKEN_STATUS or forbidden else None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether what a package of the network raised may pass by itself, as credentials and addresses do not."""
+    causes = list(_causes(error))
+    if any(type(cause).__name__ in _PASSING_KINDS or getattr(cause, "retryable", False) for cause in causes):
+        return True  # however gcsfs tells of it
+    answer = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if answer is not None:
+        return str(answer) in ("408", "429") or str(answer).startswith("5")
+    mistaken = isinstance(error, ValueError) or type(error).__name__ == "NonRetryableError"  # an address; of gcsfs
+    return not (mistaken or _of_network(error, ("google.auth",)))
 
 
 def system_code(error: BaseException) -> int | None:
     """The errno that an exception carries; TensorStore's ValueErrors have it in their text."""
     if isinstance(error, OSError):
-        return error.errno
+        return error.errno if isinstance(error.errno, int) else None
     found = re.search(r"\[os_error_code='(\d+)'\]", str(error)) if isinstance(error, ValueError) else None
     return int(found[1]) if found else None
 
@@ -102,8 +116,9 @@ def status_of(error: BaseException) -> str:
     return found[1] if found else ""
 
 
-def _of_network(error: BaseException) -> bool:
-    return any(kind.__module__.partition(".")[0] in _NETWORK for kind in type(error).__mro__)
+def _of_network(error: BaseException, packages: tuple[str, ...] = _NETWORK) -> bool:
+    """Whether the exception is of one of the packages that speak with networks."""
+    return any(f"{kind.__module__}.".startswith(f"{name}.") for kind in type(error).__mro__ for name in packages)
 
 
 def shortened(text: str) -> str:
