@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -71,15 +72,12 @@ class Finish:
         """Lines on what was left out and what was there, for the message of a preparation that fails; all is listed on disk.
 
         Args:
-            asked: also what filters left out.
+            asked: also what filters left out, and remarks.
         """
-        return explain(
-            self._place,
-            self._source,
-            self.lines,
-            self.counts.skipped if asked else self.counts.faults,
-            asked=asked,
-        )
+        counts = self.counts.faults
+        if asked:
+            counts = dict(Counter(self.counts.skipped) + Counter(self.counts.remarks))
+        return explain(self._place, self._source, self.lines, counts, asked=asked)
 
     def check(self) -> None:
         """Refuses a set without training records, or files that are not as they were written; those are made again.

@@ -151,6 +151,21 @@ def test_a_failed_preparation_shows_what_was_there_and_leaves_the_list(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
+def test_nothing_to_train_on_is_explained_by_remarks_too(tmp_path):
+    empty = Skipped("a.tar", "empty archive", examples=0)
+    linked = [Skipped("b", "link: outside"), Skipped("c", "link: inside", examples=0)]
+    parts = Skipped("d.tar (parts)", "parts passed over: 20 x .npy, 20 x .cap", examples=0)
+    with pytest.raises(UserError) as caught:
+        write(Listed([empty], linked, [parts]), tmp_path / "set")
+    assert str(caught.value).split("\n")[:-1] == [
+        "source listed: no example is left to train on:",
+        "  2 x link, such as b: outside",
+        "  1 x empty archive, such as a.tar",
+        "  1 x parts passed over, such as d.tar (parts): 20 x .npy, 20 x .cap",
+    ]
+    assert len((tmp_path / ".set.incomplete" / "skipped.jsonl").read_text().splitlines()) == 4
+
+
 def test_hopeless_units_block_no_corrected_command(tmp_path, counting):
     bad = [[Skipped(f"{n}-{i}", "no caption: it has text") for i in range(400)] for n in range(5)]
     with pytest.raises(

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,6 +77,20 @@ def read_file(root: epath.Path, name: str, limit: int, head: bool = False) -> by
         if paths.is_remote(path):
             raise  # The network's fault, not the example's.
         raise Unusable(f"unreadable: {error.strerror}") from error
+
+
+def no_file(path: epath.Path) -> str | None:
+    """What lies on a disk where a file should be, such as 'folder'; opening a pipe would wait for ever.
+
+    None for a file, for nothing at all, and in a bucket.
+    """
+    try:
+        mode = stat.S_IFREG if paths.is_remote(path) else Path(path).stat().st_mode
+    except (OSError, ValueError):  # Who opens it is told.
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "pipe or device"
 
 
 def a_url(text: str) -> Unusable:

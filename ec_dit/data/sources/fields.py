@@ -34,14 +34,19 @@ def caption_weights(kind: str, specs: tuple[str, ...]) -> dict[str, float]:
     return weights
 
 
-def choose_captions(keys: Mapping[str, float], fields: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def choose_captions(
+    keys: Mapping[str, float], fields: Mapping[str, Any], beside: Iterable[str] = ()
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """The different captions of an example and how often to take each, () for all alike.
+
+    Args:
+        beside: keys of what was not read and might have been, for the message.
 
     Raises:
         Unusable: it has none, too many, or one without end.
     """
     given = {key: _texts(at(fields, key)) for key in keys}
-    if (count := sum(map(len, given.values()))) > MAX_CAPTIONS:
+    if (count := sum(not _is_blank(text) for texts in given.values() for text in texts)) > MAX_CAPTIONS:
         raise Unusable(f"too many captions: {count}")
     found: dict[str, float] = {}
     problems = []
@@ -57,7 +62,7 @@ def choose_captions(keys: Mapping[str, float], fields: Mapping[str, Any]) -> tup
                 raise Unusable(f"endless caption: {len(text)} characters")
             found[text] = found.get(text, 0) + weight / len(texts)
     if not found:
-        raise problems[0] if problems else Unusable(f"no caption: {_lacks(keys, fields)}")
+        raise problems[0] if problems else Unusable(f"no caption: {_lacks(keys, fields, beside)}")
     alike = len(set(found.values())) == 1
     return tuple(found), () if alike else tuple(found.values())
 
@@ -100,15 +105,19 @@ def lacking(wanted: Iterable[str], known: Iterable[str]) -> str:
     )
 
 
-def _lacks(keys: Iterable[str], fields: Mapping[str, Any]) -> str:
+def _lacks(keys: Iterable[str], fields: Mapping[str, Any], beside: Iterable[str]) -> str:
     known = list(names(fields))
     empty = [key for key in keys if key in known]
-    return f"{empty[0]!r} is there and holds none" if empty else lacking(keys, known)
+    return f"{empty[0]!r} is there and holds none" if empty else lacking(keys, [*known, *beside])
 
 
 def _texts(value: Any) -> list[Any]:
     values = value if isinstance(value, list | tuple) else [value]
     return [each for each in values if not (each is None or (isinstance(each, float) and math.isnan(each)))]
+
+
+def _is_blank(text: Any) -> bool:
+    return isinstance(text, str | bytes) and not text.strip()
 
 
 def clean(text: Any) -> str:

@@ -94,19 +94,25 @@ class FoundSource:
         return Skipped(id_[:MAX_NAME], reason, split or self._split(id_), examples=examples, meta=meta)
 
     def _record(
-        self, id_: str, image: Callable[[], bytes], fields: Mapping[str, Any], split: str | None = None
+        self,
+        id_: str,
+        image: Callable[[], bytes],
+        fields: Mapping[str, Any],
+        split: str | None = None,
+        beside: Iterable[str] = (),
     ) -> Record | Skipped:
         """An example of the image and everything else that is known of it; captions and facts are taken from that.
 
         Args:
             image: gives the encoded bytes, or raises Unusable.
+            beside: as in choose_captions.
         """
         split = split or self._split(id_)
         try:
             if len(id_) > MAX_NAME:
                 raise Unusable(f"name of more than {MAX_NAME} characters")
             data = kinds.picture(image())
-            texts, weights = known.choose_captions(self._weights, fields)
+            texts, weights = known.choose_captions(self._weights, fields, beside)
         except Unusable as problem:
             return self._skipped(id_, str(problem), split, fields)
         flip = self._shared.flip and all(map(may_mirror, texts))

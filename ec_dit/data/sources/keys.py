@@ -187,8 +187,9 @@ class _Group:
             return
         if not half.texts:
             part = f"{rest}.{half.parts[0]}"[1:]
+            there = ", ".join([*half.parts, *half.unread])
             half.problem = (
-                f"no caption: the example has {', '.join(half.parts)}; if its key is {self._base[:100]!r}, name its parts: "
+                f"no caption: the example has {there}; if its key is {self._base[:100]!r}, name its parts: "
                 f"--captions=... and --option=image={part[:100]}"
             )
         self._done.append(half)

@@ -9,6 +9,7 @@ from typing import Any
 from ec_dit.data.sources.access import Unusable, a_url
 
 HEAD = 512  # bytes that are looked at
+_NAME = 255  # letters of the longest name of a file
 
 # Endings that pictures have. What has another, or none, is looked into.
 PICTURES = tuple(
@@ -118,12 +119,26 @@ def picture(data: bytes) -> bytes:
 
 
 def from_base64(text: bytes) -> bytes | None:
-    """The picture that a base64 text stands for; None where it is no such text."""
+    """The picture that a base64 text stands for; None where it is no such text, but may be a path.
+
+    Raises:
+        Unusable: it is too long for a path, and is damaged or stands for something else that is known.
+    """
     head = _BASE64.match(text[:HEAD])
-    if not head or not is_picture(_decoded(head[1][:32]) or b""):
+    if not head:
         return None
-    whole = _BASE64.fullmatch(text)
-    return _decoded(whole[1]) if whole else None
+    no_path = len(text) > _NAME and head.end() == len(text[:HEAD])
+    if is_picture(_decoded(head[1][:32]) or b""):
+        whole = _BASE64.fullmatch(text)
+        picture = _decoded(whole[1]) if whole else None
+        if picture is None and no_path:
+            raise Unusable(f"damaged base64: {len(text):,} letters that begin with {text[:16].decode()!r}")
+        return picture
+    letters = b"".join(head[1].split())
+    first = _decoded(letters[: len(letters) // 4 * 4])
+    if no_path and first and (kind := name(first)):
+        raise Unusable(f"not a readable picture: {kind}")
+    return None
 
 
 def _decoded(text: bytes) -> bytes | None:

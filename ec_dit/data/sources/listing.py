@@ -12,6 +12,7 @@ from etils import epath
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
+from ec_dit.data.sources import access
 
 LINK = "link to a folder"  # a kind of what is not read
 _MAX_FILES = 1_000_000
@@ -23,7 +24,8 @@ class Listing(NamedTuple):
     Attributes:
         root: the folder that the names are relative to.
         names: sorted.
-        unread: of what lies among them and was not asked for, how many there are of each ending; of links to folders, LINK.
+        unread: of what lies among them and was not asked for, how many there are of each ending; of links to folders, LINK;
+            of what has such a name and is no file, such as 'folder'.
         chosen: whether the path named the files, or a pattern of them, and not their folder.
     """
 
@@ -54,13 +56,16 @@ def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
                 elif name:
                     unread[ending(name)] += 1
     elif whole.exists():
-        if not paths.is_remote(whole) and not Path(whole).is_file():  # Reading a pipe would wait for ever.
+        if access.no_file(whole):
             raise UserError(f"{kind}: {path} is neither a folder nor a plain file")
         root, names = whole.parent, [whole.name]
     else:
         start = re.split(r"[*?\[{]", path, maxsplit=1)[0].rpartition("/")[0]
         root = paths.at(start or ("/" if path.startswith("/") else "."))
         names = list(_matching(kind, root, path.removeprefix(start).lstrip("/")))
+    strange = {name: what for name in names if (what := access.no_file(root / name))}
+    names = sorted(set(names) - strange.keys())
+    unread.update(strange.values())
     unread = +unread
     if not names:
         state = "is not there" if chosen else f"has no {endings[0]} files"
@@ -68,7 +73,7 @@ def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
         raise UserError(
             f"{kind}: {path} {state}{there}; pass --path=FOLDER, a file or a pattern such as DIR/*{endings[0]}"
         )
-    return Listing(root, sorted(set(names)), unread, chosen)
+    return Listing(root, names, unread, chosen)
 
 
 def ending(name: str) -> str:

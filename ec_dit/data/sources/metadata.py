@@ -36,6 +36,9 @@ def lines(root: epath.Path, name: str) -> Iterator[Line]:
         UserError: it cannot be read.
     """
     path = root / name
+    if access.no_file(path):
+        yield Line(name, problem="not a regular file")
+        return
     try:
         with io.BufferedReader(path.open("rb")) as file:  # Files in buckets know no limit for a line.
             if kind := kinds.no_text(file.peek(kinds.HEAD)):

@@ -77,7 +77,8 @@ class WebdatasetSource(found.FoundSource):
                     except Unusable as problem:
                         yield self._skipped(id_, str(problem), split)
                     else:
-                        yield self._record(id_, functools.partial(_image, example, fields), fields, split)
+                        beside = [kind[1:] for kind in example.unread if kind.startswith(".")]
+                        yield self._record(id_, functools.partial(_image, example, fields), fields, split, beside)
         except FileNotFoundError:
             yield self._skipped(name, "missing file", split, examples=None)
         except Unusable as problem:

@@ -84,6 +84,7 @@ def test_captions_have_limits():
     many = [f"text {number}" for number in range(64)]
     assert record({"caption": many}).captions == tuple(many)
     assert record({"caption": [*many, None, math.nan]}).captions == tuple(many)
+    assert record({"caption": [*many, "", b"\n", " \t"]}).captions == tuple(many)
     assert record({"caption": [*many, "x"]}).reason == "too many captions: 65"
     assert record({"caption": many, "txt": "x"}, captions=("caption", "txt")).reason == "too many captions: 65"
     assert record({"caption": ["x"] * 1_500_000}).reason == "too many captions: 1500000"

@@ -93,8 +93,11 @@ def test_base64_texts_of_pictures(form):
         text.rstrip(b"="),
     ):
         assert kinds.picture(written_so) == kinds.from_base64(written_so) == data
-    for other in (base64.b64encode(b"no picture" * 99), text + b"!", b"images/0001.jpg", b"", b"a" * 100):
+    for other in (base64.b64encode(b"no picture" * 99), text[:99] + b"!", b"images/0001.jpg", b"", b"a" * 100):
         assert kinds.from_base64(other) is None
+    for other in (text * 9 + b"!", text[:200] + b"=" + text * 9):
+        with pytest.raises(Unusable, match="damaged base64"):
+            kinds.picture(other)
 
 
 def test_urls_are_told_apart():

@@ -1,6 +1,7 @@
 """What stands beside pictures: lists of them, text files, JSON."""
 
 import json
+import os
 
 import pytest
 
@@ -161,6 +162,13 @@ def test_json_beside_pictures(tmp_path):
     }
     assert items["b.png"].caption == "its own" and items["a.png"].caption == "beside"
     assert items["c.png"].reason == "no caption: no 'caption'; there is score, status"
+
+
+def test_a_pipe_in_the_place_of_a_list_is_not_opened(tmp_path):
+    put(tmp_path, "a.png", caption="x")
+    os.mkfifo(tmp_path / "captions.jsonl")
+    kept, skipped = sorted_out(tmp_path)
+    assert list(kept) == ["a.png"] and skipped == {"captions.jsonl": "not a regular file"}
 
 
 def test_texts_and_lists_that_are_something_else(tmp_path):

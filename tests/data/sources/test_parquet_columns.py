@@ -80,6 +80,23 @@ def test_paths_that_lead_elsewhere(tmp_path):
     ]
 
 
+def test_base64_texts_that_are_no_sound_picture(tmp_path):
+    jpeg, heic = JPEG + bytes(range(256)) * 9, b"\0\0\0\x18ftypheic" + bytes(range(256)) * 9
+    sound = base64.b64encode(jpeg).decode()
+    texts = [sound, sound[:-3], f"{sound[:900]}#{sound[900:]}", base64.b64encode(heic).decode(), "x/" * 200 + "y.jpg"]
+    (tmp_path / texts[-1]).parent.mkdir(parents=True)
+    (tmp_path / texts[-1]).write_bytes(JPEG)
+    write(tmp_path / "t.parquet", {"image": texts, "caption": ["x"] * 5})
+    kept, skipped = sorted_out(tmp_path)
+    assert [record.image for record in kept.values()] == [jpeg, JPEG]
+    begins = "letters that begin with '/9ggbm90IGRlY29k'"
+    assert skipped == {
+        "t.parquet#1": f"damaged base64: {len(sound) - 3:,} {begins}",
+        "t.parquet#2": f"damaged base64: {len(sound) + 1:,} {begins}",
+        "t.parquet#3": "not a readable picture: a HEIC picture; convert it to JPEG",
+    }
+
+
 def test_texts_that_are_not_utf8(tmp_path):
     bad = pa.array([b"caf\xe9", b"fine"], pa.binary()).view(pa.string())
     columns = {"image": [JPEG] * 2, "caption": bad, "source": bad}

@@ -97,6 +97,30 @@ def test_captions_from_several_keys(tmp_path):
     }
 
 
+def test_captions_of_another_ending_are_named(tmp_path):
+    data = tar(("a.jpg", JPEG), ("a.caption", b"x"), ("a.npy", b"-"), ("b.v1.jpg", JPEG), ("b.v1.caption", b"y"))
+    dotted = "no caption: the example has jpg, .caption; if its key is 'b'"
+    for captions, lacks in (
+        (("txt",), "no caption: no 'txt'; there is caption, npy"),
+        (("captoin",), "no caption: no 'captoin' (did you mean caption?); there is caption, npy"),
+    ):
+        kept, skipped = of(tmp_path, data, captions=captions)
+        assert kept == {} and skipped["00000/a"] == lacks
+        assert skipped["00000/b.v1"].startswith(dotted)
+    kept, _ = of(tmp_path, data, captions=("caption",))
+    assert {name: record.caption for name, record in kept.items()} == {"00000/a": "x", "00000/b.v1": "y"}
+
+
+def test_each_line_a_caption_but_the_blank_ones(tmp_path):
+    lines = [f"text {number}" for number in range(64)]
+    data = tar(
+        ("a.jpg", JPEG), ("a.txt", "\n \r\n".join([*lines, "", "\t"]).encode()), ("b.jpg", JPEG), ("b.txt", b"\n\n")
+    )
+    kept, skipped = of(tmp_path, data, caption_lines=True)
+    assert kept["00000/a"].captions == tuple(lines)
+    assert skipped == {"00000/b": "empty caption"}
+
+
 def test_what_is_skipped(tmp_path, monkeypatch):
     failed = json.dumps({"status": "failed_to_download", "error_message": "HTTP Error 404"}).encode()
     data = tar(
@@ -230,6 +254,27 @@ def test_which_tars(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             read(tmp_path / path)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar(*example("k")))
+    (tmp_path / "1.tar").mkdir()
+    (tmp_path / "1.tar" / "inner.tar").write_bytes(tar(*example("k")))
+    os.mkfifo(tmp_path / "2.tar")
+    (tmp_path / "3.tar").symlink_to("nowhere")
+    lost = ["3.tar"]
+    for path, ids, unread in (
+        ("*.tar", ["0/k", *lost], {"folder": 1, "pipe or device": 1}),
+        ("{0..3}.tar", ["0/k", *lost], {"folder": 1, "pipe or device": 1}),
+        ("", ["0/k", "1.tar/inner/k", *lost], {"pipe or device": 1}),
+    ):
+        source = WebdatasetSource(WebdatasetOptions(f"{tmp_path}/{path}"))
+        assert [item.id for item in everything(source)] == ids
+        assert source.unread() == unread
+    with pytest.raises(UserError, match=r"1\*.tar is not there \(there is 1 x folder\)"):
+        read(tmp_path / "1*.tar")
+    with pytest.raises(UserError, match=r"2.tar is neither a folder nor a plain file"):
+        read(tmp_path / "2.tar")
 
 
 def test_held_out_by_the_id(tmp_path):
