@@ -1,5 +1,6 @@
 """The data of a run: opened, compared with what its config says of them, and brought into batches."""
 
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from ec_dit.data import dataset as datasets
 from ec_dit.data import registry, writing
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader
+from ec_dit.data.ownership import TakenError
 from ec_dit.data.rows import CACHE_BYTES, EncodedRows, PictureRows, Rows
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
@@ -38,9 +40,10 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
                 say(f"preparing {d.source} in {d.path}")
                 source = registry.make_source(d.source, dict(d.options))
                 first = processes.is_first()
-                with processes.alone():  # one after the other
+                # One after the other. Where another run made something else meanwhile, the comparison below says so.
+                with processes.alone(), contextlib.suppress(TakenError):
                     report = writing.write(source, d.path, progress=first, say=say)  # waits for who makes it already
-                say(report.table())
+                    say(report.table())
     data = datasets.open(d.path)
     processes.check_same(data.fingerprint, f"the data set at {d.path}")
     _check_kind(config, data)

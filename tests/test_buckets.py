@@ -137,8 +137,11 @@ def test_encoded_data_in_a_bucket(bucket):
         patch.setattr(workplace, "_remove", lambda base: (base / "plan.json").unlink())
         sets.write(sets.MixedSource(), out, encoding=encoding)
     assert {name: data for name, data in there().items() if not name.startswith(".incomplete")} == whole
+    again = sets.MixedSource()
+    sets.write(again, out, encoding=encoding)
+    assert again.read == [] and there() == whole
     with pytest.raises(UserError, match=r"already holds a data set"):
-        sets.write(sets.MixedSource(), out, encoding=encoding)
+        sets.write(sets.MixedSource(sets.MixedOptions(seed=1)), out, encoding=encoding)
     assert there() == whole
 
     streams = [Loader(EncodedRows(dataset.open(path)["train"]), batch_size=4, seed=1) for path in (here, out)]

@@ -4,8 +4,11 @@ import shutil
 import threading
 import time
 
+import pytest
+
 from ec_dit import config, feed
 from ec_dit.core import lock, paths
+from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
 
 
@@ -32,3 +35,14 @@ def test_a_second_run_waits_for_data_that_another_prepares(tmp_path, monkeypatch
     prepares.join(60)
     assert found and found[0].fingerprint == first.fingerprint == dataset.open(place).fingerprint
     assert (place / "report.json").stat().st_mtime_ns == made
+
+
+def test_a_second_run_takes_data_that_another_finished_just_before(tmp_path, monkeypatch):
+    """Between its look and its turn; data of other options are told as such, and not as in the way of a preparation."""
+    found = feed.open_data(small(tmp_path / "set"), lambda line: None)
+    monkeypatch.setattr(feed.datasets, "is_there", lambda path: False)
+    assert feed.open_data(small(tmp_path / "set"), lambda line: None).fingerprint == found.fingerprint
+    other = small(tmp_path / "set")
+    other.data.options.train = 9
+    with pytest.raises(UserError, match=r"has train 8 instead of 9: give another --config.data.path, or remove it"):
+        feed.open_data(other, lambda line: None)

@@ -1,5 +1,7 @@
 """Which files of a folder are a data set's: only what our own record of it lists is ever removed, and all else stays."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -14,6 +16,16 @@ REPORT = "report.json"  # the last file of a data set to be written, which lists
 SKIPPED, TOKENIZER = "skipped.jsonl", "tokenizer.model"
 INCOMPLETE = ".incomplete"  # beside the files of an unfinished set in a bucket
 _RESERVED = (SKIPPED, TOKENIZER, ENCODING, "dataset_info.json", "features.json")
+
+
+class TakenError(UserError):
+    """A finished data set is where another was to be made."""
+
+
+def place_of(out: str | PurePath) -> epath.Path:
+    """The folder that `out` means: on a disk with links followed, since what is moved to its place is the folder itself."""
+    place = paths.at(out)
+    return place if paths.is_remote(place) else epath.Path(os.path.realpath(place))
 
 
 def report(folder: epath.Path) -> Report:
@@ -62,8 +74,18 @@ def remove(folder: epath.Path, own: Sequence[str]) -> None:
 
 
 def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
-    """Raises UserError if `out` holds anything, other than a data set in the making or one that may be replaced."""
-    place = paths.at(out)
+    """Looks whether a data set may be made at `out`: where nothing is, one is in the making, or one may be replaced.
+
+    Raises:
+        TakenError: there is a finished data set.
+        UserError: there is something else, or a disk is mounted there, which no folder can replace.
+    """
+    place = place_of(out)
+    if not paths.is_remote(place) and _is_mount_point(place):
+        raise UserError(
+            f"{place} is where a disk is mounted, and a finished data set is moved to its place as a folder; name a folder "
+            f"in it, such as {place / 'data'}"
+        )
     if is_free(place):
         return
     if not place.is_dir():
@@ -75,7 +97,7 @@ def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
         state = f"a {REPORT} that is none of a data set" if (place / REPORT).exists() else "other files"
         raise UserError(f"{place} holds {state}, and nobody knows what in it may be replaced; name another folder")
     if not overwrite:
-        raise UserError(f"{place} already holds a data set; name another folder, or pass --overwrite to replace it")
+        raise TakenError(f"{place} already holds a data set; name another folder, or pass --overwrite to replace it")
     names = [path.name for path in foreign(place, own)]
     if taken := [name for name in names if name in _RESERVED or ".array_record-" in name]:
         raise UserError(
@@ -87,6 +109,18 @@ def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
 def is_free(out: epath.Path) -> bool:
     """Whether nothing lies there, but perhaps an empty folder."""
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+
+
+def _is_mount_point(folder: epath.Path) -> bool:
+    """Whether something is mounted there, if only another folder of the same disk."""
+    if os.path.ismount(folder):
+        return True
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    mounted = (line.split(" ", 5)[4] for line in lines)  # spaces and the like are written as \040
+    return str(folder) in (re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), name) for name in mounted)
 
 
 def put_back(replaced: Path, place: epath.Path) -> None:

@@ -154,17 +154,19 @@ def opened(
         plan: JSON; what the bytes depend on. What was made by another plan is not gone on with.
         overwrite: replaces a finished data set at `out`; never anything else.
         pieces: names of what the source is read from, by which messages say what changed.
-        mark: what the report calls `mark`; where another run made a set of that mark meanwhile, there is nothing to do.
+        mark: what the report calls `mark`; where a set of that mark is there, there is nothing to do, unless `overwrite` is
+            to replace it and it was there before.
         say: told who makes the set, when another run does.
 
     Yields:
         The workplace; None where there is nothing to do.
 
     Raises:
-        UserError: `out` is taken; another plan left finished units, which are not thrown away unasked; the processes do not
-            see the same folder.
+        TakenError: another data set is at `out`.
+        UserError: `out` is taken by something else; another plan left finished units, which are not thrown away unasked; the
+            processes do not see the same folder.
     """
-    place = paths.at(out)
+    place = ownership.place_of(out)
     if paths.is_remote(place):
         if "/" not in str(place).removeprefix("gs://").strip("/"):
             raise UserError(f"{place} is a whole bucket; name a folder in it for the data set")
@@ -176,26 +178,27 @@ def opened(
             place.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write beside {place}: {error.strerror}") from error
-    if processes.count() > 1:
-        ownership.refuse_taken(out, overwrite)
-        processes.wait(f"all have looked at {place}")
     before = _mark(place)
     with (
         lock.held(place.parent / f".{place.name}.lock", f"the data set {place}", say or _silent, wait=True) as held,
         contextlib.ExitStack() as stack,
     ):
         paths.look_again(place)
-        if mark and before != mark == _mark(place):
+        made = False
+        with processes.told_by_first():
+            if processes.is_first():
+                if not paths.is_remote(place):
+                    stack.callback(_leave, Path(base), place)
+                    ownership.put_back(Path(base) / _REPLACED, place)
+                elif (base / _WHOLE).exists():
+                    _remove(base)
+                made = bool(mark) and mark == _mark(place) and (not overwrite or mark != before)
+                if not made:
+                    ownership.refuse_taken(place, overwrite)
+                    _begin(place, base, files, plan, pieces)
+        if processes.everywhere(made or not processes.is_first()):
             yield None
             return
-        if processes.is_first():
-            if not paths.is_remote(place):
-                stack.callback(_leave, Path(base), place)
-                ownership.put_back(Path(base) / _REPLACED, place)
-            elif (base / _WHOLE).exists():
-                _remove(base)
-            ownership.refuse_taken(out, overwrite)
-            _begin(place, base, files, plan, pieces)
         processes.check_shared(base, "an --out")
         with _scratch(base) as scratch:
             yield Workplace(base, files, Path(scratch), str(plan.get("source", "")), held)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ec_dit.core.errors import UserError
-from ec_dit.data import dataset, plans, workplace
+from ec_dit.data import dataset, ownership, plans, workplace
 from ec_dit.data.counting import UnitCount
 from ec_dit.data.records import Skipped
 from tests.data import sets
@@ -249,9 +249,9 @@ def test_killed_after_the_renames_the_new_set_stays(tmp_path, monkeypatch, kind)
         write(source(), out, overwrite=True, **options)
     monkeypatch.undo()
     assert names(tmp_path) == [".set.incomplete", "set"]
-    after = hashes(out)
-    with pytest.raises(UserError, match=r"already holds a data set"):
-        write(source(), out, **options)
+    after, again = hashes(out), source()
+    write(again, out, **options)
+    assert again.read == []  # it is there
     assert hashes(out) == after and names(tmp_path) == ["set"]  # what was left is cleared
 
     again = source()
@@ -300,6 +300,69 @@ def test_a_second_preparation_of_something_else_is_refused_when_the_first_is_don
         with pytest.raises(UserError, match=r"already holds a data set"):
             write(counting(train=3), out, say=lambda line: go_on.set())
         assert made.result().kept["train"] == 23
+
+
+def test_a_set_that_was_finished_just_before_is_found_made(tmp_path, counting):
+    """As where another run ends between the look of this one and its turn."""
+    first, second, third = CountingSource(), CountingSource(), CountingSource()
+    report = write(first, tmp_path / "set")
+    before = hashes(tmp_path / "set")
+    assert write(second, tmp_path / "set") == report
+    assert second.read == [] and hashes(tmp_path / "set") == before and names(tmp_path) == ["set"]
+    with pytest.raises(ownership.TakenError, match=r"already holds a data set"):
+        write(counting(train=3), tmp_path / "set")
+    write(third, tmp_path / "set", overwrite=True)  # which asks for just that
+    assert third.read == [0, 1, 2] and hashes(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize("target", ["a set", "an empty folder", "nothing"])
+def test_a_link_to_the_place_is_followed(tmp_path, counting, target):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.parent.mkdir()
+    if target == "a set":
+        write(counting(), real)
+        (real / "notes.txt").write_text("mine")
+    elif target == "an empty folder":
+        real.mkdir()
+    link.symlink_to(real)
+    with pytest.raises(OSError, match=r"connection lost"):
+        write(Breaking(counting(train=13), 1, 3), link, overwrite=True)
+    source = counting(train=13)
+    write(source, link, overwrite=True)
+    assert source.read == [1] and len(dataset.open(link)["train"]) == 13
+    assert link.is_symlink() and not real.is_symlink() and names(tmp_path) == ["disk", "link"]
+    assert names(real.parent) == ["real"]
+    if target == "a set":
+        assert (real / "notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match=r"disk/real already holds a data set"):
+        write(counting(train=3), link)
+
+
+def test_a_mount_point_is_refused_before_anything_is_made(tmp_path, counting):
+    (tmp_path / "link").symlink_to("/proc")  # mounted on every Linux
+    source = counting()
+    with pytest.raises(UserError, match=r"^/proc is where a disk is mounted.*name a folder in it, such as /proc/data"):
+        ownership.refuse_taken(tmp_path / "link", overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"is where a disk is mounted"):
+            write(source, "/dev/shm", overwrite=overwrite)
+    assert source.read == []
+
+
+def test_folders_of_the_same_disk_that_are_mounted_are_seen(tmp_path, monkeypatch):
+    line = "42 27 254:0 /srv/a {} rw,relatime shared:1 - ext4 /dev/vda rw\n"
+    place = tmp_path / "my data\\1"
+    place.mkdir()
+    read = Path.read_text
+    for mounted, refused in ((place, True), (tmp_path, False)):
+        escaped = str(mounted).replace("\\", "\\134").replace(" ", "\\040")
+
+        def mounts(path, *args, escaped=escaped, **options):
+            return line.format(escaped) if str(path) == "/proc/self/mountinfo" else read(path, *args, **options)
+
+        monkeypatch.setattr(Path, "read_text", mounts)
+        with pytest.raises(UserError, match="mounted") if refused else contextlib.nullcontext():
+            ownership.refuse_taken(place, overwrite=False)
 
 
 def test_leftovers_are_cleared_and_what_is_not_ours_stays(tmp_path, counting):
