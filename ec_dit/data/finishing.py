@@ -41,7 +41,7 @@ class Finish:
         self._moments: list[Mapping[str, Any]] = []
         self._texts: list[Mapping[str, int]] = []
         counted = []
-        for fact in self._each(self._place.facts):
+        for fact in self._each(self._place.units.facts):
             counted.append(fact["counts"])
             self._files.append(fact["files"])
             if fact.get("pixels"):
@@ -66,7 +66,7 @@ class Finish:
 
     def lines(self) -> Iterator[str]:
         """Of every example left out, in the source's order."""
-        return itertools.chain.from_iterable(self._each(self._place.lines))
+        return itertools.chain.from_iterable(self._each(self._place.units.lines))
 
     def explain(self, *, asked: bool) -> str:
         """Lines on what was left out and what was there, for the message of a preparation that fails; all is listed on disk.
@@ -88,7 +88,7 @@ class Finish:
         if not self.kept.get(TRAIN):
             why = self.explain(asked=True)
             for unit in range(self._number):
-                self._place.forget(unit)
+                self._place.units.forget(unit)
             others = f" ({listed(self.kept)} are)" if self.kept else ""
             raise UserError(
                 f"source {self._source.name}: no example is left to train on{others}"
@@ -97,7 +97,7 @@ class Finish:
         sizes = paths.sizes(self._place.files)
         torn = [u for u, of in enumerate(self._files) if any(sizes.get(f["file"]) != f["bytes"] for f in of.values())]
         for unit in torn:
-            self._place.forget(unit)
+            self._place.units.forget(unit)
         if torn:
             raise UserError(
                 f"{self._place.files}: files of {len(torn)} units are not as they were written; the same command makes "
@@ -171,7 +171,7 @@ class Finish:
     def _captions(self) -> Iterator[str]:
         """Of the split `train`, evenly spread if they are more than a tokenizer looks at."""
         every = max(1, self.kept[TRAIN] // _CAPTIONS)
-        captions = (caption for fact in self._each(self._place.facts) for caption in fact["captions"])
+        captions = (caption for fact in self._each(self._place.units.facts) for caption in fact["captions"])
         return (caption for i, caption in enumerate(captions) if i % every == 0)
 
     def _split(self, name: str) -> str:

@@ -26,7 +26,11 @@ class Refusal:
 def refused(base: epath.Path) -> Refusal | None:
     """What the preparation in a folder was refused for."""
     path, advice = base / REFUSED, "Remove it, and the same command goes on with what is there."
-    return json_file.typed(json_file.read(path, advice), Refusal, str(path), advice) if path.exists() else None
+    if not path.exists():
+        return None
+    return json_file.typed(
+        json_file.unseal(json_file.read(path, advice), str(path), advice), Refusal, str(path), advice
+    )
 
 
 def refuse_other(
@@ -67,7 +71,8 @@ def _changed_pieces(base: epath.Path, pieces: Sequence[str]) -> list[str]:
     advice = f"Remove {base} to start from the beginning."
     if not (base / PIECES).exists():
         return ["the files of the source are others"]
-    before = json_file.typed(json_file.read(base / PIECES, advice), dict[str, list[str]], str(base / PIECES), advice)
+    found = json_file.unseal(json_file.read(base / PIECES, advice), str(base / PIECES), advice)
+    before = json_file.typed(found, dict[str, list[str]], str(base / PIECES), advice)
     old, new = before.get("pieces", []), list(pieces)
     lines = []
     for words, some, others in (("no longer there", old, set(new)), ("new", new, set(old))):

@@ -5,7 +5,6 @@ the files come to their place at once, and a folder `.incomplete` among them say
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.data import files as data_files
 from ec_dit.data import ownership, plans
 from ec_dit.data.counting import UnitFacts
+from ec_dit.data.noted import UnitNotes
 from ec_dit.data.ownership import INCOMPLETE, REPORT, SKIPPED
 
 _PLAN, _UNITS, _SET = "plan.json", "units", "set"
@@ -36,52 +36,30 @@ class Workplace:
 
     Attributes:
         files: folder of its files.
+        units: what is noted of those that are done.
     """
 
     def __init__(self, base: epath.Path, files: epath.Path, scratch: Path, name: str, held: lock.Lock):
         self.files = files
-        self._base, self._units = base, base / _UNITS
+        self.units = UnitNotes(base / _UNITS, self._write)
+        self._base = base
         self._scratch, self._name, self._held = scratch, name, held
-
-    def finished(self) -> set[int]:
-        """The units that are done."""
-        return {int(path.stem) for path in self._units.glob("*.json")}
-
-    def facts(self, unit: int) -> dict[str, Any]:
-        """What `finish` was told of a unit, its 'counts' as UnitFacts."""
-        path, advice = self._units / f"{unit:06d}.json", "Remove it, and the same command makes that part again."
-        with json_file.whole(str(path), advice):
-            found = json_file.read(path, advice)
-            files = json_file.typed(found["files"], dict[str, dict[str, Any]], str(path), advice)
-            for of in files.values():
-                json_file.typed(of, dict[str, int | str | list[str]], str(path), advice)
-            return found | {"counts": json_file.typed(found["counts"], UnitFacts, str(path), advice)}
-
-    def lines(self, unit: int) -> list[str]:
-        """The lines that `finish` was given of a unit."""
-        return (self._units / f"{unit:06d}.lines").read_text(encoding="utf-8").split("\n")[:-1]
 
     def finish(self, unit: int, facts: Mapping[str, Any], counts: UnitFacts, lines: Sequence[str]) -> None:
         """Says that a unit's files are all there; `facts` are JSON, with 'files'; `lines` hold no line breaks."""
         self._held.check()
-        self._write(self._units / f"{unit:06d}.lines", "".join(f"{line}\n" for line in lines))
-        self._write(
-            self._units / f"{unit:06d}.json", json.dumps(dict(facts) | {"counts": dataclasses.asdict(counts)})
-        )  # last: it is what `finished` looks for
-
-    def forget(self, unit: int) -> None:
-        """Has a unit that is done made again."""
-        (self._units / f"{unit:06d}.json").unlink()
+        self.units.write(unit, facts, counts, lines)
 
     def refuse(self, share: float, numbers: Sequence[int]) -> None:
         """Notes units with faults, which were too many for a share."""
-        self._write(self._base / plans.REFUSED, json.dumps({"share": share, "units": list(numbers)}))
+        self._write(self._base / plans.REFUSED, json.dumps(json_file.seal({"share": share, "units": list(numbers)})))
 
     def take_back(self, share: float) -> None:
         """Forgets units that were refused: they may be mended by now. A larger share takes them as they are."""
         refused = plans.refused(self._base)
         if refused is not None and share <= refused.share:
-            paths.remove(self._units / f"{unit:06d}.json" for unit in refused.units)
+            for unit in refused.units:
+                self.units.forget(unit)
         (self._base / plans.REFUSED).unlink(missing_ok=True)
 
     def explain(self, lines: Iterable[str]) -> epath.Path:
@@ -231,18 +209,19 @@ def _begin(
     place: epath.Path, base: epath.Path, files: epath.Path, plan: Mapping[str, Any], pieces: Sequence[str]
 ) -> None:
     """Makes the folders; goes on with what is there, if it was made by the same plan."""
-    text = json.dumps(plan, indent=1, sort_keys=True)
+    text = json.dumps(json_file.seal(plan), indent=1, sort_keys=True)
+    new = json.loads(json.dumps(plan))
     old: dict[str, Any] | None = None
     if (base / _PLAN).exists():
         advice = f"Remove {base} to start from the beginning."
-        old = json_file.read(base / _PLAN, advice)
+        old = json_file.unseal(json_file.read(base / _PLAN, advice), str(base / _PLAN), advice)
         if files.exists():  # without the files, the set took its place just before a kill
-            if old == json.loads(text):
+            if old == new:
                 paths.remove([*base.glob(f"{_SCRATCH}*"), base / SKIPPED])  # of a process that failed
                 return
             done = {int(path.stem) for path in (base / _UNITS).glob("*.json")}
             if done and any(path.name != INCOMPLETE for path in files.iterdir()):  # some with records
-                plans.refuse_other(base, old, json.loads(text), pieces, done)
+                plans.refuse_other(base, old, new, pieces, done)
     elif not (base / _CLEARING).exists() and (unknown := _names(base)):
         raise UserError(f"{base} holds {', '.join(unknown[:5])}, which no preparation left there; move that away first")
     base.mkdir(parents=True, exist_ok=True)
@@ -257,7 +236,7 @@ def _begin(
     _clear(base, keep=_CLEARING)
     for folder in (base, files, base / _UNITS):
         folder.mkdir(parents=True, exist_ok=True)
-    (base / plans.PIECES).write_text(json.dumps({"pieces": list(pieces)}))
+    (base / plans.PIECES).write_text(json.dumps(json_file.seal({"pieces": list(pieces)})))
     (base / _PLAN).write_text(text)
     (base / _CLEARING).unlink(missing_ok=True)
 

@@ -163,7 +163,7 @@ class _Work:
         if processes.is_first():
             self._place.take_back(self._most)
         processes.wait("units are taken back")
-        done = self._place.finished()
+        done = self._place.units.finished()
         processes.wait("all know what is done")
         left = [unit for unit in range(len(self._shards)) if unit not in done]
         mine = left[processes.index() :: processes.count()]
@@ -235,13 +235,13 @@ class _Work:
         self._faults += item.examples or 1
         total = self._kept + self._faults
         if total >= _EARLY and self._faults > max(self._most, 0.5) * total:
-            units, counts = sorted(self._place.finished()), collections.Counter[str]()
-            for facts in [*(self._place.facts(unit)["counts"] for unit in units), count.facts()]:
+            units, counts = sorted(self._place.units.finished()), collections.Counter[str]()
+            for facts in [*(self._place.units.facts(unit)["counts"] for unit in units), count.facts()]:
                 counts.update(facts.faults)
                 counts.update(facts.torn.values())
 
             def lines() -> Iterator[str]:
-                yield from itertools.chain.from_iterable(map(self._place.lines, units))
+                yield from itertools.chain.from_iterable(map(self._place.units.lines, units))
                 yield from map(_line, count.skipped)
 
             why = finishing.explain(self._place, self._source, lines, dict(counts.most_common()), asked=False)

@@ -1,12 +1,13 @@
 """What a preparation removes: what its own record lists, and nothing else."""
 
 import json
+import shutil
 
 import pytest
 from etils.epath import backend
 
 from ec_dit.core import paths
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import dataset
 from tests import gcs_server
 from tests.data import sets
@@ -149,7 +150,64 @@ def test_a_damaged_workplace_says_which_file_and_what_to_do(tmp_path, counting, 
     what = rf"{name} is damaged: " + ("|made with other settings" if name == "plan.json" else "")
     with pytest.raises(UserError, match=what) as caught:
         write(again, tmp_path / "set", max_skipped_share=0.5)
-    assert "emove" in str(caught.value)
+    assert "emove" in str(caught.value) or "The same command makes that part again" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "readings"), [("000000.json", [0]), ("000000.lines", [0]), ("000001.lines", [1])])
+def test_every_bit_noted_of_a_finished_unit_counts(tmp_path, name, readings):
+    """Captions among them, which a tokenizer would be trained on. What is damaged is made again."""
+    shards = (
+        [*(sets.record("train", i) for i in range(4)), sets.Skipped("bad", "damaged image")],
+        [sets.record("train", 5), sets.Skipped("worse", "damaged image: caf\u00e9")],
+    )
+    write(sets.Listed(*shards), tmp_path / "unbroken", max_skipped_share=0.5)
+    with pytest.raises(UserError, match=r"2 of 7"):
+        write(sets.Listed(*shards), tmp_path / "made")
+    (tmp_path / "made").mkdir()
+    noted = (tmp_path / ".made.incomplete" / "units" / name).read_bytes()
+    seal = noted.rfind(b'"sha256": ')  # a seal of another name is none, and harms nothing
+    places = {*range(0, len(noted), 101), noted.find(b"number 3"), noted.find(b"caf")} - {-1, *range(seal, seal + 10)}
+    for place in sorted(places):
+        shutil.copytree(tmp_path / ".made.incomplete", tmp_path / ".set.incomplete")
+        flipped = noted[:place] + bytes([noted[place] ^ 1]) + noted[place + 1 :]
+        (tmp_path / ".set.incomplete" / "units" / name).write_bytes(flipped)
+        again = sets.Listed(*shards)
+        with pytest.raises(DamageError) as caught:
+            write(again, tmp_path / "set", max_skipped_share=0.5)
+        assert f"{name} is damaged: " in str(caught.value)
+        assert str(caught.value).endswith("The same command makes that part again.") and again.read == []
+        write(again, tmp_path / "set", max_skipped_share=0.5)
+        assert again.read == readings and hashes(tmp_path / "set") == hashes(tmp_path / "unbroken")
+        shutil.rmtree(tmp_path / "set")
+
+
+def test_lines_of_a_finished_unit_that_are_gone_are_made_again(tmp_path):
+    shards = [*[sets.record("train", i) for i in range(4)]], [sets.Skipped("bad", "damaged image")]
+    with pytest.raises(UserError, match=r"1 of 5"):
+        write(sets.Listed(*shards), tmp_path / "set")
+    (tmp_path / ".set.incomplete" / "units" / "000001.lines").unlink()
+    with pytest.raises(
+        UserError, match=r"000001.lines is damaged: it is missing. The same command makes that part again."
+    ):
+        write(sets.Listed(*shards), tmp_path / "set", max_skipped_share=0.5)
+    again = sets.Listed(*shards)
+    write(again, tmp_path / "set", max_skipped_share=0.5)
+    assert again.read == [1]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "refused.json", "pieces.json"])
+def test_damage_in_what_a_preparation_notes_of_itself(tmp_path, name):
+    """It is damage, and not the settings of another one."""
+    shards = [*[sets.record("train", i) for i in range(4)]], [sets.Skipped("bad", "damaged image")]
+    with pytest.raises(UserError, match=r"1 of 5"):
+        write(sets.Listed(*shards), tmp_path / "set")
+    path = tmp_path / ".set.incomplete" / name
+    changes = {"plan.json": ("listed", "lisued"), "pieces.json": ("list 0", "list 1"), "refused.json": ("0.1", "0.3")}
+    path.write_text(path.read_text().replace(*changes[name]))
+    again = sets.Listed(*shards, *([] if name != "pieces.json" else [[]]))
+    with pytest.raises(DamageError, match=rf"{name} is damaged: its content is not what its sha256 says. Remove "):
+        write(again, tmp_path / "set", max_skipped_share=0.5)
+    assert again.read == []
 
 
 @pytest.fixture

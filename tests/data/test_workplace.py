@@ -117,7 +117,7 @@ def test_a_workplace_keeps_what_units_are_told(tmp_path):
     plan = {"a": 1}
     lines = ["one", "", "two \u2028 \x85 \x0c \u00e9"]
     with contextlib.suppress(KeyError), workplace.opened(tmp_path / "set", plan, overwrite=False) as place:
-        assert place.finished() == set()
+        assert place.units.finished() == set()
         scratch = place.scratch("data")
         scratch.write_text("half")
         place.put(scratch)
@@ -129,12 +129,12 @@ def test_a_workplace_keeps_what_units_are_told(tmp_path):
         raise KeyError
     assert not (tmp_path / "set").exists()
     with workplace.opened(tmp_path / "set", plan, overwrite=False) as place:
-        assert place.finished() == {3, 12}
-        assert place.facts(3) == {"files": {"\u00e9": {"records": 1}}, "counts": counts.facts()}
-        assert place.facts(12) == {"files": {}, "counts": UnitCount().facts()}
-        assert place.lines(3) == lines and place.lines(12) == []
-        place.forget(3)
-        assert place.finished() == {12}
+        assert place.units.finished() == {3, 12}
+        assert place.units.facts(3) == {"files": {"\u00e9": {"records": 1}}, "counts": counts.facts()}
+        assert place.units.facts(12) == {"files": {}, "counts": UnitCount().facts()}
+        assert place.units.lines(3) == lines and place.units.lines(12) == []
+        place.units.forget(3)
+        assert place.units.finished() == {12}
         assert not place.scratch("data").exists()
     assert {path.name: path.read_text() for path in (tmp_path / "set").iterdir()} == {"data": "half", "small": "bytes"}
     assert names(tmp_path) == ["set"]
@@ -345,7 +345,7 @@ def test_a_mount_point_is_refused_before_anything_is_made(tmp_path, counting):
         ownership.refuse_taken(tmp_path / "link", overwrite=True)
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"is where a disk is mounted"):
-            write(source, "/dev/shm", overwrite=overwrite)
+            write(source, "/proc", overwrite=overwrite)
     assert source.read == []
 
 
