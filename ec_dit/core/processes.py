@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from ec_dit.core import paths, rendezvous
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
 
 HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
 _START_SECONDS, _END_SECONDS = 600, 120  # how long processes wait for each other to start, and to end
@@ -208,35 +208,70 @@ def wait(name: str, seconds: int = _WORK_SECONDS) -> None:
 
 @contextlib.contextmanager
 def first_goes_ahead(name: str) -> Any:
-    """The body runs in process 0 alone first, then in all others: what it finds done it need not do again."""
-    if not is_first():
+    """The body runs in process 0 alone first, then in all others: what it finds done it need not do again.
+
+    Raises:
+        what process 0 met, in all, as `told_by_first` does; the others do not begin.
+    """
+    first = is_first()
+    with told_by_first():
+        if first:
+            try:
+                yield
+            except Exception:
+                wait(name)
+                raise
         wait(name)
-    yield
-    if is_first():
-        wait(name)
+    if not first:
+        yield
 
 
 @contextlib.contextmanager
 def told_by_first() -> Any:
-    """In the body process 0 does something for all: its UserError is raised in every process. All of them enter it."""
-    problem = ""
+    """In the body process 0 does something for all: what it meets is raised in every process. All of them enter it.
+
+    Raises:
+        UserError: where it is one, or what `errors.explain` makes one, of the same kind in all.
+        RuntimeError: in the others, where process 0 raises something else.
+    """
+    met: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         if count() == 1:
             raise
-        problem = str(error)
+        met = explain(error) or error
     if count() > 1:
-        import numpy as np
-        from jax.experimental import multihost_utils
+        told = _from_first(b"" if met is None else _packed(met))
+        if met is None and told:
+            met = _unpacked(told)
+    if met is not None:
+        raise met
 
-        told = np.zeros(4096, np.uint8)
-        words = np.frombuffer(problem.encode()[: len(told)], np.uint8)
-        told[: len(words)] = words
-        told = np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8)
-        problem = problem or told.tobytes().rstrip(b"\0").decode(errors="replace")
-    if problem:
-        raise UserError(problem)
+
+_TELLABLE: tuple[type[Exception], ...] = (DamageError, TryAgain, UserError)
+_MOST_BYTES = 4096  # of what process 0 tells the others
+
+
+def _packed(error: Exception) -> bytes:
+    """The number of an error's kind, and its message."""
+    kinds = [number for number, kind in enumerate(_TELLABLE) if isinstance(error, kind)]
+    text = str(error) if kinds else f"process 0 failed: {type(error).__name__}: {error}"
+    return f"{kinds[0] if kinds else len(_TELLABLE)} {text}".encode(errors="backslashreplace")
+
+
+def _unpacked(told: bytes) -> Exception:
+    kind, _, text = told.partition(b" ")
+    return (*_TELLABLE, RuntimeError)[int(kind)](text.decode(errors="ignore"))
+
+
+def _from_first(content: bytes) -> bytes:
+    """What process 0 gives, in all of them, cut at 4096 bytes; it does not end in a byte of 0."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    buffer = np.frombuffer(content[:_MOST_BYTES].ljust(_MOST_BYTES, b"\0"), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8)).rstrip(b"\0")
 
 
 def check_same(text: str, what: str) -> None:
@@ -252,7 +287,7 @@ def check_same(text: str, what: str) -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digest = np.frombuffer(hashlib.sha256(text.encode(errors="backslashreplace")).digest(), np.uint8)
     all_of_them = np.asarray(multihost_utils.process_allgather(digest)).reshape(count(), -1)
     if differing := [i for i, row in enumerate(all_of_them) if (row != all_of_them[0]).any()]:
         raise UserError(f"{what} is not the same on all processes: {differing} differ from 0. Here: {text}")
@@ -272,21 +307,18 @@ def check_shared(folder: epath.Path, flag: str) -> None:
     """Makes `folder`, and finds out whether all processes see the same one.
 
     Raises:
-        UserError: in those that do not; `flag` names what to change.
+        UserError: in those that do not; `flag` names what to change. In all, where process 0 cannot write there.
     """
     if count() == 1:
         folder.mkdir(parents=True, exist_ok=True)
         return
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    drawn = np.frombuffer(os.urandom(8), np.uint8)
-    token = bytes(np.asarray(multihost_utils.broadcast_one_to_all(drawn)).astype(np.uint8)).hex()
+    token = _from_first(os.urandom(8).hex().encode()).decode()
     mark = folder / f".shared-{token}"
     paths.look_again(folder)
-    if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(token)
+    with told_by_first():
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(token)
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not mark.exists():
         if time.monotonic() > deadline:

@@ -1,9 +1,14 @@
 """Where a process stands among several, read from flags, variables and SLURM's environment."""
 
-import pytest
+import errno
+import threading
 
-from ec_dit.core import processes
-from ec_dit.core.errors import UserError
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from ec_dit.core import paths, processes
+from ec_dit.core.errors import DamageError, TryAgain, UserError
 from ec_dit.core.processes import Place, find
 
 NOTHING = (None, None, None)
@@ -89,3 +94,101 @@ def test_alone_there_is_nothing_to_wait_for():
     with processes.first_goes_ahead("alone"):
         pass
     assert processes.leave(3, failed=True) == 3
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """Calls a function in two processes, played by threads, with their index; what was raised in each, or None."""
+    here, meeting, buffer = threading.local(), threading.Barrier(2, timeout=5), []
+
+    def broadcast(value):
+        if here.index == 0:
+            buffer[:] = [np.array(value)]
+        meeting.wait()
+        value = buffer[0].copy()
+        meeting.wait()
+        return value
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: here.index)
+    monkeypatch.setattr(processes, "wait", lambda name: meeting.wait())
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+
+    def call(body):
+        raised = [None, None]
+
+        def one(index):
+            here.index = index
+            try:
+                body(index)
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                raised[index] = error
+
+        threads = [threading.Thread(target=one, args=(index,)) for index in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        return raised
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (UserError("a typo"), UserError, "a typo"),
+        (TryAgain("taken"), TryAgain, "taken"),
+        (DamageError("damaged"), DamageError, "damaged"),
+        (PermissionError(errno.EACCES, "Permission denied", "/b"), UserError, "[Errno 13] Permission denied: '/b'"),
+        (OSError("Forbidden: b/bucket"), UserError, "Forbidden: b/bucket"),  # of gcsfs
+        (ConnectionError("no route"), TryAgain, "no route"),
+        (UserError("no folder \ud800\udcff"), UserError, "no folder "),
+        (UserError("é" * 5000), UserError, "é" * 2000),
+    ],
+)
+def test_what_process_0_meets_is_raised_in_all(both, error, kind, text):
+    def body(index):
+        with processes.told_by_first():
+            if index == 0:
+                raise error
+
+    raised = both(body)
+    assert [type(one) for one in raised] == [kind, kind]
+    assert all(str(one).startswith(text) for one in raised)
+
+
+def test_a_fault_of_process_0_is_one_in_all(both):
+    def body(index):
+        with processes.told_by_first():
+            if index == 0:
+                raise KeyError("x")
+
+    first, second = both(body)
+    assert type(first) is KeyError
+    assert type(second) is RuntimeError and str(second) == "process 0 failed: KeyError: 'x'"
+    assert both(lambda index: body(1)) == [None, None]
+
+
+def test_the_others_do_not_begin_where_process_0_failed(both):
+    began = []
+
+    def body(index):
+        with processes.first_goes_ahead("it"):
+            began.append(index)
+            if fails:
+                raise OSError(errno.EROFS, "Read-only file system", "/d")
+
+    for fails, kinds in ((True, [UserError, UserError]), (False, [type(None), type(None)])):
+        began.clear()
+        assert [type(one) for one in both(body)] == kinds
+        assert began == ([0] if fails else [0, 1])
+
+
+def test_a_folder_that_process_0_cannot_make_is_told_to_all(both, tmp_path):
+    (tmp_path / "file").touch()
+    raised = both(lambda index: processes.check_shared(paths.at(tmp_path / "file" / "a"), "--out"))
+    assert [type(one) for one in raised] == [UserError, UserError]
+    assert all("Not a directory" in str(one) for one in raised)
+    assert both(lambda index: processes.check_shared(paths.at(tmp_path / "b"), "--out")) == [None, None]
+    assert list((tmp_path / "b").iterdir()) == []
