@@ -1,4 +1,4 @@
-"""Where a process stands among several, read from flags, variables and SLURM's environment."""
+"""Where a process stands among several, as flags, variables and SLURM's environment tell; what process 0 tells the others."""
 
 import errno
 import threading
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import DamageError, TryAgain, UserError
-from ec_dit.core.processes import Place, find
+from ec_dit.core.places import Place, find
 
 NOTHING = (None, None, None)
 SRUN = {"SLURM_JOB_ID": "4097", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "5", "SLURM_NTASKS": "16"}
