@@ -26,7 +26,12 @@ class SampleGrid:
     """Draws fixed prompts with the moving average; for validation captions the real picture stands beside each.
 
     Of encoded data the captions' embeddings are those that are stored, so that no text encoder is loaded for them.
+
+    Attributes:
+        NAME: of the pictures, in files and in TensorBoard.
     """
+
+    NAME = "samples"
 
     def __init__(
         self,
@@ -89,7 +94,7 @@ class SampleGrid:
         pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
         shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
         captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
-        self._writer.image(done, "samples", contact_sheet(shown, captions, columns=8, smooth=True))
+        self._writer.image(done, self.NAME, contact_sheet(shown, captions, columns=8, smooth=True))
 
 
 def _settings(config: ConfigDict, shape: specs.Shape | None = None) -> SampleSettings:

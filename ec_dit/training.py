@@ -129,21 +129,22 @@ def _train(
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
         _closing(checkpointer),
     ):
-        callbacks = _callbacks(system, data, loader, writer, checkpointer, stop, say)
+        callbacks, actions = _callbacks(system, data, loader, writer, checkpointer, stop, say)
         callbacks.append(trace)
         batches = build.stream(system, loader.batches(first_step))
         step_fn, steps = system.step(tx, shardings), config.train.steps
-        state, done = loop.train(
+        state, done, complete = loop.train(
             state,
             step_fn,
             batches,
             first_step=first_step,
             steps=steps,
             callbacks=callbacks,
+            actions=actions,
             checks=(checkpointer.check, writer.check, held.check),
             stop=stop,
         )
-    if done < steps:
+    if not complete:
         say(f"stopped by SIGTERM after step {done} of {steps}, which is saved; the same command goes on from there")
         return None
     try:
@@ -214,7 +215,7 @@ def _callbacks(
     checkpointer: Checkpointer,
     stop: stopping.StopSignal,
     say: Callable[[str], None],
-) -> list[loop.Callback]:
+) -> tuple[list[loop.Callback], list[loop.Every]]:
     config, last = system.config, system.config.train.steps
 
     def meta(done: int) -> dict[str, Any]:
@@ -243,13 +244,15 @@ def _callbacks(
         last_good=lambda: _last_good(checkpointer),
         schedule=make_schedule(optimizer, optimizer.learning_rate),
     )
-    callbacks: list[loop.Callback] = [progress, save]
+    actions: list[loop.Every] = []
     if data is not None:
         validate = functools.partial(_validate, system, data, writer, stop, say, system.validation())
-        callbacks.append(loop.Every(config.log.validate_every, last, progress, validate))
+        recorded = functools.partial(writer.recorded, f"validation_loss/{data.splits[-1]}")  # all in one line
+        actions.append(loop.Every(config.log.validate_every, last, progress, validate, recorded))
         if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, stop, say)):
-            callbacks.append(loop.Every(config.log.sample_every, last, progress, draw))
-    return callbacks
+            recorded = functools.partial(writer.recorded, SampleGrid.NAME)
+            actions.append(loop.Every(config.log.sample_every, last, progress, draw, recorded))
+    return [progress, save], actions
 
 
 def _last_good(checkpointer: Checkpointer) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from ec_dit import convert, evaluate, evaluation, main, prepare, sample
 from ec_dit.core import lock, paths, processes
 from ec_dit.core.errors import UserError
+from ec_dit.train.metrics import read_metrics
 
 pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time
 
@@ -39,6 +40,12 @@ def four_steps(folder):
     return [*arguments, "--config.log.sample_every=4", "--config.log.validate_every=4"]
 
 
+def validation(workdir):
+    """Its figures, of each step that has them."""
+    rows = ({k: v for k, v in row.items() if "validation" in k} for row in read_metrics(str(workdir)))
+    return [row for row in rows if row]
+
+
 @pytest.mark.slow
 def test_a_run_leaves_everything_it_promises(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -54,7 +61,8 @@ def test_a_run_leaves_everything_it_promises(workdir):
 
 
 @pytest.mark.slow
-def test_sigterm_in_the_last_evaluation_leaves_it_to_the_next_start(workdir, capsys, monkeypatch):
+def test_what_was_cut_short_at_the_last_step_is_left_to_the_next_start(workdir, capsys, monkeypatch):
+    """Its evaluation by SIGTERM, and validation and pictures by SIGKILL."""
     evaluated = []
 
     def evaluate_until_told(suite, system, params, step, workdir, say, stop):
@@ -66,10 +74,20 @@ def test_sigterm_in_the_last_evaluation_leaves_it_to_the_next_start(workdir, cap
     monkeypatch.setattr(evaluation, "run", evaluate_until_told)
     arguments = [*four_steps(workdir.parent), "--config.eval.suites=('shapes',)"]
     assert main.main(arguments) == processes.STOPPED
-    assert "stopped by SIGTERM during suite shapes; step 4 is saved" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "stopped by SIGTERM during suite shapes; step 4 is saved" in output
+    assert "validation loss" not in output  # all of it is there
+
+    picture, metrics = workdir / "images" / "samples_0000004.png", workdir / "metrics.jsonl"
+    (values,), drawn = validation(workdir), pixels(picture)
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(True) if "validation" not in line))
+    picture.unlink()
     assert main.main(arguments) == 0
     output = capsys.readouterr().out
     assert "resuming at step 4" in output and "step 4/4" not in output
+    assert values.keys() == {f"validation_loss/{split}" for split in ("train", "validation", "novel")}
+    assert validation(workdir) == [values]
+    np.testing.assert_array_equal(pixels(picture), drawn)
     assert evaluated == [("shapes", 4, 0), ("shapes", 4, 0), ("shapes", 4, 1)]
 
 

@@ -1,14 +1,14 @@
 """The training loop: it knows a step function, batches and callbacks, and no model.
 
 Callbacks run after every step, in order, and decide by the step number whether to act. `Progress` comes first: it checks
-that losses are finite before anything is saved.
+that losses are finite before anything is saved. Actions come after them, as they take long: what a kill or SIGTERM cuts
+short of them is made up for by the run that goes on from that step.
 """
 
-import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,28 +34,50 @@ def train(
     first_step: int,
     steps: int,
     callbacks: Sequence[Callback],
+    actions: Sequence["Every"] = (),
     checks: Sequence[Callable[[], None]] = (),
     stop: Callable[[], bool] | None = None,
-) -> tuple[TrainState, int]:
-    """Runs steps first_step ... steps - 1; returns the state and the number of steps it has seen.
+) -> tuple[TrainState, int, bool]:
+    """Runs steps first_step ... steps - 1.
 
     Args:
         state: at `first_step`; donated to the first step.
         batches: yields (batch on the devices, tag); the tag goes to the callbacks untouched.
+        actions: called after the callbacks of every step; those of `first_step` that are missing are made up for before all.
         checks: called after every step; each raises what a helper of the run, a thread or another process, has died of.
         stop: whether to end before `steps`; asked after every step, before the callbacks.
+
+    Returns:
+        (state, number of steps it has seen, whether all steps are done and all actions that were due).
     """
+    if not _act([action for action in actions if action.is_missing(first_step)], first_step, state):
+        return state, first_step, False
     for done in range(first_step + 1, steps + 1):
         batch, tag = next(batches)
         state, metrics = step_fn(state, batch)
         for check in checks:
             check()
-        last = (stop is not None and stop()) or done == steps
+        stopped = stop is not None and stop()
         for callback in callbacks:
-            callback(done, state, metrics, tag, last)
-        if last:
-            return state, done
-    return state, first_step
+            callback(done, state, metrics, tag, stopped or done == steps)
+        due = [action for action in actions if action.is_due(done)]
+        if stopped:
+            return state, done, done == steps and not due
+        if not _act(due, done, state):
+            for callback in callbacks if done < steps else ():
+                callback(done, state, metrics, tag, True)  # it ends here, which they could not know
+            return state, done, False
+    return state, max(first_step, steps), True
+
+
+def _act(actions: Iterable["Every"], done: int, state: TrainState) -> bool:
+    """Whether all of them came to their end; False where the run was told to stop."""
+    try:
+        for action in actions:
+            action(done, state)
+    except Stopped:
+        return False
+    return True
 
 
 class NonFiniteLossError(UserError):
@@ -103,19 +125,22 @@ class Progress:
         self._describe = describe
         self._last_good = last_good
         self._schedule = schedule
+        self._seen = 0
         self._pending: deque[tuple[int, Mapping[str, jax.Array], Any]] = deque()
         self._window: list[dict[str, np.ndarray]] = []
         self._since: tuple[float, int] | None = None  # (clock, step) of the last line
 
     def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
-        """Collects the metrics of a step; see `Callback`."""
-        self._pending.append((done, metrics, tag))
+        """Collects the metrics of a step, once if it is called twice; see `Callback`."""
+        if done != self._seen:
+            self._pending.append((done, metrics, tag))
+            self._seen = done
         due = done % self._every == 0 or last
         if due or self._must_fetch(done) or self._since is None:
             self._fetch()
         if self._since is None:  # the first step compiled: the clock starts after it
             self._since = (time.perf_counter(), done)
-        if due:
+        if due and self._window:
             self._line(done)
 
     def _fetch(self) -> None:
@@ -195,20 +220,38 @@ class SaveEvery:
 
 
 class Every:
-    """Runs `action(steps done, state)` every so many steps and at the last of all; 0 = never."""
+    """An `action(steps done, state)` for every so many steps and the last of all; 0 = never.
 
-    def __init__(self, every: int, total_steps: int, progress: Progress, action: Callable[[int, TrainState], None]):
+    Args:
+        recorded: whether what the action leaves is there already, of the step from which the run goes on.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        total_steps: int,
+        progress: Progress,
+        action: Callable[[int, TrainState], None],
+        recorded: Callable[[], bool] = lambda: True,
+    ):
         self._every = every
         self._total_steps = total_steps
         self._progress = progress
         self._action = action
+        self._recorded = recorded
 
-    def __call__(self, done: int, state: TrainState, metrics: Mapping[str, jax.Array], tag: Any, last: bool) -> None:
-        """Acts where it is time; not because a run is told to stop, which cuts the action short (`Stopped`)."""
-        told_to_stop = last and done < self._total_steps
-        if self._every and not told_to_stop and (done % self._every == 0 or done == self._total_steps):
-            with self._progress.pause(), contextlib.suppress(Stopped):
-                self._action(done, state)
+    def is_due(self, done: int) -> bool:
+        """Whether it belongs to that step."""
+        return bool(self._every) and (done % self._every == 0 or done == self._total_steps)
+
+    def is_missing(self, first_step: int) -> bool:
+        """Whether the run before, which ended at `first_step`, did not come to it."""
+        return first_step > 0 and self.is_due(first_step) and not self._recorded()
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        """Acts. Raises Stopped where the run is told to stop, which cuts the action short."""
+        with self._progress.pause():
+            self._action(done, state)
 
 
 def _average(window: list[dict[str, np.ndarray]]) -> dict[str, float]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from etils import epath
 from PIL import Image
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from ec_dit.core import paths
+from ec_dit.core import digests, paths, processes
 from ec_dit.data import images
 from ec_dit.train.mirror import Mirror
 
@@ -29,7 +30,9 @@ class MetricWriter:
 
     Both are written when a method returns, by the thread that calls it, so that what fails does so there. A resumed run
     appends to `metrics.jsonl`, where steps that the interrupted one had done beyond its checkpoint then stand twice:
-    `read_metrics` gives each once. TensorBoard is told to leave them out. In a bucket, files are replaced every half a minute.
+    `read_metrics` gives each once. TensorBoard is told to leave them out, and given again what is known of the step before
+    them: it then shows what the other files hold, of which a kill may have come between. In a bucket, files are replaced every
+    half a minute.
 
     Args:
         first_step: the last step done before the run goes on.
@@ -41,6 +44,7 @@ class MetricWriter:
 
     def __init__(self, workdir: str, first_step: int = 0, writes: bool = True):
         self._writes = writes
+        self._recorded: set[str] = set()
         self._mirror: Mirror | None = None
         self._open = contextlib.ExitStack()
         if not writes:
@@ -54,13 +58,40 @@ class MetricWriter:
                 (self._folder / _LINES).write_bytes((place / _LINES).read_bytes())
             self._mirror = self._open.enter_context(Mirror(self._folder, place))
         self._lines = self._open.enter_context(_File(self._folder / _LINES))
-        if (self._folder / _LINES).read_bytes()[-1:] not in (b"", b"\n"):  # of a process that was killed
+        lines = (self._folder / _LINES).read_bytes()
+        if lines[-1:] not in (b"", b"\n"):  # of a process that was killed
             self._lines.write(b"\n")
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self._board = self._open.enter_context(_File(self._folder / "tensorboard" / name))
         self._event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
-        self._event(Event(step=first_step + 1, session_log=start))  # TensorBoard drops what it has from that step on
+        self._event(
+            Event(step=max(1, first_step), session_log=start)
+        )  # TensorBoard drops what it has from that step on
+        if first_step:
+            self._show_again(first_step, lines, place / "images")
+
+    def _show_again(self, step: int, lines: bytes, pictures: epath.Path) -> None:
+        values: dict[str, float] = {}
+        for row in _rows(lines):
+            if row["step"] < step:
+                values.clear()  # what stands before is of an attempt that was given up
+            elif row["step"] == step:
+                values.update({name: value for name, value in row.items() if isinstance(value, int | float)})
+        clock = values.pop("time", time.time())
+        values.pop("step", None)
+        self._show(step, values, clock)
+        self._recorded |= values.keys()
+        ending = f"_{step:07d}.png"
+        for path in pictures.iterdir() if pictures.is_dir() else ():
+            if path.name.endswith(ending):
+                with contextlib.suppress(images.ImageError):  # a damaged one is as good as none
+                    self._show_picture(step, path.name.removesuffix(ending), images.decode(path.read_bytes()))
+                    self._recorded.add(path.name.removesuffix(ending))
+
+    def recorded(self, name: str) -> bool:
+        """Whether a number or a picture of the step from which the run goes on is there already; every process asks."""
+        return not processes.everywhere(not self._writes or name not in self._recorded)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records named numbers of a step."""
@@ -68,10 +99,7 @@ class MetricWriter:
             return
         now = time.time()
         self._lines.write(json.dumps({"step": step, "time": round(now, 3), **values}).encode() + b"\n")
-        points = summary.Summary()
-        for name, value in values.items():
-            points.MergeFrom(summary.scalar(name, value))
-        self._event(Event(step=step, wall_time=now, summary=points))
+        self._show(step, values, now)
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Records a picture, also as `images/<name>_<step>.png`."""
@@ -79,7 +107,16 @@ class MetricWriter:
             return
         folder = self._folder / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}_{step:07d}.png").write_bytes(images.encode_png(image))
+        digests.replace(epath.Path(folder / f"{name}_{step:07d}.png"), images.encode_png(image))
+        self._show_picture(step, name, image)
+
+    def _show(self, step: int, values: Mapping[str, float], clock: float) -> None:
+        points = summary.Summary()
+        for name, value in values.items():
+            points.MergeFrom(summary.scalar(name, value))
+        self._event(Event(step=step, wall_time=clock, summary=points))
+
+    def _show_picture(self, step: int, name: str, image: Image.Image) -> None:
         picture = summary.image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
         self._event(Event(step=step, wall_time=time.time(), summary=picture))
 
@@ -137,9 +174,16 @@ def read_metrics(workdir: str) -> Iterator[dict[str, float]]:
         FileNotFoundError: if there is no such file.
     """
     steps: dict[int, dict[str, float]] = {}
-    for line in (paths.at(workdir) / _LINES).read_bytes().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            values = json.loads(line)
-            steps.setdefault(int(values["step"]), {}).update(values)
+    for values in _rows((paths.at(workdir) / _LINES).read_bytes()):
+        steps.setdefault(int(values["step"]), {}).update(values)
     for step in sorted(steps):
         yield steps[step]
+
+
+def _rows(lines: bytes) -> Iterator[dict[str, float]]:
+    """The lines that are whole, of which each has its step."""
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and type(values.get("step")) is int:
+                yield values

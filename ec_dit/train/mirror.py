@@ -38,7 +38,8 @@ class Mirror:
         """Copies what has changed; returns what failed, and why, and says so."""
         with self._busy:
             failed = []
-            for path in sorted(path for path in self._local.rglob("*") if path.is_file()):
+            found = self._local.rglob("*")
+            for path in sorted(path for path in found if path.suffix != ".tmp" and path.is_file()):  # which come and go
                 stat = path.stat()
                 if self._copied.get(path) == (stat.st_mtime_ns, stat.st_size):
                     continue

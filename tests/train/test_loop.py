@@ -91,14 +91,14 @@ def test_an_update_that_is_not_finite_is_not_saved_either(tmp_path):
     assert saved == [2]
 
 
-def simple(steps, callbacks, **options):
+def simple(steps, callbacks, first_step=0, **options):
     """Steps of a state that counts them; returns what `train` does."""
     batches = ((None, None) for _ in range(100))
 
     def step_fn(state, batch):
         return state + 1, metrics(state + 1, 1.0)
 
-    return loop.train(0, step_fn, batches, first_step=0, steps=steps, callbacks=callbacks, **options)
+    return loop.train(0, step_fn, batches, first_step=first_step, steps=steps, callbacks=callbacks, **options)
 
 
 def test_what_a_helper_died_of_ends_the_run_within_a_step():
@@ -155,8 +155,8 @@ def progress_of(writer, every, **options):
     )
 
 
-def test_sigterm_in_a_long_action_cuts_it_short_and_saves():
-    """Validation that takes long: one more step, and its checkpoint; what would come next at that step does not begin."""
+def test_sigterm_in_a_long_action_cuts_it_short_and_saves_its_step():
+    """Validation that takes long: its step is saved, from which it can be done again; what comes next there does not begin."""
     writer = Writer()
     checkpoints, drawn, began = Saves(writer), [], []
     save = loop.SaveEvery(checkpoints, writer, 100, lambda done: {"step": done})
@@ -168,15 +168,67 @@ def test_sigterm_in_a_long_action_cuts_it_short_and_saves():
                 if done == 4 and batch == 2:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-        progress = progress_of(writer, 1)
+        progress = progress_of(writer, 3)
         actions = [
             loop.Every(2, STEPS, progress, validate),
             loop.Every(4, STEPS, progress, lambda done, state: began.extend(stop.between([done]))),
         ]
-        state, done = simple(STEPS, [progress, save, *actions], stop=stop)
+        assert simple(STEPS, [progress, save], actions=actions, stop=stop) == (4, 4, False)
     assert drawn == [(2, batch) for batch in range(50)] + [(4, 0), (4, 1), (4, 2)]
-    assert (state, done, began) == (5, 5, [])
-    assert checkpoints.saved == [(5, 5, {"step": 5}, 1)]  # its metrics were brought to their place before
+    assert began == []
+    assert checkpoints.saved == [(4, 4, {"step": 4}, 1)]  # its metrics were brought to their place before
+    means = [(step, values["router/untaken/1"]) for step, values in writer.values]
+    assert means == [(3, pytest.approx(0.25 * 2)), (4, pytest.approx(0.25 * 4))]  # each step counts once
+
+
+@pytest.mark.parametrize("cut", ["before", "within"])
+def test_sigterm_at_the_last_step_leaves_a_run_that_is_not_complete(cut):
+    saved, drawn = [], []
+    with stopping.StopSignal() as stop:
+
+        def draw(done, state):
+            for batch in stop.between(range(3)):
+                drawn.append(batch)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def step_callback(done, state, values, tag, last):
+            if last:
+                saved.append(done)
+            if cut == "before" and done == STEPS - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        actions = [loop.Every(STEPS, STEPS, progress_of(Writer(), 1), draw)]
+        assert simple(STEPS, [step_callback], actions=actions, stop=stop) == (STEPS, STEPS, False)
+    assert (saved, drawn) == ([STEPS], [] if cut == "before" else [0])
+
+
+def test_without_actions_sigterm_at_the_last_step_takes_nothing_away():
+    assert simple(2, [], stop=iter([False, True]).__next__) == (2, 2, True)
+
+
+def test_a_run_that_goes_on_makes_up_for_what_is_missing_of_its_first_step():
+    acted = []
+
+    def every(steps, name, recorded):
+        return loop.Every(
+            steps, 9, progress_of(Writer(), 1), lambda done, state: acted.append((done, name, state)), lambda: recorded
+        )
+
+    actions = [every(2, "missing", False), every(2, "there", True), every(3, "not due", False)]
+    for first_step in (0, 4, 9):
+        assert simple(first_step, [], first_step=first_step, actions=actions) == (0, first_step, True)
+    assert acted == [(4, "missing", 0), (9, "missing", 0), (9, "not due", 0)]
+    acted.clear()
+    simple(6, [], first_step=4, actions=actions)
+    assert acted == [(4, "missing", 0), (6, "missing", 2), (6, "there", 2), (6, "not due", 2)]
+
+
+def test_sigterm_while_it_makes_up_ends_the_run_before_its_first_step():
+    def draw(done, state):
+        raise stopping.Stopped
+
+    actions = [loop.Every(2, STEPS, progress_of(Writer(), 1), draw, lambda: False)]
+    assert simple(STEPS, [lambda *_: 1 / 0], first_step=4, actions=actions) == (0, 4, False)
 
 
 def test_a_crash_in_a_callback_comes_after_the_checkpoint_of_its_step():
@@ -185,7 +237,7 @@ def test_a_crash_in_a_callback_comes_after_the_checkpoint_of_its_step():
     save = loop.SaveEvery(checkpoints, writer, 3, lambda done: {})
     draw = loop.Every(3, STEPS, progress_of(writer, 1), lambda done, state: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        simple(STEPS, [save, draw])
+        simple(STEPS, [save], actions=[draw])
     assert checkpoints.saved == [(3, 3, {}, 1)]
 
 
@@ -203,7 +255,7 @@ def test_rates_leave_out_validation_and_compilation(monkeypatch):
     def validate(done, state):
         clock[0] += 50
 
-    simple(STEPS, [step, progress, loop.Every(2, STEPS, progress, validate)])
+    simple(STEPS, [step, progress], actions=[loop.Every(2, STEPS, progress, validate)])
     assert [step for step, _ in writer.values] == [3, 6]
     assert [line.partition("ETA ")[2] for line in lines] == ["0:00:06", "0:00:00"]
     for _, values in writer.values:
@@ -214,10 +266,10 @@ def test_rates_leave_out_validation_and_compilation(monkeypatch):
 def test_actions_fall_on_their_steps_and_on_the_last_but_not_on_a_stop():
     acted = []
     every = loop.Every(2, 5, progress_of(Writer(), 1), lambda done, state: acted.append(done))
-    simple(5, [every])
+    assert simple(5, [], actions=[every]) == (5, 5, True)
     assert acted == [2, 4, 5]
     answers = iter([False, True])  # told to stop at step 2, where the action would be due
-    assert simple(5, [every], stop=lambda: next(answers)) == (2, 2)
+    assert simple(5, [], actions=[every], stop=lambda: next(answers)) == (2, 2, False)
     assert acted == [2, 4, 5]
 
 

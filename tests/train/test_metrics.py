@@ -56,6 +56,51 @@ def test_each_step_stands_once_after_a_kill(tmp_path):
     assert [json.loads(line)["step"] for line in lines[:5] + lines[6:]] == [1, 2, 3, 4, 5, 4, 5, 6, 7, 7]
 
 
+def test_what_a_kill_left_missing_of_the_first_step_is_told_and_the_rest_is_shown_again(tmp_path):
+    """Killed twice: with validation and a picture of step 4 after a checkpoint of 2, then after one of 4, before either."""
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    with MetricWriter(str(tmp_path)) as writer:
+        for step in range(1, 5):
+            writer.scalars(step, {"loss": float(step)})
+        writer.scalars(4, {"validation_loss/train": 9.0})
+        writer.image(4, "samples", picture)
+    assert not writer.recorded("loss")
+    with MetricWriter(str(tmp_path), 2) as writer:
+        assert writer.recorded("loss")
+        assert not writer.recorded("validation_loss/train")
+        for step in (3, 4):
+            writer.scalars(step, {"loss": float(step)})
+    with MetricWriter(str(tmp_path), 4) as writer:
+        assert [writer.recorded(n) for n in ("loss", "validation_loss/train", "samples")] == [True, False, True]
+        writer.scalars(4, {"validation_loss/train": 8.0})
+    with MetricWriter(str(tmp_path), 4) as writer:
+        assert writer.recorded("validation_loss/train")
+    assert shown(tmp_path) == [(step, float(step)) for step in range(1, 5)]
+    assert shown(tmp_path, "validation_loss/train") == [(4, 8.0)]
+    after = list(events(tmp_path))[-1]
+    assert (after.step, after.summary.value[0].tag) == (4, "samples")
+
+
+def test_a_step_of_which_tensorboard_was_not_told_before_a_kill_is_shown(tmp_path):
+    with MetricWriter(str(tmp_path)) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        writer._lines.write(b'{"step": 2, "time": 5.5, "loss": 2.0}\n')
+    with MetricWriter(str(tmp_path), 2):
+        pass
+    assert shown(tmp_path) == [(1, 1.0), (2, 2.0)]
+    assert list(events(tmp_path))[-1].wall_time == 5.5
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"step": "x"}', b'{"step": 1, "loss": "x"}', b"\xff" * 9])
+def test_damaged_metrics_and_pictures_count_as_missing(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(damage + b"\n")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "samples_0000001.png").write_bytes(damage)
+    with MetricWriter(str(tmp_path), 1) as writer:
+        assert not writer.recorded("loss")
+        assert not writer.recorded("samples")
+
+
 def test_a_run_from_the_start_purges_what_a_killed_one_left(tmp_path):
     for loss in (1.0, 2.0):
         with MetricWriter(str(tmp_path)) as writer:
