@@ -70,7 +70,10 @@ def _flags() -> flags.FlagValues:
     whole("num_train", "shapes: training examples.", most=_MOST_DRAWN)
     whole("num_validation", "shapes: validation examples.", most=_MOST_DRAWN)
     whole("seed", "shapes: seed of the scenes.", most=seeds.LARGEST)
-    real("validation_share", "Share of the pictures held out for validation, of a source that has no such split.")
+    real(
+        "validation_share",
+        "Share of the pictures held out for validation, where the source has no such split, or is not to use it.",
+    )
     flags.DEFINE_multi_string(
         "option",
         [],

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -298,3 +299,48 @@ def test_a_folder_of_damaged_images(tmp_path, capsys):
     arguments = [f"--path={images}", f"--out={tmp_path / 'set'}", "--vocab_size=30"]
     assert prepare.main(["prepare", "--source=folder", *arguments]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "set"]
+
+
+def captioned(folder, count=12):
+    """Pictures with captions, in a folder whose name may be bytes."""
+    Path(os.fsdecode(folder)).mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (20, 20 + index), (10 * index, 0, 0)).save(Path(os.fsdecode(folder)) / f"{index}.png")
+        (Path(os.fsdecode(folder)) / f"{index}.txt").write_text(f"picture {index}")
+
+
+def test_names_that_are_no_text_reach_the_report(tmp_path):
+    odd = os.fsencode(tmp_path) + b"/b\xff"
+    captioned(odd)
+    Path(os.fsdecode(odd + b"/x.\xff\xfe")).write_bytes(b"")
+    arguments = [f"--path={os.fsdecode(odd)}", "--vocab_size=60", f"--out={tmp_path / 'set'}"]
+    assert prepare.main(["prepare", "--source=folder", *arguments]) == 0
+    report = dataset.open(tmp_path / "set").report
+    assert report.unread == {r".\xff\xfe": 1} and os.fsencode(report.options["path"]) == odd
+    (tmp_path / "set" / "report.json").read_bytes().decode("ascii")
+
+
+def test_an_out_whose_name_is_no_text_is_refused_at_once(tmp_path, capsys):
+    captioned(os.fsencode(tmp_path / "images"))
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/c\xff/set")
+    assert prepare.main(["prepare", "--source=folder", f"--path={tmp_path / 'images'}", f"--out={out}"]) == 2
+    told = capsys.readouterr().err
+    assert rf"{tmp_path}/c\xff/set is no UTF-8 text" in told and "name another folder" in told
+    assert not Path(out).exists()
+    with pytest.raises(UserError, match=r"is no UTF-8 text"):
+        dataset.open(out)
+
+
+def test_a_share_that_would_not_be_held_out_is_refused(tmp_path, capsys):
+    for split in ("train", "validation"):
+        captioned(os.fsencode(tmp_path / "images" / split))
+    out = tmp_path / "set"
+    command = ["prepare", "--source=folder", f"--path={tmp_path / 'images'}", f"--out={out}", "--vocab_size=60"]
+    for share in ("--validation_share=0.5", "--option=validation_share=0.5"):
+        assert prepare.main([*command, share]) == 2
+        told = capsys.readouterr().err
+        assert "validation_share=0.5 would hold nothing out: validation has a split of its own" in told
+        assert "--option=validation=null" in told and not out.exists()
+    assert prepare.main([*command, "--validation_share=0.5", "--option=validation=null"]) == 0
+    report = dataset.open(out).report
+    assert sum(report.kept.values()) == 12 and report.kept["validation"] > 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.data.records import Source
+from ec_dit.data.sources.splits import HOLD_OUT
 
 _SOURCES = {
     "shapes": ("ec_dit.data.sources.shapes", "ShapesSource", "ShapesOptions"),
@@ -32,7 +33,8 @@ def make_source(name: str, options: Mapping[str, Any]) -> Source:
     'tfds:NAME' is the source tfds with the option `dataset` NAME.
 
     Raises:
-        UserError: no such source or option, an option that is needed and missing, or a value the source refuses.
+        UserError: no such source or option, an option that is needed and missing, one that would change nothing, or a value
+            the source refuses.
     """
     source_class, options_class = _classes(name)
     name, colon, dataset = name.partition(":")
@@ -44,7 +46,13 @@ def make_source(name: str, options: Mapping[str, Any]) -> Source:
         _field(name, key)
     for key in _missing(options_class, options):
         raise UserError(f"source {name} needs the option {key!r}")
-    return source_class(options_class(**options))
+    source = source_class(options_class(**options))
+    if (share := options.get("validation_share")) is not None and not source.holds_out:
+        raise UserError(
+            f"{name}: validation_share={share} would hold nothing out: validation has a split of its own; leave it out, or "
+            f"{HOLD_OUT}"
+        )
+    return source
 
 
 def parse_options(name: str, texts: Iterable[str]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Report:
 
     def to_json(self) -> str:
         """Readable JSON, with a digest of itself."""
-        return json.dumps(json_file.seal(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(json_file.seal(dataclasses.asdict(self)), indent=1) + "\n"  # ASCII: a path may be no text
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], where: str = "the report", advice: str = "") -> "Report":

@@ -1,7 +1,9 @@
 """Small sources whose pictures tell what they are, encoders in NumPy, and how data sets are made of them."""
 
+import errno
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +42,26 @@ def record(split, index, width=12):
     pixels[..., 1] = np.arange(width) * 10
     caption = f"number {index} of {split}"
     return Record(f"{split}-{index}", png(pixels), (caption,), (), split, index % 2 == 0, meta={"index": index})
+
+
+class BadDisk(io.FileIO):
+    """A file whose bytes in the range `bad` the disk does not give."""
+
+    def __init__(self, path, bad):
+        super().__init__(str(path), "rb")
+        self._bad = bad
+
+    def readinto(self, buffer):
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size=-1):
+        start = self.tell()
+        stop = start + size if size >= 0 else 2**63
+        if start < self._bad.stop and stop > self._bad.start:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Bytes of found files: within limits, never out of their folder, and from a bucket ahead of their turn."""
 
+import contextlib
 import functools
+import gzip
 import os
 import re
 import stat
@@ -13,6 +15,8 @@ from typing import TypeVar
 from etils import epath
 
 from ec_dit.core import paths
+from ec_dit.core.errors import UserError
+from ec_dit.core.terminal import printable
 
 MAX_IMAGE, MAX_TEXT = 256 << 20, 16 << 20  # bytes
 _AHEAD, _BYTES_AHEAD = 16, 256 << 20  # pictures, and their bytes, read ahead of their turn
@@ -91,6 +95,23 @@ def no_file(path: epath.Path) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return "folder" if stat.S_ISDIR(mode) else "pipe or device"
+
+
+@contextlib.contextmanager
+def reading(kind: str, path: epath.Path) -> Iterator[None]:
+    """A context for reading a file of a source of that kind, in which the errors of disks and networks get its name.
+
+    They are no damage of the file. That it is missing, or no gzip, passes as it is.
+
+    Raises:
+        UserError: from any other OSError.
+    """
+    try:
+        yield
+    except (FileNotFoundError, gzip.BadGzipFile):
+        raise
+    except OSError as error:
+        raise UserError(f"{kind}: cannot read {printable(str(path))}: {error}") from error
 
 
 def a_url(text: str) -> Unusable:

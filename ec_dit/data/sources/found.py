@@ -46,7 +46,11 @@ class FoundOptions:
 
 
 class FoundSource:
-    """Makes records of what was found; the sources build on it."""
+    """Makes records of what was found; the sources build on it.
+
+    Attributes:
+        holds_out: whether the validation examples are a share of the others, and not a split of their own.
+    """
 
     name: str
     libraries: tuple[str, ...] = ()
@@ -54,6 +58,7 @@ class FoundSource:
     def __init__(self, options: FoundOptions):
         if not 0 <= options.validation_share < 1:
             raise UserError(f"{self.name}: validation_share is {options.validation_share}; it must be in [0, 1)")
+        self.holds_out = True
         self._shared = options
         self._weights = known.caption_weights(self.name, options.captions)
         self._unread: Counter[str] = Counter()
@@ -74,7 +79,7 @@ class FoundSource:
     def _published(self, published: Iterable[str | None], chosen: bool, path: str) -> Splits:
         """What becomes of the published splits; those that are left out are counted as not read."""
         splits = Splits(self.name, self._shared.train, self._shared.validation, published, chosen, path)
-        self._became = splits.became
+        self.holds_out, self._became = splits.holds_out, splits.became
         self._unread.update({f"file of the split {name}": count for name, count in splits.left_out.items()})
         return splits
 

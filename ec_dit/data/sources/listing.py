@@ -12,6 +12,7 @@ from etils import epath
 
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
+from ec_dit.core.terminal import printable
 from ec_dit.data.sources import access
 
 LINK = "link to a folder"  # a kind of what is not read
@@ -79,7 +80,7 @@ def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
 def ending(name: str) -> str:
     """What a name ends with, such as '.xyz'."""
     suffix = PurePosixPath(name).suffix.lower()
-    return suffix if 1 < len(suffix) <= 12 else "file without an ending"
+    return printable(suffix) if 1 < len(suffix) <= 12 else "file without an ending"
 
 
 def told(unread: Counter[str]) -> str:

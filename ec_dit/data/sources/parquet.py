@@ -119,7 +119,7 @@ class ParquetSource(found.FoundSource):
         path, split = self._root / file, self._kept.kept_as(splits.of_shard(file))
         count: int | None = None
         try:
-            with path.open("rb") as opened:
+            with access.reading(self.name, path), path.open("rb") as opened:
                 if not (head := opened.read(kinds.HEAD)).startswith(b"PAR1"):
                     raise Unusable(f"not a parquet table: {kinds.name(head) or f'it begins with {head[:16]!r}'}")
                 try:
@@ -135,8 +135,6 @@ class ParquetSource(found.FoundSource):
             return [_Group(file, split, rows=count, problem=str(problem))]
         except FileNotFoundError:
             return [_Group(file, split, problem="missing file")]
-        except OSError as error:
-            raise UserError(f"parquet: cannot read {path}: {error}") from error
         if not count:
             return [_Group(file, split, rows=0, problem="empty table")]
         starts = itertools.accumulate(rows, initial=0)
@@ -165,22 +163,23 @@ class ParquetSource(found.FoundSource):
         """The rows of a group, a few at a time. Text that is not UTF-8 is given as bytes."""
         file, row = printable(group.file), group.start
         times: Counter[str] = Counter()
-        try:
-            for scalars in self._scalars(group):
-                id_ = f"{file}#{row}"
-                column = next(each for each in _prefixes(self.options.image) if each in scalars)
-                image = scalars.pop(column) if column == self.options.image else scalars[column]
-                fields = {name: _value(scalar) for name, scalar in scalars.items()}
-                if self.options.id_column and (value := at(fields, self.options.id_column)) is not None:
-                    id_ = f"{file}#{printable(str(value))}"
-                    times[id_] += 1
-                    id_ = found.numbered(id_, times[id_])
-                yield _Row(id_, fields, image, self.options.image[len(column) + 1 :])
-                row += 1
-        except _damage() as error:
-            reason = _damaged(error)
-            for lost in range(row, group.start + (group.rows or 0)):
-                yield _Row(f"{file}#{lost}", {}, None, problem=reason)
+        with access.reading(self.name, self._root / group.file):
+            try:
+                for scalars in self._scalars(group):
+                    id_ = f"{file}#{row}"
+                    column = next(each for each in _prefixes(self.options.image) if each in scalars)
+                    image = scalars.pop(column) if column == self.options.image else scalars[column]
+                    fields = {name: _value(scalar) for name, scalar in scalars.items()}
+                    if self.options.id_column and (value := at(fields, self.options.id_column)) is not None:
+                        id_ = f"{file}#{printable(str(value))}"
+                        times[id_] += 1
+                        id_ = found.numbered(id_, times[id_])
+                    yield _Row(id_, fields, image, self.options.image[len(column) + 1 :])
+                    row += 1
+            except _damage() as error:
+                reason = _damaged(error)
+                for lost in range(row, group.start + (group.rows or 0)):
+                    yield _Row(f"{file}#{lost}", {}, None, problem=reason)
 
     def _scalars(self, group: _Group) -> Iterator[dict[str, Any]]:
         """The rows of a group, a few at a time, as pyarrow has them."""

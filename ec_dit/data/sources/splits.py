@@ -39,6 +39,11 @@ def _first(words: Iterable[str]) -> str | None:
 class Splits:
     """What becomes of published splits.
 
+    Attributes:
+        left_out: those that are not read, and how many files each has.
+        holds_out: whether a share is held out, as none of them is for validation.
+        became: what a report says of each.
+
     Args:
         kind: name of the source, for messages.
         train, validation: as in FoundOptions.
@@ -78,13 +83,13 @@ class Splits:
                 f"--option=train={name}{free}"
             )
         self.left_out = {name: n for name, n in sorted(there.items()) if name not in self._train | self._validation}
-        self._holds_out = not self._validation & there.keys()
+        self.holds_out = not self._validation & there.keys()
         self.became = {name: self._told(name) for name in sorted(there)} if any(published) else {}
 
     def _told(self, name: str) -> str:
         if name in self.left_out:
             return NOT_READ
-        return kept_as(VALIDATION if name in self._validation else TRAIN, self._holds_out)
+        return kept_as(VALIDATION if name in self._validation else TRAIN, self.holds_out)
 
     def reads(self, published: str | None) -> bool:
         """Whether a split is read at all."""
@@ -94,7 +99,7 @@ class Splits:
         """The split of records that a published one becomes; None where a share of it is held out."""
         if (published or TRAIN) in self._validation:
             return VALIDATION
-        return None if self._holds_out else TRAIN
+        return None if self.holds_out else TRAIN
 
 
 def _named(text: str) -> set[str]:

@@ -64,8 +64,8 @@ class TfdsSource(found.FoundSource):
                     f"tfds: {both:,} examples that train={options.train} names are in validation={options.validation} too; "
                     f"name different ones, such as train[:90%] and train[90%:]; {splits.HOLD_OUT}"
                 )
-        self._names, self._holds_out = names, VALIDATION not in names
-        self._became = {name: splits.kept_as(split, self._holds_out) for split, name in names.items()}
+        self._names, self.holds_out = names, VALIDATION not in names
+        self._became = {name: splits.kept_as(split, self.holds_out) for split, name in names.items()}
         for base, split in builder.info.splits.items():
             own = [stretch for name, stretch in read if name == base]
             if rest := split.num_examples - _length(own):
@@ -84,7 +84,7 @@ class TfdsSource(found.FoundSource):
         start, stop = map(int, stretch.split("-"))
         times: Counter[str] = Counter()
         for index in range(start, stop):
-            id_, published = f"{self._names[split]}-{index}", None if self._holds_out else split
+            id_, published = f"{self._names[split]}-{index}", None if self.holds_out else split
             try:
                 example = dict(self._read(split, index))
             except Unusable as problem:

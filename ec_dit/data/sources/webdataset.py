@@ -9,7 +9,7 @@ from typing import Any
 from ec_dit.core import paths
 from ec_dit.core.terminal import printable
 from ec_dit.data.records import Record, Shard, Skipped
-from ec_dit.data.sources import found, kinds, listing, splits
+from ec_dit.data.sources import access, found, kinds, listing, splits
 from ec_dit.data.sources.access import Unusable
 from ec_dit.data.sources.keys import Example, examples
 from ec_dit.data.sources.tar import DAMAGE, Tar
@@ -56,12 +56,13 @@ class WebdatasetSource(found.FoundSource):
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the examples of one tar, in its order."""
+        path = paths.at(self._root / self._tars[shard])
         name, split = printable(self._tars[shard]), self._splits[shard]
         prefix = name.removesuffix(".tar")
         times: Counter[str] = Counter()
         unread: Counter[str] = Counter()
         try:
-            with paths.at(self._root / self._tars[shard]).open("rb") as file:
+            with access.reading(self.name, path), path.open("rb") as file:
                 tar = Tar(file)
                 for example in examples(tar, self.options.image, tuple(self._weights)):
                     unread.update(example.unread)

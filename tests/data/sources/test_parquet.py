@@ -7,11 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ec_dit.core import errors, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Shard, Skipped, everything
 from ec_dit.data.sources import access, parquet
 from ec_dit.data.sources.parquet import ParquetOptions, ParquetSource
 from tests import gcs_server
+from tests.data.sets import BadDisk
 
 JPEG = b"\xff\xd8 not decoded here"
 
@@ -248,3 +250,17 @@ def test_what_is_known_of_a_row_without_an_image_or_a_caption(tmp_path):
         {"status": "failed", "size": 1.5},
         {"status": "success", "size": 2.0},
     ]
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_table(tmp_path, monkeypatch):
+    noise = [JPEG + os.urandom(2000) for _ in range(30)]
+    path = tmp_path / "t.parquet"
+    write(path, {"image": noise, "caption": ["x"] * 30}, row_group_size=10, compression="none", use_dictionary=False)
+    source, bad = ParquetSource(ParquetOptions(str(path))), path.read_bytes().index(noise[15])
+    for bad_bytes in (range(bad, bad + 100), range(path.stat().st_size)):  # while looking, too
+        monkeypatch.setattr(type(paths.at(path)), "open", lambda path, mode, bad=bad_bytes: BadDisk(path, bad))
+        with pytest.raises(UserError) as caught:
+            list(source.records(1)) if bad_bytes.start else ParquetSource(ParquetOptions(str(path)))
+        told = errors.explain(caught.value)
+        assert type(told) is errors.TryAgain
+        assert str(told).startswith(f"parquet: cannot read {path}: [Errno 5] Input/output error")

@@ -229,3 +229,12 @@ def test_an_image_within_another_field(tmp_path):
     kept, skipped = sorted_out(tmp_path, image="nested.image", captions=("nested.deep",))
     assert skipped == {}
     assert [record.image for record in kept.values()] == [PNG + b"\0\0", PNG + b"\1\1"]
+
+
+def test_a_share_that_would_not_be_held_out(tmp_path):
+    build(tmp_path, train=[example(0), example(1)], validation=[example(2)])
+    options = {"path": str(tmp_path), "validation_share": 0.5}
+    with pytest.raises(UserError, match=r"tfds: validation_share=0.5 would hold nothing out.*--option=validation=null"):
+        registry.make_source("tfds:pictures", options)
+    for free in ({"validation": None}, {"train": "train+validation"}):
+        assert registry.make_source("tfds:pictures", options | free).holds_out

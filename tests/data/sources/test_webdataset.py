@@ -9,11 +9,13 @@ import tracemalloc
 
 import pytest
 
+from ec_dit.core import errors, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Shard, Skipped, everything
 from ec_dit.data.sources import access
 from ec_dit.data.sources.webdataset import WebdatasetOptions, WebdatasetSource
 from tests import gcs_server
+from tests.data.sets import BadDisk
 
 JPEG = b"\xff\xd8 not decoded here"
 
@@ -323,3 +325,24 @@ def test_what_is_known_of_an_example_without_an_image(tmp_path):
         "0/b": {"lang": "en"},
         "0/c": {},
     }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_disk_that_fails_is_no_damage_of_the_tar(tmp_path, monkeypatch, packed):
+    """It is told with the file's name, as what may pass; nothing of the tar is given up for good."""
+    whole = tar(*(member for number in range(9) for member in example(f"{number}", note="x" * 5000)))
+    (tmp_path / "a.tar").write_bytes(gzip.compress(whole, 0) if packed else whole)
+    monkeypatch.setattr(type(paths.at(tmp_path)), "open", lambda path, mode: BadDisk(path, range(20_000, 30_000)))
+    got = []
+    with pytest.raises(UserError) as caught:
+        got.extend(WebdatasetSource(WebdatasetOptions(str(tmp_path))).records(0))
+    told = errors.explain(caught.value)
+    assert type(told) is errors.TryAgain
+    assert str(told).startswith(f"webdataset: cannot read {tmp_path}/a.tar: [Errno 5] Input/output error")
+
+
+def test_what_only_looks_like_a_file_is_named():
+    """Its first byte cannot be read."""
+    source = WebdatasetSource(WebdatasetOptions("/proc/self/mem"))
+    with pytest.raises(UserError, match=r"webdataset: cannot read /proc/self/mem: \[Errno 5\] Input/output error"):
+        list(source.records(0))
