@@ -42,6 +42,7 @@ _STRUCTURE = (  # starts of keys on which the shapes of parameters depend
     ),
     *("moe.first", "moe.every", "text.", "data.channels", "data.space"),
 )
+_SECTIONS = {"model", "moe", "data", "optimizer", "train"}  # of every run's config, and of no other program's
 
 
 class Workdir:
@@ -57,8 +58,8 @@ class Workdir:
         What a checkpoint records of its run is compared, not the files beside it: those may be lost, and are written anew.
 
         Raises:
-            UserError: naming every setting, or the data, that differ from the run that started here; or a folder that the
-                processes do not share.
+            UserError: naming every setting, or the data, that differ from the run that started here; or files of others that
+                have the names of a run's; or a folder that the processes do not share.
         """
         # Before its first checkpoint a run has nothing that other settings could spoil.
         if (record := self._checkpoints().newest_record()) is not None:
@@ -113,18 +114,35 @@ class Workdir:
         Args:
             data: of data.json; nothing is written where it is empty.
             origin: of conversion.json, likewise.
+
+        Raises:
+            UserError: naming files of others that it would replace or remove.
         """
-        if processes.is_first():
-            self._files.write(
-                {
-                    _DATA: _text(data) if data else None,
-                    _ORIGIN: _text(origin) if origin else None,
-                    _TOKENIZER: None if tokenizer is None else tokenizer.model,
-                    _ENCODING: None if encoding is None else encoding.to_bytes(),
-                    _CONFIG: f"{config_lib.to_json(config)}\n".encode(),  # last: a folder with a config is complete
-                }
-            )
+        contents = {
+            _CONFIG: f"{config_lib.to_json(config)}\n".encode(),  # first: by it a run knows what a kill left as its own
+            _DATA: _text(data) if data else None,
+            _ORIGIN: _text(origin) if origin else None,
+            _TOKENIZER: None if tokenizer is None else tokenizer.model,
+            _ENCODING: None if encoding is None else encoding.to_bytes(),
+        }
+        with processes.told_by_first():
+            if processes.is_first():
+                if foreign := self._files.foreign(contents, ours=self._is_ours()):
+                    raise UserError(
+                        f"{self.path} holds {', '.join(foreign)}, which no run wrote: this one would replace or remove what is "
+                        f"there. Choose another folder, or move these files away."
+                    )
+                self._files.write(contents)
         processes.wait("the workdir is written")
+
+    def _is_ours(self) -> bool:
+        """Whether a run began here that left no list of its files."""
+        if self.has_begun():
+            return True
+        try:
+            return json_file.read(self.path / _CONFIG).keys() >= _SECTIONS
+        except (OSError, UserError):
+            return False
 
     def check(self, old: ConfigDict, new: ConfigDict, also: Sequence[str] = ()) -> None:
         """Refuses to go on with other settings.

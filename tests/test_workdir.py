@@ -9,6 +9,7 @@ import pytest
 
 from ec_dit import build
 from ec_dit import config as config_lib
+from ec_dit.core import digests
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import tokenizer as tokenizers
 from ec_dit.data.encoding import Encoding
@@ -119,6 +120,60 @@ def test_a_file_put_there_by_others_is_none_of_the_run(workdir, made):
     workdir.fill(helpers.tiny_config(), None, DATA)
     (workdir.path / "tokenizer.model").write_bytes(made[0].model)
     assert workdir.tokenizer() is None
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+HUGGING_FACE = {"config.json": b'{"model_type": "t5", "data": 1}', "tokenizer.model": b"theirs", "data.json": b"[1]"}
+
+
+@pytest.mark.parametrize(
+    "names", [["config.json"], ["tokenizer.model"], ["data.json"], [*HUGGING_FACE], ["digests.json"]]
+)
+def test_files_of_other_programs_are_neither_replaced_nor_removed(tmp_path, names):
+    """Runs on synthetic data have neither a tokenizer nor data.json: they would be removed."""
+    for name in names:
+        (tmp_path / name).write_bytes(HUGGING_FACE.get(name, b'{"a": 1}'))
+    before = content(tmp_path)
+    workdir = Workdir(str(tmp_path))
+    with pytest.raises(UserError, match=rf"holds {', '.join(sorted(names))}, which no run wrote"):
+        workdir.claim(helpers.tiny_config(), None)
+    assert content(tmp_path) == before
+
+
+def test_a_file_of_others_that_a_run_with_other_settings_would_replace(workdir, made):
+    workdir.fill(helpers.tiny_config(), None, DATA)
+    (workdir.path / "tokenizer.model").write_bytes(b"theirs")
+    workdir.fill(helpers.tiny_config(sample__steps=9), None, {})  # data.json is its own, which goes
+    before = content(workdir.path)
+    assert before.keys() == {"config.json", "digests.json", "tokenizer.model"}
+    with pytest.raises(UserError, match=r"holds tokenizer.model, which no run wrote"):
+        workdir.fill(helpers.tiny_config(), made[0], DATA)
+    assert content(workdir.path) == before
+    (workdir.path / "digests.json").unlink()  # as a workdir of an older version
+    workdir.fill(helpers.tiny_config(), made[0], DATA)
+    assert workdir.tokenizer().model == made[0].model
+
+
+@pytest.mark.parametrize("files", range(4))
+def test_a_run_goes_on_from_whatever_a_kill_left_of_its_first_files(tmp_path, made, monkeypatch, files):
+    workdir, count = Workdir(str(tmp_path)), iter(range(99))
+    replace = digests.replace
+
+    def killed(path, data):
+        if next(count) == files:
+            raise KeyboardInterrupt
+        replace(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workdir.fill(helpers.tiny_config(), made[0], DATA)
+    assert len(content(tmp_path)) == files
+    workdir.fill(helpers.tiny_config(sample__steps=9), made[0], DATA)
+    assert (workdir.config().sample.steps, workdir.data()) == (9, DATA)
 
 
 def test_a_kill_between_two_files_leaves_a_folder_that_is_not_compared(workdir, made, monkeypatch):

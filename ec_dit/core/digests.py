@@ -51,11 +51,29 @@ class DigestedFiles:
             advice += f" If you changed it yourself, remove {self._folder / FILE}: files are then no longer compared."
         return advice
 
+    def foreign(self, contents: Mapping[str, bytes | None], *, ours: bool) -> list[str]:
+        """Names of files of others that `write` would replace or remove: those that the list does not have.
+
+        Args:
+            ours: whether all of them are this folder's own where it has no list.
+        """
+        if (written := self._written()) is None:
+            if ours:
+                return []
+            there = [name for name in contents if _content(self._folder / name) not in (None, contents[name])]
+            return sorted(there) + ([FILE] if (self._folder / FILE).exists() else [])
+        wanted = {name: data for name, data in contents.items() if data is not None and name not in written}
+        return sorted(name for name, data in wanted.items() if _content(self._folder / name) not in (None, data))
+
     def write(self, contents: Mapping[str, bytes | None]) -> None:
         """Writes files in this order, and the list of them last; None stands for a file that there shall not be.
 
-        What is there already is not written again. A kill between two files leaves a folder without a list.
+        What is there already is not written again, and what an older list does not have is not removed. A kill between two files
+        leaves a folder without a list.
         """
+        written = self._written()
+        if written is not None:
+            contents = {name: data for name, data in contents.items() if data is not None or name in written}
         listed = {name: _digest(data) for name, data in contents.items() if data is not None}
         changed = {name: data for name, data in contents.items() if data != _content(self._folder / name)}
         try:
@@ -71,6 +89,14 @@ class DigestedFiles:
             else:
                 replace(self._folder / name, data)
         replace(self._folder / FILE, (json.dumps(json_file.seal({"files": listed}), indent=2) + "\n").encode())
+
+    def _written(self) -> set[str] | None:
+        """Which files the list has; None where there is none, or a damaged or foreign one."""
+        try:
+            digests = self._digests()
+        except json_file.DamageError:
+            return None
+        return None if digests is None else set(digests)
 
     def _digests(self) -> dict[str, str] | None:
         if (data := _content(self._folder / FILE)) is None:
