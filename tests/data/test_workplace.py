@@ -315,6 +315,16 @@ def test_a_set_that_was_finished_just_before_is_found_made(tmp_path, counting):
     assert third.read == [0, 1, 2] and hashes(tmp_path / "set") == before
 
 
+def test_whether_there_is_nothing_to_do_the_first_process_says(tmp_path, monkeypatch):
+    """The others may see the folder as it was before, or as it is already."""
+    asked = []
+    monkeypatch.setattr(workplace.processes, "is_first", lambda: False)
+    monkeypatch.setattr(workplace.processes, "everywhere", lambda holds: asked.append(holds) or True)
+    with workplace.opened(tmp_path / "set", {"a": 1}, overwrite=False, mark="m") as place:
+        assert place is None
+    assert asked == [True] and names(tmp_path) == []
+
+
 @pytest.mark.parametrize("target", ["a set", "an empty folder", "nothing"])
 def test_a_link_to_the_place_is_followed(tmp_path, counting, target):
     real, link = tmp_path / "disk" / "real", tmp_path / "link"
