@@ -104,9 +104,10 @@ def _call(host: str, port: int, count: int, index: int, seconds: float, patience
     """The part of the others."""
     start, strange = time.monotonic(), None
     while (now := time.monotonic()) < start + seconds:
-        first, reason = "", ""
+        first, reason, connected, silent = "", "", False, False
         try:
             with socket.create_connection((host, port), timeout=_ANSWER) as line:
+                connected = True
                 line.sendall(f"ec_dit {index} {count}\n".encode())
                 if (first := _read(line)) == "wait":
                     line.settimeout(seconds + _ANSWER)  # it knows when to give up
@@ -115,17 +116,18 @@ def _call(host: str, port: int, count: int, index: int, seconds: float, patience
                         return
                     if word == "no":
                         raise TryAgain(f"process {index}: {reason}")
-        except TimeoutError:
-            reason = "it does not answer"
+        except UnicodeError:
+            raise UserError(f"process {index} of {count}: {host!r} is no name of a host.") from None
         except OSError as error:
-            reason = error.strerror or str(error)
+            silent = connected and isinstance(error, TimeoutError)
+            reason = "it does not answer" if silent else error.strerror or str(error)
         if first.startswith("wrong "):
             raise UserError(
                 f"process {index} of {count}: process 0 at {host}:{port} says that {first.removeprefix('wrong ')}. Check "
                 f"--num_processes and --process_id, and that another run does not have this port."
             )
-        # Process 0 answers at once: whoever listens and does not is another.
-        strange = None if first == "wait" or "refused" in reason else strange or now
+        # Process 0 answers at once: whoever listens and does not is another. What cannot be reached, or hangs up, still starts.
+        strange = (strange or now) if first not in ("", "wait") or (silent and not first) else None
         if strange is not None and now - strange > patience:
             raise TryAgain(
                 f"process {index} of {count}: whatever is at {host}:{port} is not process 0 of this run "

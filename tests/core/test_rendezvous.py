@@ -1,5 +1,6 @@
 """Processes that meet, played by threads."""
 
+import errno
 import socket
 import threading
 import time
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ec_dit.core import rendezvous
 from ec_dit.core.errors import TryAgain, UserError
 from ec_dit.core.rendezvous import meet
 
@@ -46,15 +48,62 @@ def test_without_process_0(port):
     assert f"process 0 was not at localhost:{port} within 1 s (Connection refused)" in str(error)
 
 
-@pytest.mark.parametrize("greeting", [b"", b"SSH-2.0-x\r\n", b"\x00\x00\x12\x04\x00\x00"])
-def test_a_port_that_another_program_has(port, greeting):
-    """All end soon, whatever that program says."""
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "No route to host"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "Network is unreachable"),
+        (TimeoutError("timed out"), "timed out"),
+    ],
+)
+def test_a_host_that_still_boots_is_waited_for(port, monkeypatch, error, reason):
+    """For longer than another program at its port would be."""
+
+    def connect(*arguments, **options):
+        if time.monotonic() < there_at:
+            raise error
+        return real(*arguments, **options)
+
+    real, there_at = socket.create_connection, float("inf")
+    monkeypatch.setattr(socket, "create_connection", connect)
+    (told,) = come(port, 2, [1], seconds=0.7, patience=0.1)
+    assert type(told) is TryAgain
+    assert f"process 0 was not at localhost:{port} within 0.7 s ({reason})" in str(told)
+    there_at = time.monotonic() + 0.3
+    assert come(port, 2, [0, 1], patience=0.1) == [None, None]
+
+
+def test_a_line_that_is_cut_without_a_word_is_tried_again(port):
+    """As what stands before a host does that is not there yet."""
+    with ThreadPoolExecutor(1) as pool:
+        with socket.create_server(("", port)) as before:
+            before.settimeout(5)
+            second = pool.submit(meet, f"localhost:{port}", 2, 1, seconds=20, patience=0.1)
+            for _ in range(3):
+                before.accept()[0].close()
+        assert come(port, 2, [0], seconds=5) == [None]
+        assert second.result() is None
+
+
+def test_a_name_that_no_host_can_have():
+    with pytest.raises(UserError, match=r"process 1 of 2: 'a\.\.b' is no name of a host"):
+        meet("a..b:1", 2, 1, seconds=5)
+
+
+@pytest.mark.parametrize("greeting", [None, b"SSH-2.0-x\r\n", b"\x00\x00\x12\x04\x00\x00"])
+def test_a_port_that_another_program_has(port, greeting, monkeypatch):
+    """All end soon, whatever that program says, or where it says nothing."""
+    monkeypatch.setattr(rendezvous, "_ANSWER", 0.5)
 
     def serve():
         while not ended.is_set():
             try:
                 with server.accept()[0] as caller:
-                    caller.sendall(greeting)
+                    if greeting is None:
+                        ended.wait()
+                    else:
+                        caller.sendall(greeting)
             except OSError:
                 return
 
