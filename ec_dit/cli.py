@@ -2,14 +2,17 @@
 message, return an exit code.
 """
 
+import contextlib
 import gc
 import math
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from logging import CRITICAL, getLogger
+from typing import IO
 
 from absl import flags, logging
 
@@ -27,7 +30,8 @@ def say(line: str) -> None:
 
 
 def _tell(name: str, message: str) -> None:
-    print(f"{name}{processes.label()}: {terminal.printable_lines(message.strip())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it: the exit code alone tells
+        print(f"{name}{processes.label()}: {terminal.printable_lines(message.strip())}", file=sys.stderr, flush=True)
 
 
 def in_own_flags(message: str, flag_values: flags.FlagValues) -> str:
@@ -82,9 +86,6 @@ def run(
         flag_values[flag].unparse()  # a second call in one process starts from the defaults
     try:
         return processes.leave(_work(doc, flag_values, work, argv, check), failed=False)
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
-        code = MISTAKE
     except KeyboardInterrupt:
         _tell(name, "interrupted")
         code = INTERRUPTED
@@ -93,7 +94,11 @@ def run(
         _tell(name, f"{error}; --help lists those there are" if unknown else str(error))
         code = MISTAKE
     except Exception as error:
-        if (known := explain(error)) is not None:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains at exit
+            _tell(name, "whoever read the output went away (standard output is closed)")
+            code = MISTAKE
+        elif (known := explain(error)) is not None:
             _tell(name, in_own_flags(str(known), flag_values))
             code = processes.STOPPED if isinstance(known, TryAgain) else MISTAKE
             foreign = known is not error
@@ -106,6 +111,16 @@ def run(
     if foreign:
         gc.collect()  # a save that failed left work behind, which would complain while Python shuts down
     return processes.leave(code, failed=True)
+
+
+def _is_unread(stream: IO[str]) -> bool:
+    """Whether the stream is a pipe whose reader went away, as `head` does."""
+    try:
+        watch = select.poll()
+        watch.register(stream.fileno(), 0)
+    except OSError:  # a stream that is no file
+        return False
+    return any(event & select.POLLERR for _, event in watch.poll(0))
 
 
 def _work(

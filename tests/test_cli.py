@@ -1,6 +1,9 @@
 """What every entry point does around its work."""
 
 import errno
+import io
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,37 @@ def test_exit_codes(error, code, capsys):
     assert call(raising(error)) == code
     told = capsys.readouterr().err
     assert told.startswith("program: ") and told.count("\n") == 1
+
+
+@pytest.fixture
+def closed_pipe():
+    """A stream into a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with io.TextIOWrapper(io.FileIO(writing, "w"), write_through=True) as stream:
+        yield stream
+
+
+def test_a_reader_that_goes_away_is_told(closed_pipe, monkeypatch, capsys):
+    """As of `python -m ec_dit.main ... | head`, where a training ends."""
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    assert call(lambda: cli.say("a line")) == 2
+    sys.stdout.close()  # by now /dev/null
+    assert capsys.readouterr().err == "program: whoever read the output went away (standard output is closed)\n"
+
+
+def test_errors_that_nobody_can_be_told_keep_their_code(closed_pipe, monkeypatch):
+    """As of `2>&1 | head`."""
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    monkeypatch.setattr(sys, "stderr", closed_pipe)
+    assert call(raising(TryAgain("taken"))) == 75
+    assert call(lambda: cli.say("a line")) == 2
+    sys.stdout.close()  # by now /dev/null
+
+
+def test_another_pipe_that_breaks_may_hold_again(capsys):
+    assert call(raising(BrokenPipeError(errno.EPIPE, "Broken pipe"))) == 75
+    assert capsys.readouterr().err == "program: [Errno 32] Broken pipe\n"
 
 
 def test_a_fault_of_the_program_shows_its_traceback():
