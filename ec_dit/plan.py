@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from ec_dit import checks, cli, overrides
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.topology import CPU, Topology, parse
 
@@ -78,11 +79,29 @@ def _told(what: str) -> Iterator[None]:
         thread.join()
 
 
+def _figures(path: str) -> epath.Path:
+    """The file of --json, before minutes are spent on what goes into it.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    file = paths.at(path)
+    if file.is_dir():
+        raise UserError(f"--json={path}: {file} is a folder; give a file.")
+    if not paths.is_remote(file):
+        if not file.parent.is_dir():
+            raise UserError(f"--json={path}: there is no folder {file.parent}.")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise UserError(f"--json={path}: it may not be written by this user.")
+    return file
+
+
 def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str | None, *, tries: bool = True) -> int:
     """Compiles, prints and writes; returns the exit code."""
     topology = topology or run_config.topology
     if not topology:
         raise UserError("--topology=... is needed, such as v5p:8x8x8: this config names none")
+    figures = _figures(json_path) if json_path else None
     wanted = parse(topology)
     if run_config.text.encoder == "cached":
         run_config.data.source = "synthetic"  # shapes are all that counts
@@ -107,9 +126,9 @@ def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str
         need = advice.Need(error.needed, error.held)
     if found is not None:
         cli.say(found.text())
-    if json_path:
+    if figures is not None:
         text = found.json() if found else json.dumps({"fits": False, "hbm_bytes_per_chip": need.total})
-        Path(json_path).write_text(text + "\n", encoding="utf-8")
+        figures.write_text(text + "\n")
     if found is not None and found.fits:
         return 0
     cli.say(f"\n{advice.advise(run_config, topology, what, need, _told, tries=tries)}")

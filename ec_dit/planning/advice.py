@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ec_dit import build, checks, specs
 from ec_dit import config as config_lib
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES
@@ -136,14 +137,15 @@ def _meshes(config: ConfigDict, on: list[Any], what: str, chip: Chip) -> Iterato
 
 def _trials(config: ConfigDict, topology: str, what: str, need: Need, chip: Chip, told: Told) -> Iterator[Trial]:
     """Programs compiled with ever less to keep, to the first that fits."""
+    on, _ = compiler.devices(topology)
     found, tried = need, 0
     change: dict[str, Any] = {}
-    while tried < _MOST_TRIALS and (next_change := _next(config, what, change, found, chip)):
+    while tried < _MOST_TRIALS and (next_change := _next(config, on, what, change, found, chip)):
         change, tried = next_change, tried + 1
         try:
             with told(f"with {Trial(change, None, fits=False).flags}"):
                 found = measure(_with(config, change), topology, what)
-        except UserError:  # a batch that does not divide so: whatever comes next does not either
+        except UserError:  # whatever comes next fails alike
             return
         fits = found.total is not None and found.total <= chip.hbm_bytes
         yield Trial(change, found.total, fits)
@@ -151,7 +153,9 @@ def _trials(config: ConfigDict, topology: str, what: str, need: Need, chip: Chip
             return
 
 
-def _next(config: ConfigDict, what: str, change: Mapping[str, Any], need: Need, chip: Chip) -> dict[str, Any] | None:
+def _next(
+    config: ConfigDict, on: list[Any], what: str, change: Mapping[str, Any], need: Need, chip: Chip
+) -> dict[str, Any] | None:
     """The next change to try: less kept for the backward pass, then fewer images at a time."""
     key = "train.accumulate" if what == "train" else "sample.batch_size"
     now = change.get(key, config_lib.get(config, key))
@@ -163,9 +167,20 @@ def _next(config: ConfigDict, what: str, change: Mapping[str, Any], need: Need, 
     factor = 2 if need.total is None or room <= 0 else (need.total - need.state) / room
     parts = 2 ** max(1, math.ceil(math.log2(factor)))
     if what == "train":
-        wanted = now * parts
-        return {**change, key: wanted} if wanted <= min(_MOST_ACCUMULATED, config.train.batch_size) else None
+        batch = config.train.batch_size
+        numbers = [n for n in range(now * parts, min(_MOST_ACCUMULATED, batch) + 1) if batch % n == 0]
+        changes = ({**change, key: n} for n in numbers)
+        return next((each for each in changes if _can_train(_with(config, each), on)), None)
     return {**change, key: now // parts} if now >= parts else None
+
+
+def _can_train(config: ConfigDict, on: list[Any]) -> bool:
+    try:
+        checks.validate(config)
+        specs.check_batch(config, build.make_config_mesh(config, on))
+    except UserError:
+        return False
+    return True
 
 
 def measure(config: ConfigDict, topology: str, what: str) -> Need:

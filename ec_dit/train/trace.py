@@ -38,9 +38,21 @@ class TraceOnSignal:
         elif self._wanted and self._local is None and not last:
             self._wanted = False
             jax.block_until_ready(state)  # earlier steps do not count
-            self._local, self._end = tempfile.TemporaryDirectory(), done + self._steps
-            jax.profiler.start_trace(self._local.name)
-            self._say(f"tracing steps {done + 1} to {self._end}")
+            self._begin(done)
+
+    def _begin(self, done: int) -> None:
+        try:
+            local = tempfile.TemporaryDirectory()
+            try:
+                jax.profiler.start_trace(local.name)
+            except BaseException:
+                local.cleanup()
+                raise
+        except Exception as error:  # noqa: BLE001 - as in _finish
+            self._say(f"warning: no trace was begun: {error}")
+            return
+        self._local, self._end = local, done + self._steps
+        self._say(f"tracing steps {done + 1} to {self._end}")
 
     def _finish(self) -> None:
         assert self._local is not None

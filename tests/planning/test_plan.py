@@ -6,11 +6,13 @@ import json
 import os
 import time
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from ec_dit import checks, overrides, plan, presets, specs
 from ec_dit.core.errors import UserError
+from ec_dit.core.mesh import MESH_AXES
 from ec_dit.models import sizes
 from ec_dit.planning import advice, hardware, report
 from ec_dit.planning import compile as compiler
@@ -129,6 +131,7 @@ def memory_of(c):
         (50, {"model__remat": "dots"}, ["--config.model.remat=full"]),
         (30, {"model__remat": "full"}, ["--config.train.accumulate=2"]),
         (18, {"model__remat": "full"}, ["--config.train.accumulate=4"]),
+        (14, {"model__remat": "full"}, ["--config.train.accumulate=12"]),  # with 8, groups do not split over devices
         (
             18,
             {},
@@ -144,6 +147,7 @@ def test_advice_is_what_was_found_by_trying(of_memory, monkeypatch, limit, chang
     of_memory(limit * 1e9)
     monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)  # an emulated device has no less
     c = small(expert=8)
+    c.train.batch_size = 192
     for key, value in changes.items():
         section, _, name = key.partition("__")
         c[section][name] = value
@@ -165,10 +169,32 @@ def test_advice_is_what_was_found_by_trying(of_memory, monkeypatch, limit, chang
     for end in ends:
         changed = small(expert=8)
         overrides.apply(changed, overrides.split(end.split())[1])
+        changed.train.batch_size = 192
+        checks.validate(changed)
+        specs.check_batch(changed, jax.sharding.AbstractMesh((1, 1, 8, 1), MESH_AXES))
         if "model__remat" in changes and "remat" not in end:
             changed.model.remat = changes["model__remat"]
         assert f"{memory_of(changed):7.1f}  {end}" in text
     assert text.startswith("Activations, gradients and gathered weights take ")
+
+
+@pytest.mark.parametrize("name", ["missing/plan.json", "."])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(report, "make", None)
+    with pytest.raises(UserError, match=r"--json=.*: (there is no folder|.* is a folder)"):
+        plan.plan(small(expert=8), "cpu:8", "train", str(tmp_path / name))
+
+
+def test_what_does_not_divide_is_not_advised(of_memory, monkeypatch):
+    """One image a device leaves nothing to accumulate."""
+    of_memory(20e9)
+    monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)
+    c = small(expert=8)
+    c.train.batch_size, c.model.remat = 8, "full"
+    need = advice.Need(40 * 10**9, {"parameters": 10 * 10**9})
+    monkeypatch.setattr(advice, "measure", None)
+    text = advice.advise(c, "cpu:8", "train", need, contextlib.nullcontext)
+    assert "accumulate" not in text and text.endswith("None of it fits: more chips are needed.")
 
 
 def test_what_fits_by_no_setting_says_so(of_memory, monkeypatch):
