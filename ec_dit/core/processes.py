@@ -19,7 +19,7 @@ from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
 HEARTBEAT_SECONDS = 100  # after which a silent process counts as dead
 _START_SECONDS, _END_SECONDS = 600, 120  # how long processes wait for each other to start, and to end
 _WORK_SECONDS = 24 * 3600  # at a barrier, for what one process does for all; a dead one is noticed by its heartbeat
-_VISIBLE_SECONDS = 90  # until what one host writes to a network disk shows on another
+VISIBLE_SECONDS = 90  # until what one host writes to a network disk shows on another
 
 
 def join(
@@ -217,6 +217,21 @@ def check_same(text: str, what: str) -> None:
         raise UserError(f"{what} is not the same on all processes: {differing} differ from 0. Here: {text}")
 
 
+def of_first(text: str) -> str:
+    """The text that process 0 has, in every process; all of them ask."""
+    if count() == 1:
+        return text
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    words = np.frombuffer(text.encode(), np.uint8)
+    size = int(np.asarray(multihost_utils.broadcast_one_to_all(np.array(words.size, np.int32))))
+    told = np.zeros(size, np.uint8)
+    if is_first():
+        told[:] = words
+    return np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8).tobytes().decode()
+
+
 def everywhere(holds: bool) -> bool:
     """Whether something holds in every process; all of them ask."""
     if count() == 1:
@@ -243,7 +258,7 @@ def check_shared(folder: epath.Path, flag: str) -> None:
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
             mark.write_text(token)
-    deadline = time.monotonic() + _VISIBLE_SECONDS
+    deadline = time.monotonic() + VISIBLE_SECONDS
     while not mark.exists():
         if time.monotonic() > deadline:
             raise UserError(f"process 0 wrote to {folder}, which this process does not see: give {flag}, seen by all.")

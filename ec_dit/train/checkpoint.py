@@ -44,13 +44,13 @@ class Checkpointer:
         self._saver: ocp.AsyncCheckpointer | None = None
         self._end: Task | None = None  # of the save that was begun last
         if read_only:
-            if not self._folder.path.exists():
+            if processes.of_first(str(self._folder.path.exists())) == "False":
                 raise UserError(f"no checkpoints in {self._folder.path}: train there first, or check the path.")
+            self._folder.seen_by_all()
             return
         if processes.is_first():
             self._folder.path.mkdir(parents=True, exist_ok=True)
             self._folder.clear_torn()
-            self._folder.prune(keep)
         processes.wait("the checkpoints are looked at")
         items = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
@@ -67,7 +67,7 @@ class Checkpointer:
         """
         assert self._saver is not None
         self.wait()
-        if step == self.latest():
+        if processes.of_first(str(self.latest()) if processes.is_first() else "") == str(step):
             return
         fields = state._asdict() if isinstance(state, TrainState) else dict(state)
         prints, leaves = leaf_fingerprints(fields), dict(named_leaves(fields))
@@ -107,22 +107,23 @@ class Checkpointer:
     def newest(self, read: Callable[[int], T], say: Callable[[str], None]) -> tuple[T, int] | None:
         """(what `read` makes of it, step) of the newest checkpoint that is whole; None where there is no checkpoint.
 
-        Damaged ones are said, and, unless this object is `read_only`, renamed, so that nobody takes them for checkpoints.
-        Every process calls it.
+        Damaged ones are said, and, unless this object is `read_only`, renamed, so that nobody takes them for checkpoints; only
+        then those before the newest `keep` go, of which a kill may have left more. Every process calls it.
 
         Args:
             read: called with steps, newest first, until it raises no DamageError.
 
         Raises:
-            UserError: when all of them are damaged.
+            UserError: when all of them are damaged, or some process does not see them.
         """
         for _ in range(_ATTEMPTS):
-            steps = self._folder.numbered()
-            processes.check_same(str(steps), "the folder of checkpoints")
             try:
-                return self._newest(steps, read, say)
+                found = self._newest(self._folder.seen_by_all(), read, say)
             except AbsentError:  # a run that goes on meanwhile has newer ones
                 continue
+            if found is not None and not self._read_only and processes.is_first():
+                self._folder.prune(self._keep)
+            return found
         raise TryAgain(f"checkpoints in {self._folder.path} are deleted faster than they can be read.")
 
     def _newest(self, steps: list[int], read: Callable[[int], T], say: Callable[[str], None]) -> tuple[T, int] | None:
@@ -186,7 +187,10 @@ class Checkpointer:
         return record
 
     def _record(self, step: int) -> dict[str, Any] | None:
-        return self._agreed(step, lambda: self._folder.record(step))
+        record = self._agreed(step, lambda: self._folder.record(step))
+        if not processes.everywhere(record is None) and not processes.everywhere(record is not None):
+            raise AbsentError(f"{self._name(step)} is not there for every process.")
+        return record
 
     def _read(self, step: int, asked: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
         self._check_shapes(step, asked, record)

@@ -4,6 +4,7 @@ A checkpoint is a folder named after its step, which holds `state/` and `meta/me
 Anything else is somebody else's and stays. What a kill leaves of a save or a deletion is no checkpoint, and is cleared.
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 from etils import epath
 from etils.epath import backend
 
-from ec_dit.core import json_file, paths
-from ec_dit.core.errors import DamageError
+from ec_dit.core import json_file, paths, processes
+from ec_dit.core.errors import DamageError, UserError
 from ec_dit.core.json_file import damaged
 
 _TORN = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is writing, and that we are deleting
@@ -32,6 +33,26 @@ class CheckpointFolder:
         """The numbers that name folders, largest first; whether they are checkpoints, `record` says."""
         names = [name for name in self._names() if name.isdecimal() and str(int(name)) == name]
         return sorted(map(int, names), reverse=True)
+
+    def seen_by_all(self) -> list[int]:
+        """The numbers of folders that process 0 sees, once all do: a network disk shows them to other hosts late.
+
+        Raises:
+            UserError: where one never does.
+        """
+        deadline = time.monotonic() + processes.VISIBLE_SECONDS
+        while True:
+            here = self.numbered()
+            told = processes.of_first(", ".join(map(str, here)))
+            steps = [int(step) for step in told.split(", ") if step]
+            if processes.everywhere(set(here) >= set(steps)):
+                return steps
+            if not processes.everywhere(time.monotonic() < deadline):
+                raise UserError(
+                    f"process 0 sees the checkpoints {told} in {self.path}, which not every process does (here: {here}): "
+                    f"give a folder seen by all."
+                )
+            time.sleep(1)
 
     def steps(self) -> list[int]:
         """The checkpoints whose records are whole, newest first."""

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from ec_dit.core import processes
 from ec_dit.core.errors import DamageError, TryAgain, UserError
 from ec_dit.core.tree import is_key
-from ec_dit.train.checkpoint import Checkpointer
+from ec_dit.train import checkpoint_folder
+from ec_dit.train.checkpoint import AbsentError, Checkpointer
 from ec_dit.train.state import TrainState
 
 
@@ -285,8 +287,50 @@ def test_a_kill_in_a_deletion_or_a_save_leaves_nothing(tmp_path, monkeypatch):
     assert checkpoints._folder.steps() == [3, 2]
     Checkpointer(str(tmp_path / "c"), keep=2).close()
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "3"]
-    Checkpointer(str(tmp_path / "c"), keep=1).close()  # killed before the deletion began
+    again = Checkpointer(str(tmp_path / "c"), keep=1)  # killed before the deletion began
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "3"]  # until the newest has been read
+    assert newest(again, print)[1] == 3
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["3"]
+
+
+def test_nothing_is_deleted_before_the_newest_is_known_to_be_whole(two, tmp_path):
+    shutil.copytree(two, tmp_path / "c")
+    for path in (tmp_path / "c" / "2").glob(FILES["data"]):
+        path.write_bytes(FAULTS["middle bit"](path.read_bytes()))
+    run = Checkpointer(str(tmp_path / "c"), keep=1)
+    said = []
+    assert newest(run, said.append)[1] == 1
+    assert "/2 is damaged" in said[0]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2.damaged"]
+
+
+def test_a_process_that_sees_the_newest_late_waits_for_it(two, monkeypatch):
+    """As on a network disk, whose other hosts remember an old list; process 0 tells which are there."""
+    lists, waited = iter([[1], [3, 1], [2, 1], [2, 1]]), []
+    monkeypatch.setattr(checkpoint_folder.CheckpointFolder, "numbered", lambda self: next(lists))
+    monkeypatch.setattr(processes, "of_first", lambda text: {"True": "True"}.get(text, "2, 1"))
+    monkeypatch.setattr(processes, "everywhere", bool)
+    monkeypatch.setattr(checkpoint_folder.time, "sleep", waited.append)
+    checkpoints = Checkpointer(str(two), read_only=True)
+    assert len(waited) == 2
+    assert newest(checkpoints, print)[1] == 2
+
+
+def test_a_record_that_only_some_processes_see_is_no_damage(two, monkeypatch):
+    checkpoints = Checkpointer(str(two), read_only=True)
+    monkeypatch.setattr(checkpoints, "_agreed", lambda step, work: work())
+    monkeypatch.setattr(processes, "everywhere", lambda holds: False)
+    for step in (2, 3):
+        with pytest.raises(AbsentError, match=rf"{step} is not there for every process"):
+            checkpoints.meta(step)
+
+
+def test_a_process_that_never_sees_it_says_so(two, monkeypatch):
+    checkpoints = Checkpointer(str(two), read_only=True)
+    monkeypatch.setattr(processes, "VISIBLE_SECONDS", 0)
+    monkeypatch.setattr(processes, "of_first", lambda text: "3, 2, 1")
+    with pytest.raises(UserError, match=r"process 0 sees the checkpoints 3, 2, 1 in .*\(here: \[2, 1\]\)"):
+        newest(checkpoints, print)
 
 
 def tmp_path_of(checkpoints):
