@@ -25,7 +25,7 @@ def work() -> None:
     if not FLAGS.workdir:
         raise UserError("--workdir=DIR is needed: the folder of a run")
 
-    from ec_dit import evaluation
+    from ec_dit import checks, evaluation
     from ec_dit.workdir import Workdir
 
     workdir = Workdir(FLAGS.workdir)
@@ -33,6 +33,7 @@ def work() -> None:
     if FLAGS.images_per_task is not None:
         config.eval.images_per_task = FLAGS.images_per_task
     config.mesh.update(cli.mesh_of(FLAGS))
+    checks.validate(config)
     system, params, step = workdir.load(config, ema=FLAGS.ema, step=FLAGS.step)
     evaluation.run(
         FLAGS.suite, system, params, step, workdir, cli.say, seed=FLAGS.seed, novel=FLAGS.novel, ema=FLAGS.ema

@@ -87,8 +87,8 @@ def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bo
         raise UserError(
             f"suite shapes scores models trained on the shapes data, not on {report.get('source', 'synthetic')}."
         )
-    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in report["options"].items()}
-    return ShapesEvaluator(ShapesOptions(**options), system.config.eval.images_per_task, novel)
+    options = workdir.data_options(ShapesOptions)
+    return ShapesEvaluator(options, system.config.eval.images_per_task, novel)
 
 
 def describe(system: build.System, settings: SampleSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -28,6 +28,7 @@ from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
 from ec_dit.train.checkpoint_folder import CheckpointFolder
 
+_Options = TypeVar("_Options")
 _CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
 _ORIGIN = "conversion.json"
 _STRUCTURE = (  # starts of keys on which the shapes of parameters depend
@@ -191,6 +192,16 @@ class Workdir:
         """The report of the data set's preparation; empty for synthetic data."""
         report = self.data().get("report", {})
         return json_file.typed(report, dict[str, Any], str(self.path / _DATA), self._files.advice)
+
+    def data_options(self, kind: type[_Options]) -> _Options:
+        """The options with which the source made the data set.
+
+        Raises:
+            DamageError: where they are not those of this `kind`.
+        """
+        where, advice = str(self.path / _DATA), self._files.advice
+        with json_file.whole(where, advice):
+            return json_file.typed(self.data_report()["options"], kind, where, advice)
 
     def checkpointer(self, **options: Any) -> Checkpointer:
         """The run's checkpoints; options as Checkpointer has them."""

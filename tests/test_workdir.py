@@ -1,5 +1,6 @@
 """The small files of a workdir: what damages them is named, and what a run goes on with is compared with its checkpoints."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from ec_dit import build
+from ec_dit import build, evaluate, evaluation
 from ec_dit import config as config_lib
+from ec_dit.conversion import reading
 from ec_dit.core import digests
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import tokenizer as tokenizers
 from ec_dit.data.encoding import Encoding
+from ec_dit.data.sources.shapes_scene import ShapesOptions
 from ec_dit.workdir import Workdir
 from tests import helpers
 
@@ -120,6 +123,39 @@ def test_a_file_put_there_by_others_is_none_of_the_run(workdir, made):
     workdir.fill(helpers.tiny_config(), None, DATA)
     (workdir.path / "tokenizer.model").write_bytes(made[0].model)
     assert workdir.tokenizer() is None
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({}, "there is no 'options'"),
+        ({"options": 5}, "the whole is 5, not an object"),
+        ({"options": {"cells": "x"}}, "'cells' is a text, not a whole number"),
+        ({"options": {"cels": 4}}, "the whole has a 'cels', which is none of its keys"),
+    ],
+)
+def test_options_of_the_data_that_are_none_are_damage(workdir, report, reason):
+    workdir.fill(helpers.tiny_config(), None, {"report": {"source": "shapes"} | report})
+    with pytest.raises(DamageError, match=rf"data.json is damaged: {reason}"):
+        evaluation.make_evaluator("shapes", None, workdir)
+
+
+def test_options_of_the_data_are_those_of_its_source(workdir):
+    options = ShapesOptions(cells=3, object_size=(0.5, 0.9), colors=("red", "blue", "green"))
+    report = {"source": "shapes", "options": json.loads(json.dumps(dataclasses.asdict(options)))}
+    workdir.fill(helpers.tiny_config(), None, {"report": report})
+    assert workdir.data_options(ShapesOptions) == options
+
+
+def test_a_config_that_was_changed_to_what_is_none_is_neither_scored_nor_converted(workdir, capsys):
+    config = json.loads((workdir.path / "config.json").read_text())
+    config["sample"]["sampler"] = "eular"
+    (workdir.path / "config.json").write_text(json.dumps(config))
+    (workdir.path / "digests.json").unlink()
+    assert evaluate.main(["evaluate", f"--workdir={workdir.path}"]) == 2
+    assert "sample.sampler" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"sample.sampler"):
+        reading.from_workdir(str(workdir.path), {}, ema=True, step=None)
 
 
 def content(folder):

@@ -146,6 +146,7 @@ def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | N
     """The parameters of a run, as they were trained."""
     workdir = Workdir(path)
     config = workdir.config()
+    checks.validate(config)
     home = _home(config)
     config.mesh.update(mesh)
     system, params, at = workdir.load(config, ema=ema, step=step, exact=True)

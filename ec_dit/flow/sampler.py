@@ -65,7 +65,12 @@ def integrate(velocity: Predict, noise: jax.Array, times: np.ndarray, kind: Samp
         velocity: (x, scalar t) -> dx/dt.
         kind: 'euler', first order, one evaluation a step; 'heun', second order, two, but one in the last step: at t = 0
             there is no noise left to tell the direction by (EDM, 2206.00364, Algorithm 1, does the same).
+
+    Raises:
+        ValueError: for another kind.
     """
+    if kind not in ("euler", "heun"):
+        raise ValueError(f"{kind!r} does not integrate a velocity; euler and heun do.")
 
     def step(x: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         t, t_next = pair

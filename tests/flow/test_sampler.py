@@ -33,6 +33,12 @@ def test_a_straight_path_is_exact_in_any_number_of_steps(kind):
         )
 
 
+@pytest.mark.parametrize("kind", ["eular", "ddim", ""])
+def test_an_integrator_that_is_none_is_refused(kind):
+    with pytest.raises(ValueError, match="euler and heun do"):
+        integrate(decay, jnp.ones(1), straight_grid(4).times, kind)
+
+
 def test_time_grid_ends_and_shift():
     np.testing.assert_allclose(straight_grid(4).times, [1, 0.75, 0.5, 0.25, 0])
     np.testing.assert_allclose(straight_grid(2, 3.0).times, [1, 0.75, 0])  # 3 x 0.5 / (1 + 2 x 0.5)
