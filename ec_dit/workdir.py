@@ -19,7 +19,7 @@ from ec_dit import config as config_lib
 from ec_dit.build import System, make_system
 from ec_dit.core import digests, json_file, paths, processes
 from ec_dit.core.digests import DigestedFiles
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import DamageError, UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.encoding import FILE as _ENCODING
@@ -234,7 +234,10 @@ class Workdir:
         system = make_system(config, self.tokenizer(), encoding=self.encoding())
         checkpoints = self.checkpointer(read_only=True)
         if step is not None:
-            return system, self._params(checkpoints, step, system, ema=ema, exact=exact), step
+            try:
+                return system, self._params(checkpoints, step, system, ema=ema, exact=exact), step
+            except DamageError as error:
+                raise DamageError(f"{error} Leave --step out: then the newest that is whole is used.") from error
         read = functools.partial(self._params, checkpoints, system=system, ema=ema, exact=exact)
         if (found := checkpoints.newest(read, say)) is None:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
