@@ -5,9 +5,12 @@ part of the devices. Everywhere else it is one, and everything here does nothing
 """
 
 import contextlib
+import hashlib
+import itertools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +169,7 @@ def told_by_first() -> Any:
             raise
         met = explain(error) or error
     if count() > 1:
-        told = _from_first(b"" if met is None else _packed(met))
+        (told,) = _said(b"" if met is None else _packed(met), (0,))
         if met is None and told:
             met = _unpacked(told)
     if met is not None:
@@ -174,7 +177,6 @@ def told_by_first() -> Any:
 
 
 _TELLABLE: tuple[type[Exception], ...] = (DamageError, TryAgain, UserError)
-_MOST_BYTES = 4096  # of what process 0 tells the others
 
 
 def _packed(error: Exception) -> bytes:
@@ -189,13 +191,21 @@ def _unpacked(told: bytes) -> Exception:
     return (*_TELLABLE, RuntimeError)[int(kind)](text.decode(errors="ignore"))
 
 
-def _from_first(content: bytes) -> bytes:
-    """What process 0 gives, in all of them, cut at 4096 bytes; it does not end in a byte of 0."""
-    import numpy as np
-    from jax.experimental import multihost_utils
+_talks = itertools.count()
 
-    buffer = np.frombuffer(content[:_MOST_BYTES].ljust(_MOST_BYTES, b"\0"), np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8)).rstrip(b"\0")
+
+def _said(content: bytes, speakers: Sequence[int]) -> list[bytes]:
+    """What each of `speakers` says, in every process; all of them ask, in the same order.
+
+    It goes by way of the coordinator and not of devices: nothing is compiled, and whoever is late is waited for.
+    """
+    from jax._src import distributed
+
+    client, talk = distributed.global_state.client, next(_talks)
+    assert client is not None
+    if index() in speakers:
+        client.key_value_set_bytes(f"ec_dit/{talk}/{index()}", content)
+    return [client.blocking_key_value_get_bytes(f"ec_dit/{talk}/{i}", 1000 * _WORK_SECONDS) for i in speakers]
 
 
 def check_same(text: str, what: str) -> None:
@@ -206,40 +216,19 @@ def check_same(text: str, what: str) -> None:
     """
     if count() == 1:
         return
-    import hashlib
-
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    digest = np.frombuffer(hashlib.sha256(text.encode(errors="backslashreplace")).digest(), np.uint8)
-    all_of_them = np.asarray(multihost_utils.process_allgather(digest)).reshape(count(), -1)
-    if differing := [i for i, row in enumerate(all_of_them) if (row != all_of_them[0]).any()]:
+    said = _said(hashlib.sha256(text.encode(errors="backslashreplace")).digest(), range(count()))
+    if differing := [i for i, digest in enumerate(said) if digest != said[0]]:
         raise UserError(f"{what} is not the same on all processes: {differing} differ from 0. Here: {text}")
 
 
 def of_first(text: str) -> str:
     """The text that process 0 has, in every process; all of them ask."""
-    if count() == 1:
-        return text
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    words = np.frombuffer(text.encode(), np.uint8)
-    size = int(np.asarray(multihost_utils.broadcast_one_to_all(np.array(words.size, np.int32))))
-    told = np.zeros(size, np.uint8)
-    if is_first():
-        told[:] = words
-    return np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8).tobytes().decode()
+    return text if count() == 1 else _said(text.encode(), (0,))[0].decode()
 
 
 def everywhere(holds: bool) -> bool:
     """Whether something holds in every process; all of them ask."""
-    if count() == 1:
-        return holds
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    return bool(np.asarray(multihost_utils.process_allgather(np.array(holds, np.uint8))).all())
+    return holds if count() == 1 else all(map(bool, _said(b"holds" if holds else b"", range(count()))))
 
 
 def check_shared(folder: epath.Path, flag: str) -> None:
@@ -251,7 +240,7 @@ def check_shared(folder: epath.Path, flag: str) -> None:
     if count() == 1:
         folder.mkdir(parents=True, exist_ok=True)
         return
-    token = _from_first(os.urandom(8).hex().encode()).decode()
+    token = of_first(os.urandom(8).hex())
     mark = folder / f".shared-{token}"
     paths.look_again(folder)
     with told_by_first():

@@ -3,9 +3,7 @@
 import errno
 import threading
 
-import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import DamageError, TryAgain, UserError
@@ -99,20 +97,19 @@ def test_alone_there_is_nothing_to_wait_for():
 @pytest.fixture
 def both(monkeypatch):
     """Calls a function in two processes, played by threads, with their index; what was raised in each, or None."""
-    here, meeting, buffer = threading.local(), threading.Barrier(2, timeout=5), []
+    here, meeting, contents = threading.local(), threading.Barrier(2, timeout=5), {}
 
-    def broadcast(value):
-        if here.index == 0:
-            buffer[:] = [np.array(value)]
+    def said(content, speakers):
+        contents[here.index] = content
         meeting.wait()
-        value = buffer[0].copy()
+        told = [contents[i] for i in speakers]
         meeting.wait()
-        return value
+        return told
 
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "index", lambda: here.index)
     monkeypatch.setattr(processes, "wait", lambda name: meeting.wait())
-    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    monkeypatch.setattr(processes, "_said", said)
 
     def call(body):
         raised = [None, None]
@@ -192,3 +189,19 @@ def test_a_folder_that_process_0_cannot_make_is_told_to_all(both, tmp_path):
     assert all("Not a directory" in str(one) for one in raised)
     assert both(lambda index: processes.check_shared(paths.at(tmp_path / "b"), "--out")) == [None, None]
     assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_they_agree(both):
+    assert both(lambda index: processes.check_same("a", "it")) == [None, None]
+    raised = both(lambda index: processes.check_same(f"a{index}", "it"))
+    assert [str(one) for one in raised] == [
+        f"it is not the same on all processes: [1] differ from 0. Here: a{i}" for i in (0, 1)
+    ]
+    found = {}
+    assert both(lambda index: found.update({index: processes.of_first(f"text {index}")})) == [None, None]
+    assert found == {0: "text 0", 1: "text 0"}
+    assert both(lambda index: found.update({index: processes.everywhere(True)})) == [None, None]
+    assert found == {0: True, 1: True}
+    for one in (0, 1):
+        assert both(lambda index, one=one: found.update({index: processes.everywhere(index == one)})) == [None, None]
+        assert found == {0: False, 1: False}
