@@ -24,6 +24,7 @@ _SOURCES = {
     "tfds": ("ec_dit.data.sources.tfds_set", "TfdsSource", "TfdsOptions"),
 }
 _NAMED = "tfds"  # What follows its colon is the option `dataset`.
+_LARGEST = 2**63 - 1  # of whole numbers
 NAMES = tuple(f"{name}:NAME" if name == _NAMED else name for name in _SOURCES)
 
 
@@ -112,6 +113,8 @@ def _wrong_type(name: str, field: dataclasses.Field[Any], value: Any) -> str:
 def _typed(value: Any, kind: Any) -> Any:
     """`value` as an annotation asks for it: lists become tuples, whole numbers floats. ValueError where it is not."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if type(value) is int and abs(value) > _LARGEST:
+        raise ValueError(f"{value} has more than 64 bits")
     if origin is types.UnionType:
         for part in parts:
             with contextlib.suppress(ValueError):

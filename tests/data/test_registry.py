@@ -59,6 +59,8 @@ def test_options_that_may_be_none(monkeypatch):
         ("shapes", "cells", "option 'cells' has no value; write cells=VALUE"),
         ("shapes", "cells=many", "cells=many of source shapes is no int; write for example 4"),
         ("shapes", "cells=2.5", "is no int"),
+        ("shapes", f"cells={10**400}", "is no int"),
+        ("shapes", f"object_size=[{10**400}, 1]", "is no tuple.float, float."),
         ("shapes", "cells=", "is no int"),
         ("shapes", "object_size=[0.5]", "is no tuple.float, float.; write for example .0.86, 0.86."),
         ("shapes", "shapes=circle", "is no tuple.str, "),

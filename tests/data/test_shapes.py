@@ -260,6 +260,7 @@ def test_images_decode_at_the_asked_size() -> None:
         ({"cells": 1}, "cells is 1"),
         ({"object_size": (0.9, 0.5)}, "object_size"),
         ({"image_size": 16}, "raise image_size"),
+        ({"image_size": 2**62}, "at most 4096"),
         ({"image_size": 256, "cells": 16}, "lower cells"),
         ({"object_size": (0.95, 0.95)}, "lower object_size"),
         ({"shapes": ("circle", "blob")}, "known are"),

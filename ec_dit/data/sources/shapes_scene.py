@@ -71,6 +71,7 @@ class ShapesOptions:
             (self.placement in PLACEMENTS, f"placement is {self.placement!r}; choose one of {PLACEMENTS}"),
             (self.ground in GROUNDS, f"ground is {self.ground!r}; choose one of {GROUNDS}"),
             (0 <= self.seed <= seeds.LARGEST, f"seed is {self.seed}; it must be from 0 to {seeds.LARGEST}"),
+            (self.image_size <= 4096, f"image_size is {self.image_size}; it must be at most 4096"),
             (self.cells >= 2, f"cells is {self.cells}; {MAX_OBJECTS} objects need at least 2"),
             (0.0 < low <= high < 1.0, f"object_size is {self.object_size}; it needs 0 < smallest <= largest < 1"),
             (
