@@ -142,16 +142,22 @@ def kills(place: Place, wanted: int, rng: random.Random, expected: str, seconds:
         code, output = place.end(place.train(name))  # it has ended: once more, it says so again
         workdir = place.folder / name
         if code or fingerprint(output) != expected:
-            found.faults.append(f"{name}: exit code {code}, {output[-400:]}")
+            _note(found.faults, f"{name}: exit code {code}, {output[-400:]}")
         elif metrics(workdir) != logged:
-            found.faults.append(f"{name}: metrics.jsonl differs: {_apart(metrics(workdir), logged)}")
+            _note(found.faults, f"{name}: metrics.jsonl differs: {_apart(metrics(workdir), logged)}")
         elif (board := _timeless(scalars(workdir / "tensorboard"))) != drawn:
-            found.faults.append(f"{name}: TensorBoard differs: {_apart(board, drawn)}")
+            _note(found.faults, f"{name}: TensorBoard differs: {_apart(board, drawn)}")
         elif len(kept := [e.name for e in (workdir / "checkpoints").iterdir() if e.name.isdigit()]) != 2:
-            found.faults.append(f"{name}: checkpoints {sorted(kept)} are there, two should be")
+            _note(found.faults, f"{name}: checkpoints {sorted(kept)} are there, two should be")
         shutil.rmtree(workdir)
         shutil.rmtree(place.folder / f"data_{name}")
     return found
+
+
+def _note(faults: list[str], fault: str) -> None:
+    """Keeps what went wrong, and says it at once: the whole takes long."""
+    faults.append(fault)
+    print(f"FAULT: {fault}", file=sys.stderr, flush=True)
 
 
 def _timeless(values: Mapping[tuple[str, int], float]) -> dict[tuple[str, int], float]:
@@ -235,7 +241,7 @@ def flips(place: Place, wanted: int, rng: random.Random, expected: str) -> Flips
         kind = _kind(path.relative_to(sound))
         found.outcomes.setdefault(kind, collections.Counter())[outcome] += 1
         if outcome.startswith("FAULT"):
-            found.faults.append(f"{path.relative_to(sound)}: {outcome}: {output[-400:]}")
+            _note(found.faults, f"{path.relative_to(sound)}: {outcome}: {output[-400:]}")
         if number % 10 == 9:
             print(f"{number + 1} flips", flush=True)
     return found
@@ -276,7 +282,7 @@ def inputs(place: Place) -> tuple[int, list[str]]:
         code, output = place.end(place.command(case.module, *case.arguments, within=folder, env=case.env))
         left = sorted(set(folder.rglob("*")).symmetric_difference(before))
         if code != 2 or "Traceback" in output or case.message not in output or left:
-            faults.append(f"{case.module} {' '.join(case.arguments)}: exit code {code}, left {left}: {output[-300:]}")
+            _note(faults, f"{case.module} {' '.join(case.arguments)}: exit code {code}, left {left}: {output[-300:]}")
             before = sorted(folder.rglob("*"))
     return len(bad_inputs.CASES), faults
 
@@ -340,9 +346,7 @@ def main() -> int:
     if len(found) == 3:
         given.page.write_text(text)
     faults = [fault for part in ("kills", "flips") if part in found for fault in found[part].faults]
-    faults += found["inputs"][1] if "inputs" in found else []
-    print("\n\n".join(faults), file=sys.stderr)
-    return 1 if faults else 0
+    return 1 if faults or ("inputs" in found and found["inputs"][1]) else 0
 
 
 if __name__ == "__main__":
