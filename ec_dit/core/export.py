@@ -91,7 +91,7 @@ def check(path: str | Path) -> None:
     if not where.is_file():
         return
     advice = f"Bring a copy back, or write the folder again. After a change of your own, remove {where}."
-    found = json_file.unseal(json_file.parse(where.read_bytes(), str(where), advice), str(where), advice)
+    found = json_file.read_sealed(where, advice)
     for name, digest in json_file.typed(found.get("files"), dict[str, str], str(where), advice).items():
         file = folder / Path(name).name
         if not file.is_file():

@@ -29,6 +29,15 @@ def read(path: epath.Path, advice: str = "") -> dict[str, Any]:
     return parse(path.read_bytes(), str(path), advice)
 
 
+def read_sealed(path: epath.Path, advice: str = "") -> dict[str, Any]:
+    """The JSON object of a file that `seal` gave a digest, which is compared.
+
+    Raises:
+        as `read` and `unseal` do.
+    """
+    return unseal(read(path, advice), str(path), advice)
+
+
 def parse(data: bytes, where: str, advice: str = "") -> dict[str, Any]:
     """The JSON object in `data`, which come from `where`.
 

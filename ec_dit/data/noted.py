@@ -17,6 +17,11 @@ _LINES_SHA256 = "lines_sha256"  # among the facts of a unit
 _AGAIN = "The same command makes that part again."
 
 
+def finished(folder: epath.Path) -> set[int]:
+    """The units of which notes in `folder` say that they are done."""
+    return {int(path.stem) for path in folder.glob("*.json")}
+
+
 class UnitNotes:
     """A file of facts and one of lines for each unit that is done. What is damaged of them counts as not done from then on.
 
@@ -31,7 +36,7 @@ class UnitNotes:
 
     def finished(self) -> set[int]:
         """The units that are done."""
-        return {int(path.stem) for path in self._folder.glob("*.json")}
+        return finished(self._folder)
 
     def facts(self, unit: int) -> dict[str, Any]:
         """What `write` was told of a unit, its 'counts' as UnitFacts.
@@ -40,7 +45,7 @@ class UnitNotes:
             DamageError: it is no longer what was written.
         """
         with self._made_again_if_damaged(unit) as path:
-            found = json_file.unseal(json_file.read(path, _AGAIN), str(path), _AGAIN)
+            found = json_file.read_sealed(path, _AGAIN)
             files = json_file.typed(found["files"], dict[str, dict[str, Any]], str(path), _AGAIN)
             for of in files.values():
                 json_file.typed(of, dict[str, int | str | list[str]], str(path), _AGAIN)

@@ -28,9 +28,7 @@ def refused(base: epath.Path) -> Refusal | None:
     path, advice = base / REFUSED, "Remove it, and the same command goes on with what is there."
     if not path.exists():
         return None
-    return json_file.typed(
-        json_file.unseal(json_file.read(path, advice), str(path), advice), Refusal, str(path), advice
-    )
+    return json_file.typed(json_file.read_sealed(path, advice), Refusal, str(path), advice)
 
 
 def refuse_other(
@@ -71,7 +69,7 @@ def _changed_pieces(base: epath.Path, pieces: Sequence[str]) -> list[str]:
     advice = f"Remove {base} to start from the beginning."
     if not (base / PIECES).exists():
         return ["the files of the source are others"]
-    found = json_file.unseal(json_file.read(base / PIECES, advice), str(base / PIECES), advice)
+    found = json_file.read_sealed(base / PIECES, advice)
     before = json_file.typed(found, dict[str, list[str]], str(base / PIECES), advice)
     old, new = before.get("pieces", []), list(pieces)
     lines = []

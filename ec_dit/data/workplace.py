@@ -18,9 +18,8 @@ from etils import epath
 from ec_dit.core import json_file, lock, paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data import files as data_files
-from ec_dit.data import ownership, plans
+from ec_dit.data import noted, ownership, plans
 from ec_dit.data.counting import UnitFacts
-from ec_dit.data.noted import UnitNotes
 from ec_dit.data.ownership import INCOMPLETE, REPORT, SKIPPED
 
 _PLAN, _UNITS, _SET = "plan.json", "units", "set"
@@ -41,7 +40,7 @@ class Workplace:
 
     def __init__(self, base: epath.Path, files: epath.Path, scratch: Path, name: str, held: lock.Lock):
         self.files = files
-        self.units = UnitNotes(base / _UNITS, self._write)
+        self.units = noted.UnitNotes(base / _UNITS, self._write)
         self._base = base
         self._scratch, self._name, self._held = scratch, name, held
 
@@ -214,12 +213,12 @@ def _begin(
     old: dict[str, Any] | None = None
     if (base / _PLAN).exists():
         advice = f"Remove {base} to start from the beginning."
-        old = json_file.unseal(json_file.read(base / _PLAN, advice), str(base / _PLAN), advice)
+        old = json_file.read_sealed(base / _PLAN, advice)
         if files.exists():  # without the files, the set took its place just before a kill
             if old == new:
                 paths.remove([*base.glob(f"{_SCRATCH}*"), base / SKIPPED])  # of a process that failed
                 return
-            done = {int(path.stem) for path in (base / _UNITS).glob("*.json")}
+            done = noted.finished(base / _UNITS)
             if done and any(path.name != INCOMPLETE for path in files.iterdir()):  # some with records
                 plans.refuse_other(base, old, new, pieces, done)
     elif not (base / _CLEARING).exists() and (unknown := _names(base)):
