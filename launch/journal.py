@@ -28,8 +28,8 @@ class Journal:
         self._file: TextIO = path.open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another watcher is at work here: {path} is locked.") from error
+        except BlockingIOError:  # no cause of the message: as one it would read as a trouble that passes by itself
+            raise UserError(f"another watcher is at work here: {path} is locked.") from None
         self._say = say
         self._file.seek(0)
         self.events: list[dict[str, Any]] = []
