@@ -30,6 +30,7 @@ from ec_dit.core.terminal import printable
 RENEW_SECONDS = 10.0  # between two writes of the object of a lock in a bucket
 STALE_SECONDS = 60.0  # without one, after which its holder counts as dead
 _POLL_SECONDS = 0.5
+_HOLDER = {"host", "pid", "since", "command"}  # what every lock tells
 _open: set[int] = set()  # descriptors of held locks
 
 
@@ -66,7 +67,7 @@ def held(path: epath.Path, what: str, say: Callable[[str], None], *, wait: bool 
         wait: until the lock is free, instead of an error.
 
     Raises:
-        UserError: in all processes, naming who holds it.
+        UserError: in all processes, naming who holds it, or the file of somebody else's that is in its place.
     """
     with contextlib.ExitStack() as stack:
         lock = Lock()
@@ -93,9 +94,15 @@ def _on_disk(path: epath.Path, what: str, say: Callable[[str], None], wait: bool
             handle = _try(path, say)
     except PermissionError as error:
         raise UserError(f"cannot lock {what}: {error.strerror}: {error.filename}.") from error
+    try:
+        _check_ours(path, _read(path))
+    except UserError:
+        os.close(handle)
+        raise
     _open.add(handle)
     try:
-        os.ftruncate(handle, os.pwrite(handle, json.dumps(_myself()).encode(), 0))
+        os.ftruncate(handle, 0)  # first: killed between the two, a process leaves an empty file and no mixture
+        os.pwrite(handle, json.dumps(_myself()).encode(), 0)
         yield Lock()
     finally:
         path.unlink(missing_ok=True)  # still held: who has opened it by now finds that it is no longer there
@@ -172,6 +179,7 @@ class _Object(Lock):
             generation, content = self.look()
             if not generation:
                 continue
+            _check_ours(self._path, content)
             if generation != seen:
                 renewed, seen, since = bool(seen), generation, time.monotonic()
             alive = _is_alive(_facts(content))
@@ -265,10 +273,18 @@ def _facts(content: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _check_ours(path: epath.Path, content: str) -> None:
+    """UserError where a file under the name of a lock is somebody else's, which is not to be lost."""
+    if content.strip("\0") and not _facts(content).keys() >= _HOLDER:  # a crash of the machine may leave zeros
+        raise UserError(
+            f"{path} is needed for a lock, but was not written by ec_dit: move it elsewhere, and start again."
+        )
+
+
 def _describe(content: str) -> str:
     """Who holds a lock, in words; its content may be anything."""
     facts = _facts(content)
-    if not facts.keys() >= {"host", "pid", "since", "command"}:
+    if not facts.keys() >= _HOLDER:
         return "another process"
     words = f"process {facts['pid']} on {facts['host']} since {facts['since']} ({facts['command']})"
     return printable(words[:1000])

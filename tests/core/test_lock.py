@@ -104,12 +104,36 @@ def test_what_a_killed_process_leaves_blocks_nobody(place):
         process.communicate()
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"host": 1}'])
-def test_junk_blocks_nobody(place, content):
-    place.parent.mkdir(parents=True, exist_ok=True)
+@pytest.mark.parametrize("content", ["", "\0" * 200])
+def test_what_a_crash_leaves_blocks_nobody(tmp_path, content):
+    place = paths.at(tmp_path / "lock")
     place.write_text(content)
     with held(place) as mine:
         mine.check()
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("content", ["my notes", "[" * 100_000, '{"host": 1}', "[1]"])
+def test_a_file_of_somebody_else_is_refused_and_stays(place, content):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(content)
+    with (
+        pytest.raises(UserError, match=r"lock is needed for a lock, but was not written by ec_dit: move it"),
+        held(place),
+    ):
+        raise AssertionError("held")
+    assert place.read_text() == content
+
+
+def test_a_holder_that_tells_less_than_the_last_leaves_nothing_of_it(tmp_path, monkeypatch):
+    place = paths.at(tmp_path / "lock")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["python", "x" * 500])
+        with held(place):
+            longer = place.read_text()
+    place.write_text(longer)  # as a process that was killed leaves it
+    with held(place):
+        assert json.loads(place.read_text())["pid"] == os.getpid()
 
 
 def test_another_machine_is_given_time_and_then_replaced_and_learns_it(bucket):
