@@ -36,7 +36,18 @@ _PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETRESET, errno.EADDRIN
 _BROKEN = {errno.EIO, errno.ENOTCONN, errno.EREMOTEIO, errno.ENODEV}  # of disks, and of mounted buckets and folders
 _NETWORK = ("aiohttp", "requests", "urllib3", "gcsfs", "google.api_core", "google.auth", "google.cloud")
 _PASSING_KINDS = ("TransportError", "TimeoutError")  # of google.auth
-_PASSING_STATUS, _MISTAKEN_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED"), ("PERMISSION_DENIED", "UNAUTHENTICATED")
+# Of TensorStore: what a transport gives for servers and networks. Damaged content is DATA_LOSS, FAILED_PRECONDITION,
+# OUT_OF_RANGE, INVALID_ARGUMENT or NOT_FOUND.
+_PASSING_STATUS = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+    "CANCELLED",
+    "INTERNAL",
+    "RESOURCE_EXHAUSTED",
+    "UNKNOWN",
+)
+_MISTAKEN_STATUS = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
 def explain(error: BaseException) -> UserError | None:
