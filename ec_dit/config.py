@@ -169,7 +169,10 @@ RESUMABLE = (
     "moe.combine",
 )
 
-_MEMORY = "where memory is short, model.remat=full and larger mesh.fsdp or mesh.expert may be given instead"
+_MEMORY = (
+    "with fewer devices, or less memory, give model.remat=full instead, and more of them to mesh.fsdp or mesh.expert than "
+    "to mesh.data"
+)
 # Why what looks as if it could change may not.
 _BECAUSE = {
     "train.accumulate": f"each micro-batch draws noise and forms routing groups of its own; {_MEMORY}",

@@ -1,6 +1,7 @@
 """What every entry point does around its work."""
 
 import errno
+import importlib
 import io
 import os
 import sys
@@ -9,10 +10,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-import launch.create
-import launch.logs
-import launch.profile
-import launch.watch
+import launch
 from ec_dit import cli, convert, evaluate, main, overrides, plan, prepare, sample
 from ec_dit.core import hub
 from ec_dit.core.errors import TryAgain, UserError
@@ -114,10 +112,16 @@ def test_a_number_is_finite(text, message, capsys):
     assert cli.run("program", "", values, lambda: 0 if values.share == 0.5 else 1, ["program", "--share=0.5"]) == 0
 
 
+def every_flags():
+    """The flags of every entry point."""
+    launched = [path.stem for path in sorted(Path(launch.__file__).parent.glob("*.py")) if path.stem != "__init__"]
+    modules = [importlib.import_module(f"launch.{name}") for name in launched] + [sample, evaluate]
+    found = [module.FLAGS for module in modules if hasattr(module, "FLAGS")]
+    return [*found, prepare._flags(), convert._flags(), main.define_flags(), plan.define_flags()]
+
+
 def test_every_flag_for_a_number_of_every_entry_point_refuses_nan():
-    modules = (sample, evaluate, launch.watch, launch.create, launch.profile, launch.logs)
-    known = [module.FLAGS for module in modules] + [prepare._flags(), convert._flags()]
-    numbers = [values[name] for values in known for name in values if values[name].flag_type() == "float"]
+    numbers = [values[name] for values in every_flags() for name in values if values[name].flag_type() == "float"]
     assert len(numbers) >= 13
     for flag in numbers:
         for text in ("nan", "inf", "-inf"):
@@ -142,11 +146,11 @@ def test_paths_know_the_home_folder(monkeypatch, tmp_path, capsys):
 
 
 def test_every_path_flag_of_every_entry_point_expands_it():
-    known = [sample.FLAGS, evaluate.FLAGS]
-    known += [prepare._flags(), convert._flags(), main.define_flags(), plan.define_flags()]
-    names = {"workdir", "out", "path", "prompts_file", "autoencoder", "vae", "font", "tokenizer", "json", "journal"}
-    found = [values[name] for values in known for name in sorted(names & set(values))]
-    assert len(found) >= 12
+    names = {"out", "path", "prompts_file", "autoencoder", "vae", "font", "tokenizer", "json", "journal"}
+    found = [values[name] for values in every_flags() for name in sorted(names & set(values))]
+    local = (sample.FLAGS, evaluate.FLAGS, main.define_flags())  # those of launch/ lie in buckets
+    found += [values["workdir"] for values in local]
+    assert len(found) >= 15
     for flag in found:
         assert flag.parser.parse("~/x") == str(Path("~/x").expanduser()), flag.name
 

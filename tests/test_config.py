@@ -103,7 +103,7 @@ def test_what_changes_memory_alone_may_change_and_what_looks_so_says_why():
     assert config.difference(old, free) == []
     (line,) = config.difference(old, changed(**sparse, train__accumulate=2))
     assert line.startswith("train.accumulate: 1 -> 2 (each micro-batch draws noise")
-    assert "model.remat=full" in line
+    assert "with fewer devices, or less memory, give model.remat=full" in line
     (line,) = config.difference(old, changed(**sparse, moe__group_size="512"))
     assert line.startswith("moe.group_size: 1024 -> 512 (it decides which tokens compete")
 

@@ -10,6 +10,7 @@ from etils import epath
 
 from ec_dit.core import paths
 from ec_dit.core.errors import TryAgain
+from ec_dit.core.terminal import printable
 
 EVERY_SECONDS = 30.0
 _LAST_TRIES = 5  # at the end
@@ -47,7 +48,7 @@ class Mirror:
                     paths.copy_file(path, self._remote / path.relative_to(self._local).as_posix())
                     self._copied[path] = (stat.st_mtime_ns, stat.st_size)
                 except Exception as error:  # noqa: BLE001 - clients of buckets raise anything; training goes on without
-                    failed.append(f"{path.name} was not copied to {self._remote}: {error}")
+                    failed.append(f"{path.name} was not copied to {self._remote}: {printable(str(error))}")
                     print(f"warning: {failed[-1]}", file=sys.stderr, flush=True)
             return failed
 
