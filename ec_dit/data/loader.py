@@ -26,6 +26,8 @@ from ec_dit.data.rows import Rows
 
 Batch = dict[str, np.ndarray]
 _THREADS = 16  # that read batches from a bucket
+# Exit codes of workers that are not missed: alive, told of an error by what they made, told to stop with the trainer.
+_ENDED = (None, 0, -signal.SIGALRM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +98,35 @@ def _plain_errors(batches: grain.IterDataset) -> Iterator[Batch]:
     """Passes batches on, and ends their workers; takes from a UserError the lines that Grain adds about its stack frames.
 
     Raises:
-        TryAgain: when a worker was killed.
+        TryAgain: when a worker was killed, before the next batch, whatever is ready.
     """
-    iterator = iter(batches)
+    others = set(multiprocessing.active_children())
+    iterator, workers = iter(batches), None
     try:
-        yield from iterator
+        for batch in iterator:
+            if workers is None:  # all of them start with the first batch
+                workers = set(multiprocessing.active_children()) - others
+            for worker in workers:
+                if worker.exitcode not in _ENDED:
+                    raise _killed(worker.exitcode)
+            yield batch
+    except TryAgain:
+        raise
     except UserError as error:
         raise UserError(str(error).partition("\n")[0]) from error
     except RuntimeError as error:
-        if not (ended := re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))):
-            raise
-        raise TryAgain(
-            f"a process that loads data ended with exit code {ended[1]}. -9 is how the system ends one when memory is short: "
-            "if it happens again, lower --config.data.workers."
-        ) from error
+        if ended := re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error)):
+            raise _killed(ended[1]) from error
+        raise
     finally:
         iterator.close()  # ends the workers
+
+
+def _killed(code: int | str | None) -> TryAgain:
+    return TryAgain(
+        f"a process that loads data ended with exit code {code}. -9 is how the system ends one when memory is short: "
+        "if it happens again, lower --config.data.workers."
+    )
 
 
 def _outlive_sigterm(*_: int) -> None:

@@ -1,5 +1,6 @@
 import itertools
 import multiprocessing
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -118,13 +119,19 @@ def test_workers_give_the_same_batches(numbers, words):
         assert_same(joined(parts, shares), right)
 
 
-def test_a_worker_that_is_killed_is_told(numbers, words):
-    batches = make(numbers, words, workers=1).batches()
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    worker.kill()
+def test_a_worker_that_is_killed_is_missed_at_the_next_batch(numbers, words):
+    """Though both hold batches that are ready."""
+    others = set(multiprocessing.active_children())
+    batches = make(numbers, words, workers=2).batches()
+    take(batches, 2)
+    time.sleep(1)  # they make more
+    workers = set(multiprocessing.active_children()) - others
+    one, _ = workers
+    one.kill()
+    one.join()
     with pytest.raises(TryAgain, match=r"a process that loads data ended with exit code -9\."):
-        take(batches, 100)
+        next(batches)
+    assert not workers & set(multiprocessing.active_children())
 
 
 @pytest.mark.parametrize("weights", [(5.0, 0.0, 3.0, 2.0), ()])
