@@ -1,6 +1,7 @@
 """Folders that convert writes and reads: what is damaged or not finite is named, and what lies round a file is found."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -200,7 +201,10 @@ def test_a_pipeline_without_a_tokenizer_says_so(pipeline, tmp_path, nothing_is_b
     )
 
 
-@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json", "transformer/config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", f"transformer/{WEIGHTS}"],
+)
 def test_damage_in_the_files_round_the_weights(name, pipeline, tmp_path, nothing_is_built):
     shutil.copytree(pipeline, tmp_path / "other")
     file, refused = tmp_path / "other" / name, []
@@ -208,7 +212,8 @@ def test_damage_in_the_files_round_the_weights(name, pipeline, tmp_path, nothing
     for kind in damaged(file, values=15):
         if message := outcome(pixarts(tmp_path / "other")):
             refused.append(kind)
-            assert str(tmp_path / "other") in message, (kind, message)
+            assert str(tmp_path / "other") in message and file.name in message, (kind, message)
+            assert re.search(r"[Dd]ownload|supported", message), (kind, message)
     assert {"cut short", "emptied", "zeroed", "foreign JSON", "a list", "nested deeply", "a web page"} <= set(refused)
 
 

@@ -49,6 +49,10 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     name = hub.folder_of(source).name
     if (source / _INDEX).is_file():
         source = hub.local(source / "transformer")
+    elif (source / "transformer" / hub.CONFIG).is_file():
+        raise UserError(
+            f"{source / _INDEX} is missing: it says what the pipeline is; download it, or give --path={source / 'transformer'}."
+        )
     folder = hub.folder_of(source)
     pipeline = _pipeline_of(folder)
     export.check(folder)

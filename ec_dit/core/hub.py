@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _SAFE = (
     "and write them with save_pretrained(FOLDER)"
 )
 AGAIN = "Download it again."  # what to do about a damaged file
+_PART = r"-\d+-of-\d+\.safetensors$"
 _MAX_HEADER = 100_000_000
 _Spec = TypeVar("_Spec")
 
@@ -140,7 +142,7 @@ def interpreted(where: str) -> Iterator[None]:
         with json_file.whole(where, AGAIN):
             yield
     except UserError as error:
-        raise error if where in str(error) else UserError(f"{where}: {error}") from error
+        raise error if where in str(error) else UserError(f"{where}: {error} {AGAIN}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -189,12 +191,12 @@ def fields(found: Mapping[str, Any], where: str, **wanted: Any) -> dict[str, Any
         if value is None and not isinstance(default, type):
             value = default
         if value is None:
-            raise UserError(f"{where} has no {key!r}; it is not the config.json of these weights, or is damaged.")
+            raise UserError(f"{where} has no {key!r}; it is not the config.json of these weights, or is damaged. {AGAIN}")
         right = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
         if not right or (kind in (int, float) and isinstance(value, bool)):
-            raise UserError(f"{where}: {key} is {value!r}, not of the kind {kind.__name__}.")
+            raise UserError(f"{where}: {key} is {value!r}, not of the kind {kind.__name__}. {AGAIN}")
         if kind is int and value < (default != 0):
-            raise UserError(f"{where}: {key} is {value}, not above 0.")
+            raise UserError(f"{where}: {key} is {value}, not above 0. {AGAIN}")
         values[key] = value
     return values
 
@@ -236,14 +238,15 @@ def _choose(path: Path) -> tuple[list[Path], dict[str, str]]:
         )
     if parts := sorted(p.name for p in path.glob("*-of-*.safetensors")):
         raise UserError(
-            f"{path} holds {parts[0]} and the like without their index (a name that ends with .safetensors.index.json); download "
-            f"it too."
+            f"{path} holds {parts[0]} and the like without their index {re.sub(_PART, '', parts[0])}.safetensors.index.json; "
+            f"download it too."
         )
     if pickles := sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES):
         raise UserError(f"{path / pickles[0]} is a pickle; {_SAFE}.")
     inside = sorted(p.parent.name for p in path.glob("*/*.safetensors*"))
-    hint = f"; did you mean a folder in it: {', '.join(dict.fromkeys(inside))}?" if inside else ""
-    raise UserError(f"{path} holds no safetensors weights ({STEMS[0]}.safetensors, or with an index){hint}")
+    hint = f"did you mean a folder in it: {', '.join(dict.fromkeys(inside))}?" if inside else "download them."
+    names = " or ".join(f"{stem}.safetensors" for stem in STEMS)
+    raise UserError(f"{path} holds no safetensors weights ({names}, or several with an index); {hint}")
 
 
 def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:

@@ -150,7 +150,7 @@ def load(files: TensorFiles, entries: Table, abstract: Any, ignored: Collection[
                 if not np.isfinite(values[number]).all():
                     raise UserError(
                         f"{files.tensors[name].file}: tensor {name} holds numbers that are not finite in {like.dtype}; the file "
-                        f"is damaged."
+                        f"is damaged. Download it again."
                     )
             return values if entry.stacked else values[0]
 
@@ -180,7 +180,7 @@ def check(files: TensorFiles, entries: Table, abstract: Any, ignored: Collection
         entry = entries[name]
         wanted |= dict.fromkeys(entry.names, entry.way.their_shape(entry.shape(like.shape)))
     found = {name: info for name, info in files.tensors.items() if not name.startswith(tuple(ignored))}
-    tell = "Are these the weights of another model? Check config.json beside them."
+    tell = "Are these the weights of another model? Check config.json beside them, or download both again."
     if missing := sorted(wanted.keys() - found.keys()):
         raise UserError(
             f"{files.source}: {len(missing)} of {len(wanted)} tensors are missing: {flag_names(missing)}. {tell}"

@@ -97,7 +97,7 @@ class ClipSpec:
         if values["hidden_size"] % values["num_attention_heads"]:
             raise UserError(
                 f"{where}: hidden_size {values['hidden_size']} is not divisible by "
-                f"num_attention_heads {values['num_attention_heads']}."
+                f"num_attention_heads {values['num_attention_heads']}. {hub.AGAIN}"
             )
         eos = values["eos_token_id"]
         return cls(

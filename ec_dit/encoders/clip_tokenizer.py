@@ -16,7 +16,8 @@ from ec_dit.core import hub
 from ec_dit.core.errors import UserError
 
 JSON, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-FILES = (JSON, VOCAB, MERGES, "tokenizer_config.json", "special_tokens_map.json")  # any that are there
+_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+FILES = (JSON, VOCAB, MERGES, _CONFIG, _SPECIAL)  # any that are there
 _WORD_END = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _ROLES = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}  # where files do not tell
@@ -39,29 +40,31 @@ class ClipTokenizer:
         """Reads tokenizer.json, or else vocab.json and merges.txt, and which tokens are special from the files beside them.
 
         Raises:
-            UserError: if files are missing or damaged.
+            UserError: if files are missing or damaged; it names those that may be.
         """
         folder = hub.local(folder)
-        config = _optional(folder / "tokenizer_config.json")
+        config = _optional(folder / _CONFIG)
         try:
             vocab, merges, added = _pieces(folder)
             if "added_tokens_decoder" in config:
                 added = list(config["added_tokens_decoder"].values())
             else:  # of files that do not list them, this one names the special tokens
-                config |= _optional(folder / "special_tokens_map.json")
+                config |= _optional(folder / _SPECIAL)
             named = {role: config.get(role) or default for role, default in _ROLES.items()}
             roles = {role: token if isinstance(token, str) else token["content"] for role, token in named.items()}
             special = _special(added, named)
-            _check_merges(folder, vocab, merges, {token.content for token in special})
+            _check_merges(vocab, merges, {token.content for token in special})
             tokenizer = _assemble(vocab, merges, roles["unk_token"])
             tokenizer.add_tokens(special)
             made = cls(tokenizer.to_str(), roles)
-        except UserError as error:
-            raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
-        except (KeyboardInterrupt, SystemExit):
+        except (UserError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises Exception itself, and panics past it
-            raise UserError(f"{folder} holds no tokenizer of CLIP: {str(error)[:200]}. {hub.AGAIN}") from error
+            used = (JSON, _CONFIG, _SPECIAL) if (folder / JSON).is_file() else FILES
+            names = ", ".join(name for name in used if (folder / name).is_file())
+            raise UserError(
+                f"{folder} holds no tokenizer of CLIP: {str(error)[:200]}. Download {names} again."
+            ) from error
         return made
 
     def __reduce__(self) -> tuple[type["ClipTokenizer"], tuple[str, dict[str, str]]]:
@@ -97,7 +100,7 @@ class ClipTokenizer:
     def _id(self, role: str) -> int:
         found = self._tokenizer.token_to_id(self._roles[role])
         if found is None:
-            raise UserError(f"the {role} {self._roles[role]!r} is not in the tokenizer's vocabulary.")
+            raise ValueError(f"the {role} {self._roles[role]!r} is not in the tokenizer's vocabulary")
         return found
 
 
@@ -117,14 +120,13 @@ def _pieces(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[d
     return vocab, merges, []
 
 
-def _check_merges(folder: Path, vocab: Collection[str], merges: Sequence[tuple[str, str]], special: set[str]) -> None:
+def _check_merges(vocab: Collection[str], merges: Sequence[tuple[str, str]], special: set[str]) -> None:
     """Every piece of several letters has to come of a merge: of fewer, captions would be spelled out without a word."""
     known = {left + right for left, right in merges} | special
     lost = [piece for piece in vocab if piece not in known and len(piece.removesuffix(_WORD_END)) > 1]
     if lost:
-        raise UserError(
-            f"{folder}: {len(lost)} pieces of the tokenizer's vocabulary, such as {lost[0]!r}, come of no merge; its list of "
-            f"merges is cut. {hub.AGAIN}"
+        raise ValueError(
+            f"{len(lost)} pieces of the tokenizer's vocabulary, such as {lost[0]!r}, come of no merge; its list of merges is cut"
         )
 
 

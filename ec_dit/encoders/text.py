@@ -236,7 +236,10 @@ def _tokenizer(folder: Path, kind: Kind) -> Tokenizer | T5JsonTokenizer | ClipTo
     if kind == "clip":
         return ClipTokenizer.load(place)
     if (place / _T5_TOKENIZER).is_file():  # what T5 was trained with
-        return Tokenizer.load(place / _T5_TOKENIZER)
+        try:
+            return Tokenizer.load(place / _T5_TOKENIZER)
+        except UserError as error:
+            raise UserError(f"{error}. {hub.AGAIN}") from error
     return T5JsonTokenizer(place)
 
 

@@ -86,13 +86,14 @@ class VaeSpec:
             for block in values[key]:
                 hub.supported({key: block}, where, **{key: kind})
             if len(values[key]) != len(widths):
-                raise UserError(f"{where}: {len(values[key])} {key} for {len(widths)} block_out_channels {widths}.")
+                raise UserError(f"{where}: {len(values[key])} {key} for {len(widths)} block_out_channels {widths}. {hub.AGAIN}")
         for key in ("layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"):
             if values[key] <= 0:
-                raise UserError(f"{where}: {key} is {values[key]}, not above 0.")
+                raise UserError(f"{where}: {key} is {values[key]}, not above 0. {hub.AGAIN}")
         if not widths or not all(type(width) is int and width > 0 and width % groups == 0 for width in widths):
             raise UserError(
-                f"{where}: block_out_channels are {widths}, not whole multiples of norm_num_groups {groups}."
+                f"{where}: block_out_channels are {widths}, not whole multiples of norm_num_groups {groups}. "
+                f"{hub.AGAIN}"
             )
         size = found.get("sample_size")
         side = {"sample_size": size[0] if isinstance(size, list) and size else size}

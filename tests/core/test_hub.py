@@ -166,7 +166,7 @@ def test_nothing_there_is_told(tmp_path):
         UserError, match=r"gs://bucket/t5: published weights are read from a disk; copy the folder, or mount"
     ):
         TensorFiles("gs://bucket/t5")
-    with pytest.raises(UserError, match=r"holds no safetensors weights \(model.safetensors, or with an index\)"):
+    with pytest.raises(UserError, match=r"holds no safetensors weights \(model.safetensors or diff.*; download them"):
         TensorFiles(tmp_path)
     for inside in ("text_encoder", "transformer"):
         export.write(tmp_path / inside, "model", TENSORS.items())

@@ -1,13 +1,14 @@
-"""Every file of a published folder, damaged in every way: one message that names it, or rightly harmless; never a traceback."""
+"""Every file of a published folder, damaged in every way: one message that names it and the way out, or rightly harmless."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from ec_dit.core import hub
+from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
 from ec_dit.encoders import clip, t5, text
@@ -23,6 +24,14 @@ from tests.pixart_folders import SIZES
 
 def write_clip_json(folder):
     return text_folders.write_clip_tokenizer(folder, files="tokenizer.json")
+
+
+def write_in_parts(folder):
+    """An autoencoder in several files, with their index."""
+    (weights,) = tiny_vae.published(folder).glob("*.safetensors")
+    files = hub.TensorFiles(folder)
+    export.write(folder, weights.stem, [(name, files.read(name)) for name in files.tensors], shard_bytes=300_000)
+    return folder
 
 
 def load_tokenizer(kind):
@@ -58,6 +67,7 @@ FOLDERS = {
     "t5": (text_folders.write_t5, lambda folder: t5.load(folder, mesh(), np.float32), 0),
     "clip": (text_folders.write_clip, lambda folder: clip.load(folder, mesh(), np.float32), 0),
     "autoencoder": (tiny_vae.published, lambda folder: Autoencoder.load(folder, mesh()), 0),
+    "autoencoder in parts": (write_in_parts, lambda folder: Autoencoder.load(folder, mesh()), 0),
 }
 
 
@@ -66,9 +76,9 @@ def test_a_damaged_file_is_named(what, tmp_path):
     write, load, values = FOLDERS[what]
     write(tmp_path)
     load(tmp_path)
-    weights = what in ("t5", "clip", "autoencoder")
+    weights = what in ("t5", "clip") or what.startswith("autoencoder")
     for file in sorted(tmp_path.iterdir()):
-        if weights and file.name not in ("config.json",) and file.suffix != ".safetensors":
+        if weights and file.name != "config.json" and ".safetensors" not in file.name:
             continue  # of the tokenizer
         data, refused = file.read_bytes(), []
         for kind, damaged in damage.of(data, flips=1 if weights else 3, values=values):
@@ -79,6 +89,8 @@ def test_a_damaged_file_is_named(what, tmp_path):
             if message := told(lambda: load(tmp_path)):
                 refused.append(kind)
                 assert str(tmp_path) in message and len(message) < 1000, (file.name, kind, message)
+                assert file.name in message, (file.name, kind, message)
+                assert re.search(r"[Dd]ownload (it|them|both|the folder|.*again)", message), (file.name, kind, message)
         file.write_bytes(data)
         if file.name not in ("tokenizer_config.json", "special_tokens_map.json"):  # which may be missing
             assert refused[:4] == ["deleted", "cut short", "emptied", "zeroed"], (file.name, refused)
@@ -108,4 +120,6 @@ def test_a_value_of_another_kind_in_a_config_is_named(what, tmp_path):
             if message := told(lambda: hub.described(tmp_path, read)):
                 refused += 1
                 assert str(tmp_path / "config.json") in message, (kind, message)
+                told_what_to_do = re.search(r"[Dd]ownload|supported|text encoders here are|give ", message)
+                assert told_what_to_do, (kind, message)
     assert refused > 10

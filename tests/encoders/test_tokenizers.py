@@ -117,7 +117,7 @@ def test_wrong_files_are_refused(tmp_path):
         ClipTokenizer.load(tmp_path)
     write_clip_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("#version: 0.2\nthis is no merge\n")
-    with pytest.raises(UserError, match=r"holds no tokenizer of CLIP"):
+    with pytest.raises(UserError, match=r"holds no tokenizer of CLIP: .* Download vocab.json, merges.txt, .* again"):
         ClipTokenizer.load(tmp_path)
     write_clip_tokenizer(tmp_path)
     vocab = json.loads((tmp_path / "vocab.json").read_text())
