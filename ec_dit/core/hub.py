@@ -191,7 +191,9 @@ def fields(found: Mapping[str, Any], where: str, **wanted: Any) -> dict[str, Any
         if value is None and not isinstance(default, type):
             value = default
         if value is None:
-            raise UserError(f"{where} has no {key!r}; it is not the config.json of these weights, or is damaged. {AGAIN}")
+            raise UserError(
+                f"{where} has no {key!r}; it is not the config.json of these weights, or is damaged. {AGAIN}"
+            )
         right = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
         if not right or (kind in (int, float) and isinstance(value, bool)):
             raise UserError(f"{where}: {key} is {value!r}, not of the kind {kind.__name__}. {AGAIN}")

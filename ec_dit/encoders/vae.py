@@ -86,7 +86,9 @@ class VaeSpec:
             for block in values[key]:
                 hub.supported({key: block}, where, **{key: kind})
             if len(values[key]) != len(widths):
-                raise UserError(f"{where}: {len(values[key])} {key} for {len(widths)} block_out_channels {widths}. {hub.AGAIN}")
+                raise UserError(
+                    f"{where}: {len(values[key])} {key} for {len(widths)} block_out_channels {widths}. {hub.AGAIN}"
+                )
         for key in ("layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor"):
             if values[key] <= 0:
                 raise UserError(f"{where}: {key} is {values[key]}, not above 0. {hub.AGAIN}")
