@@ -8,6 +8,7 @@ half an hour on two cores.
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,9 @@ def get_config(arg=""):
 """
 EMPTY: Mapping[str, str | None] = {}
 TIMELESS = re.compile(r"loss|norm|router|learning_rate")  # metrics that two runs share to the bit
-SAVING, DELETING = "saving a checkpoint", "deleting a checkpoint"
+SAVING, DELETING, PREPARING = "saving a checkpoint", "deleting a checkpoint", "preparing data"
+STARTING, VALIDATING, BETWEEN = "starting or resuming", "validating or drawing", "between saves"
+MOMENTS = (SAVING, DELETING, PREPARING, STARTING, VALIDATING, BETWEEN)
 SECONDS = 300  # after which a run counts as stuck
 
 
@@ -151,6 +154,8 @@ def kills(place: Place, wanted: int, rng: random.Random, expected: str, seconds:
             _note(found.faults, f"{name}: checkpoints {sorted(kept)} are there, two should be")
         shutil.rmtree(workdir)
         shutil.rmtree(place.folder / f"data_{name}")
+    if wanted >= 100 and (missed := [moment for moment in MOMENTS if moment not in found.moments]):
+        _note(found.faults, f"no kill fell while {', '.join(missed)}")
     return found
 
 
@@ -170,16 +175,19 @@ def _apart(one: Mapping[Any, float], other: Mapping[Any, float]) -> list[Any]:
 
 def _kill(place: Place, name: str, seconds: float, rng: random.Random) -> str | None:
     """SIGKILL at a random moment; what the run was doing, None where it ended before."""
+    since = time.time()
     process = place.train(name)
     deadline = time.monotonic() + SECONDS
-    # Half of the moments are even over time, the others within saves and deletions, of which they would rarely meet one.
-    wanted = rng.choice((None, None, SAVING, DELETING))
+    # Half of the moments are even over time, the others within what such moments would rarely meet.
+    wanted = rng.choice((None, None, SAVING, DELETING, PREPARING))
+    if wanted == PREPARING and (place.folder / f"data_{name}" / "report.json").exists():
+        wanted = None
     until = time.monotonic() + rng.uniform(0, seconds)
     while process.poll() is None:
-        doing = _doing(place, name)
+        doing = _doing(place, name, since)
         if (doing == wanted) if wanted else (time.monotonic() > until):
-            time.sleep(rng.uniform(0, 0.05) if wanted == SAVING else 0)  # a deletion takes milliseconds
-            doing = _doing(place, name) if wanted != DELETING else doing
+            time.sleep(rng.uniform(0, 0.05) if wanted in (SAVING, PREPARING) else 0)  # a deletion takes milliseconds
+            doing = _doing(place, name, since) if wanted != DELETING else doing
             os.killpg(process.pid, signal.SIGKILL)
             output = process.communicate()[0]
             if process.returncode != -signal.SIGKILL:
@@ -193,25 +201,35 @@ def _kill(place: Place, name: str, seconds: float, rng: random.Random) -> str | 
     return None
 
 
-def _doing(place: Place, name: str) -> str:
-    """What the disk says a run is doing; '' where it says nothing."""
-    data, saved = place.folder / f"data_{name}", place.folder / name / "checkpoints"
-    if data.exists() and not (data / "report.json").exists():
-        return "preparing data"
-    torn = list(saved.glob("*orbax-checkpoint-tmp*")) if saved.exists() else []
+def _doing(place: Place, name: str, since: float) -> str:
+    """What the disk says that a run which began at the time `since` is doing; '' where it says nothing."""
+    saved = place.folder / name / "checkpoints"
+    if _touched([place.folder / f".data_{name}.incomplete"], since):
+        return PREPARING
+    torn = _touched(saved.glob("*orbax-checkpoint-tmp*") if saved.exists() else (), since)
     if any(path.name.endswith("-deleted") for path in torn):
         return DELETING
     return SAVING if torn else ""
+
+
+def _touched(paths: Iterable[Path], since: float) -> list[Path]:
+    """Those that were changed since; what an earlier run left is older."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since:
+                found.append(path)
+    return found
 
 
 def _said(output: str) -> str:
     """What the last line of a run says it was doing."""
     steps = re.findall(r"^step (\d+)", output, re.MULTILINE)
     if not steps:
-        return "starting or resuming"
+        return STARTING
     step, last = int(steps[-1]), output.strip().splitlines()[-1]
     drawing = step % 5 == 0 and "loss" in last and "validation" not in last
-    return "validating or drawing" if drawing else "between saves"
+    return VALIDATING if drawing else BETWEEN
 
 
 @dataclass
