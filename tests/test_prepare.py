@@ -205,6 +205,22 @@ def test_lost_tars_weigh_what_they_hold(tmp_path, capsys):
     assert "such as 0/00: \\x1b[31mde\n" in printed.err and "\x1b[31m" not in printed.out + printed.err
 
 
+def test_tars_of_unknown_parts_count_against_the_limit(tmp_path, capsys):
+    """One of four tars has pictures, the others 30 keys of which nothing is known; beside a README these would be no fault."""
+    data = pictures(10)
+    members = [m for i in range(10) for m in sets.example(f"{i}", data[i], f"number {i}")]
+    (tmp_path / "0.tar").write_bytes(sets.tar([("README", b"x"), ("README.md", b"x"), *members]))
+    command = ["prepare", "--source=webdataset", f"--path={tmp_path}", "--vocab_size=60", "--validation_share=0"]
+    assert prepare.main([*command, f"--out={tmp_path / 'set'}", "--max_skipped_share=0"]) == 0
+    for number in (1, 2, 3):
+        unknown = [(f"{number}{i}.{end}", b"x") for i in range(10) for end in ("npy", "cls")]
+        (tmp_path / f"{number}.tar").write_bytes(sets.tar(unknown))
+    assert prepare.main([*command, f"--out={tmp_path / 'other'}"]) == 2
+    told = capsys.readouterr().err
+    assert ": 30 of 40 examples cannot be used" in told
+    assert "  30 x not recognised, such as 1/10: the example has .npy, .cls\n" in told
+
+
 def test_tables_that_differ_and_rows_that_failed(tmp_path, capsys):
     (tmp_path / "tables").mkdir()
     data = pictures(30)

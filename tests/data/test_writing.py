@@ -154,16 +154,18 @@ def test_a_failed_preparation_shows_what_was_there_and_leaves_the_list(tmp_path,
 def test_nothing_to_train_on_is_explained_by_remarks_too(tmp_path):
     empty = Skipped("a.tar", "empty archive", examples=0)
     linked = [Skipped("b", "link: outside"), Skipped("c", "link: inside", examples=0)]
-    parts = Skipped("d.tar (parts)", "parts passed over: 20 x .npy, 20 x .cap", examples=0)
+    lost = [Skipped(f"d/{n}", "not recognised: the example has .npy, .cap") for n in range(3)]
+    parts = Skipped("d.tar (parts)", "parts passed over: 1 x .md", examples=0)
     with pytest.raises(UserError) as caught:
-        write(Listed([empty], linked, [parts]), tmp_path / "set")
+        write(Listed([empty], linked, [*lost, parts]), tmp_path / "set")
     assert str(caught.value).split("\n")[:-1] == [
         "source listed: no example is left to train on:",
+        "  3 x not recognised, such as d/0: the example has .npy, .cap",
         "  2 x link, such as b: outside",
         "  1 x empty archive, such as a.tar",
-        "  1 x parts passed over, such as d.tar (parts): 20 x .npy, 20 x .cap",
+        "  1 x parts passed over, such as d.tar (parts): 1 x .md",
     ]
-    assert len((tmp_path / ".set.incomplete" / "skipped.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / ".set.incomplete" / "skipped.jsonl").read_text().splitlines()) == 7
 
 
 def test_hopeless_units_block_no_corrected_command(tmp_path, counting):

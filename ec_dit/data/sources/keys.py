@@ -2,20 +2,23 @@
 
 WebDataset ends a key at the first dot of the last part of a name, so that `0001.seg.png` is the part seg.png of 0001. But then
 `2024.05.jpg` and `2024.05.txt` would be two parts of 2024, and every picture of that year one example. So a key ends where a
-known ending begins, here before .jpg and .txt. A picture without a text, or a text without a picture, whose key goes on after
-that of an example beside it, is a part of that example and not one of its own.
+known ending begins, here before .jpg and .txt; of a file of no known ending, at its last dot, unless it is a part of an example
+beside it. A picture without a text, or a text without a picture, whose key goes on after that of an example beside it, is a part of
+that example and not one of its own.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ec_dit.core.terminal import printable
 from ec_dit.data.sources import access, kinds
 from ec_dit.data.sources.listing import ending
 from ec_dit.data.sources.tar import DAMAGE, Member, Tar
 
 _PICTURES = tuple(suffix[1:] for suffix in kinds.PICTURES)
 _TEXTS = ("txt", "json")
-_MOST = 16  # halves of examples that wait for what they are parts of
+_MOST, _MOST_NAMES = 16, 100  # halves of examples that wait for what they are parts of; and those that hold no text
+_ENDING = 40  # letters of one that is shown
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Example:
 
 
 def examples(tar: Tar, image: str | None, captions: tuple[str, ...]) -> Iterator[Example]:
-    """The examples of a tar in its order, and what lies there and makes none: without parts.
+    """The examples of a tar in its order; without parts, the keys of which nothing is known.
 
     Args:
         image: suffix of the image; None takes the first part that is a picture.
@@ -102,7 +105,7 @@ class _Names:
                 return _Place(keys[0], key, suffix.lower(), "image")
             if suffix.lower() in self._texts:
                 return _Place(keys[0], key, self._texts[suffix.lower()], "text")
-        return _Place(keys[0], keys[0], suffixes[0].lower())
+        return _Place(keys[0], keys[0], suffixes[0])
 
     def place_by_content(self, name: str, place: _Place, head: bytes) -> _Place:
         """Where a file belongs whose name tells nothing: what is a picture ends its key at the last dot."""
@@ -133,19 +136,33 @@ class _Group:
             self._plain = self._plain or Example(place.key)
             return self._plain
         if not self._dotted or place.key != self._dotted.key or place.suffix in self._dotted.parts:
-            self._settle()
-            self._dotted = Example(place.key)
+            return self._begin(place.key)
         return self._dotted
 
     def unread(self, place: _Place) -> None:
         """Notes a file that is not read."""
         self._enter(place.base)
-        name = f"{place.base}.{place.suffix}" if place.suffix else place.base
-        if self._dotted and name.startswith(f"{self._dotted.key}."):
+        inner, _, last = place.suffix.rpartition(".")
+        key = f"{place.base}.{inner}" if inner else place.base
+        if self._dotted and f"{key}.".startswith(f"{self._dotted.key}."):
             example = self._dotted
+        elif inner:
+            example = self._begin(key)
         else:
-            example = self._plain = self._plain or Example(place.base)
-        example.unread.append(ending(name))
+            example = self._plain = self._plain or Example(key)
+        example.unread.append(f".{printable(last.lower())[:_ENDING]}" if last else ending(""))
+
+    def _begin(self, key: str) -> Example:
+        """Another example whose key has a dot, with those of its parts that came before it and are not read."""
+        self._settle()
+        self._dotted, waiting = Example(key), []
+        for half in self._halves:
+            if not half.parts and f"{half.key}.".startswith(f"{key}."):
+                self._dotted.unread += half.unread
+            else:
+                waiting.append(half)
+        self._halves = waiting
+        return self._dotted
 
     def finished(self) -> Iterator[Example]:
         """Those that are whole."""
@@ -177,15 +194,15 @@ class _Group:
             return
         example.image = None  # nobody will need it
         self._halves.append(example)
-        if len(self._halves) > _MOST:
+        while len(self._halves) > _MOST_NAMES or sum(bool(half.texts) for half in self._halves) > _MOST:
             self._release(self._halves.pop(0))
 
     def _release(self, half: Example) -> None:
         rest = half.key.removeprefix(self._base)
-        if self._plain and self._plain.parts:
+        if self._plain and (self._plain.parts or not half.parts):
             self._plain.unread += [f"{rest}.{part}" for part in half.parts] + half.unread
             return
-        if not half.texts:
+        if half.parts and not half.texts:
             part = f"{rest}.{half.parts[0]}"[1:]
             there = ", ".join([*half.parts, *half.unread])
             half.problem = (

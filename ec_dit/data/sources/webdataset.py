@@ -64,10 +64,7 @@ class WebdatasetSource(found.FoundSource):
         try:
             with access.reading(self.name, path), path.open("rb") as file:
                 tar = Tar(file)
-                for example in examples(tar, self.options.image, tuple(self._weights)):
-                    unread.update(example.unread)
-                    if not example.parts and not example.problem:
-                        continue
+                for example in _known(examples(tar, self.options.image, tuple(self._weights)), unread):
                     key = printable(example.key)[: found.MAX_NAME]
                     times[key] += 1
                     id_ = found.numbered(f"{prefix}/{key}", times[key])
@@ -96,6 +93,8 @@ class WebdatasetSource(found.FoundSource):
         """What an example says of its image."""
         if example.problem:
             raise Unusable(example.problem)
+        if not example.parts:
+            raise Unusable(f"not recognised: the example has {', '.join(example.unread)[:500]}")
         fields = kinds.parsed(example.texts["json"]) if "json" in example.texts else {}
         if not isinstance(fields, dict):
             raise Unusable("damaged json: no object")
@@ -103,6 +102,34 @@ class WebdatasetSource(found.FoundSource):
             if suffix != "json":
                 fields[suffix] = text.splitlines() if self.options.caption_lines else text
         return fields
+
+
+def _known(found: Iterator[Example], unread: Counter[str]) -> Iterator[Example]:
+    """The examples, those of which nothing is known among them; parts that are passed over are counted in `unread`.
+
+    A key of one file without an ending (README), or of one whose ending no other such key of the tar has (README.md, a list, a
+    checksum), is none: the file belongs to the tar as a whole.
+    """
+    alone: dict[str, Example | None] = {}  # by ending, the first key of one such file; None once there are several
+    try:
+        for example in found:
+            endings = [kind for kind in example.unread if kind.startswith(".")]
+            if example.parts or example.problem:
+                unread.update(example.unread)
+            elif not endings:
+                unread.update(example.unread)
+                continue
+            elif len(endings) == 1:
+                (kind,) = endings
+                if kind not in alone:
+                    alone[kind] = example
+                    continue
+                if first := alone[kind]:
+                    alone[kind] = None
+                    yield first
+            yield example
+    finally:
+        unread.update(kind for example in alone.values() if example for kind in example.unread)
 
 
 def _image(example: Example, fields: dict[str, Any]) -> bytes:

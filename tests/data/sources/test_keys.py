@@ -3,7 +3,7 @@
 import json
 import tracemalloc
 
-from ec_dit.data.records import Record
+from ec_dit.data.records import Record, Skipped
 from tests.data.sources.test_webdataset import JPEG, of, read, tar
 
 HTML = b"<!doctype html><title>404</title>"
@@ -140,3 +140,53 @@ def test_many_keys_that_begin_alike_are_not_held(tmp_path):
     assert len(items) == 201 and all(item.reason.startswith("no caption: the example has jpg") for item in items[:-1])
     assert items[-1].reason == "parts passed over: 200 x .cls"
     assert peak < 8 << 20
+
+
+def test_keys_of_which_nothing_is_known_are_lost_examples(tmp_path):
+    """Once per key, dots and folders in it or not, and whatever the order of its files."""
+    names = ("0001.cls", "0001.npy", "a/0002.npy", "a/0002.cls", "2024.05.npy", "2024.05.cls", "2024.06.cls")
+    kept, skipped = of(tmp_path, parts(*names, "2024.06.npy", "good.cls", "good.jpg", "good.txt"))
+    assert list(kept) == ["00000/good"]
+    assert skipped == {
+        "00000/0001": "not recognised: the example has .cls, .npy",
+        "00000/a/0002": "not recognised: the example has .npy, .cls",
+        "00000/2024.05": "not recognised: the example has .npy, .cls",
+        "00000/2024.06": "not recognised: the example has .cls, .npy",
+        "00000.tar (parts)": "parts passed over: 1 x .cls",
+    }
+    assert [item.examples for item in read(tmp_path) if isinstance(item, Skipped)] == [1, 1, 1, 1, 0]
+
+
+def test_unknown_parts_of_an_example_are_lost_with_no_other(tmp_path):
+    """They come before it, as names are sorted, and after it; some of their names hold dots."""
+    names = ("1.a.npy", "1.cls", "1.jpg", "1.txt", "1.u.npy", "2024.05.A.cls", "2024.05.A.npy", "2024.05.cls")
+    names += ("2024.05.jpg", "2024.05.txt", "2024.05.z.npy", "2024.06.jpg", "2024.06.txt", "3.npy", "3.seg.npy")
+    kept, skipped = of(tmp_path, parts(*names))
+    assert list(kept) == ["00000/1", "00000/2024.05", "00000/2024.06"]
+    assert skipped == {
+        "00000/3": "not recognised: the example has .npy, .npy",
+        "00000.tar (parts)": "parts passed over: 4 x .npy, 3 x .cls",
+    }
+
+
+def test_a_file_of_its_own_kind_is_no_example(tmp_path):
+    """What belongs to the tar as a whole: it is told of, and nothing is lost with it. Several of a kind are examples."""
+    good = ("a.jpg", "a.txt", ".DS_Store", ".hidden.npy", "b.jpg", "b.txt")
+    around = ("LICENSE", "README", "README.md", "SHA256SUMS", "meta/index.tsv", "x.tar.sha256")
+    kept, skipped = of(tmp_path, parts(*around, *good))
+    assert list(kept) == ["00000/a", "00000/b"]
+    told = "parts passed over: 3 x file without an ending, 1 x .md, 1 x .tsv, 1 x .sha256"
+    assert skipped == {"00000.tar (parts)": told}
+    kept, skipped = of(tmp_path, parts("README.md", *good, "1.npy", "2.npy", "3.npy"))
+    assert list(kept) == ["00000/a", "00000/b"]
+    assert skipped == {
+        **{f"00000/{number}": "not recognised: the example has .npy" for number in (1, 2, 3)},
+        "00000.tar (parts)": "parts passed over: 1 x .md",
+    }
+
+
+def test_many_unknown_keys_that_begin_alike(tmp_path):
+    names = [f"2024.{number}.{end}" for number in range(300) for end in ("cls", "npy")]
+    kept, skipped = of(tmp_path, parts(*names, "2024.x.jpg", "2024.x.txt"))
+    assert list(kept) == ["00000/2024.x"]
+    assert skipped == {f"00000/2024.{number}": "not recognised: the example has .cls, .npy" for number in range(300)}
