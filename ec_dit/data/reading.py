@@ -36,10 +36,12 @@ class Examples:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> bytes:
-        """One example, for `fields`. Raises OSError where its file cannot be opened."""
+        """One example, for `fields`. Raises OSError where its file cannot be opened, or the disk fails."""
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
-        (data,) = _reader(self._files[number]).read([index - start])
+        reader = _reader(self._files[number])
+        with files.system_errors(self._files[number]):
+            (data,) = reader.read([index - start])
         return data
 
 

@@ -1,11 +1,14 @@
+import contextlib
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ec_dit.core.errors import UserError
+from ec_dit.core.errors import TryAgain, UserError, explain
 from ec_dit.data import dataset
 from ec_dit.data.records import Record, Skipped, everything
 from tests.data import sets
@@ -185,3 +188,28 @@ def test_records_damaged_since_are_named(own):
         UserError, match=r"set is damaged: record 1\d of split train cannot be read .*[.] Prepare the data set again"
     ):
         list(opened["train"])
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_set(own):
+    """No advice to prepare it again; with the disk back, the same reader goes on."""
+    records = dataset.open(own)["train"]
+    first = records[0]
+    name = next(own.glob("counting-train*00000-of-*"))
+    (number,) = [int(link.name) for link in Path("/proc/self/fd").iterdir() if _leads_to(link, name)]
+    kept, memory = os.dup(number), os.open("/proc/self/mem", os.O_RDONLY)  # whose first bytes nobody can read
+    try:
+        os.dup2(memory, number)
+        with pytest.raises(OSError, match=r"Input/output error.*00000-of-00003") as caught:
+            records[5]
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(memory)
+    assert type(explain(caught.value)) is TryAgain
+    assert records[0] == first and records[5].meta["index"] == 5
+
+
+def _leads_to(link, path):
+    with contextlib.suppress(OSError):  # the one of the listing is closed
+        return link.samefile(path)
+    return False

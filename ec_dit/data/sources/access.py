@@ -1,6 +1,7 @@
 """Bytes of found files: within limits, never out of their folder, and from a bucket ahead of their turn."""
 
 import contextlib
+import errno
 import functools
 import gzip
 import os
@@ -20,6 +21,8 @@ from ec_dit.core.terminal import printable
 
 MAX_IMAGE, MAX_TEXT = 256 << 20, 16 << 20  # bytes
 _AHEAD, _BYTES_AHEAD = 16, 256 << 20  # pictures, and their bytes, read ahead of their turn
+# What a system refuses of one file or folder, where others can be read; anything else is of the disk, or of the machine.
+_ITS_OWN = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # an absolute path of Windows
 _Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
@@ -57,7 +60,8 @@ def read_file(root: epath.Path, name: str, limit: int, head: bool = False) -> by
 
     Raises:
         TooLarge: it is larger than `limit`.
-        Unusable: it is missing, no plain file, or lies outside `root`, by its name or by a link.
+        Unusable: it is missing, no plain file, may not be read, or lies outside `root`, by its name or by a link.
+        UserError: from an OSError that is the disk's or the network's.
     """
     shown = repr(name[:200])
     path = root / within(root, name)
@@ -78,9 +82,14 @@ def read_file(root: epath.Path, name: str, limit: int, head: bool = False) -> by
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name with a NUL byte.
         raise Unusable(f"missing file: {shown}") from None
     except OSError as error:
-        if paths.is_remote(path):
-            raise  # The network's fault, not the example's.
+        if paths.is_remote(path) or not is_its_own(error):
+            raise UserError(f"cannot read {printable(str(path))}: {error}") from error
         raise Unusable(f"unreadable: {error.strerror}") from error
+
+
+def is_its_own(error: OSError) -> bool:
+    """Whether a file or folder of a disk cannot be read for what it is, and not because the disk fails."""
+    return error.errno in _ITS_OWN
 
 
 def no_file(path: epath.Path) -> str | None:

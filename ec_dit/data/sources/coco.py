@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from etils import epath
+
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.terminal import printable
@@ -74,7 +76,7 @@ class CocoSource(found.FoundSource):
 
     def _count_unread(self, listed: Set[str]) -> None:
         """What the folder holds beside the images that are listed."""
-        for inner, folders, names in listing.walk(self._root):
+        for inner, folders, names in listing.walk(self._root, listing.shut(self.name, self._unread)):
             self._unread[listing.LINK] += sum(listing.is_link(self._root / inner / name) for name in folders)
             for name in names:
                 if name and f"{inner}/{name}".lstrip("/") not in listed:
@@ -124,20 +126,29 @@ class CocoSource(found.FoundSource):
 
 
 def _lists(annotations: str) -> tuple[list[Any], list[Any]]:
-    """The images and the annotations of the JSON file. UserError where it has none."""
-    path, data = paths.at(annotations), b"{}"
+    """The images and the annotations of the JSON file. UserError where it has none, or cannot be read."""
+    path = paths.at(annotations)
+    if kind := access.no_file(path):
+        raise _no_lists(path, f"it is a {kind}")
     try:
-        data = path.read_bytes()
+        with access.reading(CocoSource.name, path), path.open("rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise _no_lists(path, str(error)) from error
+    try:
         content = json.loads(data)
         images, texts = content["images"], content["annotations"]
-        if isinstance(images, list) and isinstance(texts, list) and images:
-            return images, texts
-        problem = "it has no images"
     except KeyError as error:
-        problem = f"it has no {error}"
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        problem = kinds.no_text(data) or str(error)
-    raise UserError(
+        raise _no_lists(path, f"it has no {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _no_lists(path, kinds.no_text(data) or str(error)) from error
+    if isinstance(images, list) and isinstance(texts, list) and images:
+        return images, texts
+    raise _no_lists(path, "it has no images")
+
+
+def _no_lists(path: epath.Path, problem: str) -> UserError:
+    return UserError(
         f"coco: cannot read {path}: {problem}; pass a file like captions_train2017.json, "
         'which is {"images": [...], "annotations": [...]}'
     )

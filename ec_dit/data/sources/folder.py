@@ -105,8 +105,8 @@ class FolderSource(found.FoundSource):
 
         def unreadable(error: OSError) -> None:
             inner = Path(error.filename).relative_to(self._root).as_posix()
-            if inner == ".":
-                raise UserError(f"folder: cannot read {self._root}: {error.strerror}") from error
+            if inner == "." or not access.is_its_own(error):
+                raise UserError(f"folder: cannot read {printable(error.filename)}: {error.strerror}") from error
             entries.append(_Entry(printable(inner), f"{inner}/", problem=f"unreadable folder: {error.strerror}"))
 
         for directory, subdirectories, names in listing.walk(self._root, unreadable):

@@ -2,9 +2,9 @@
 
 WebDataset ends a key at the first dot of the last part of a name, so that `0001.seg.png` is the part seg.png of 0001. But then
 `2024.05.jpg` and `2024.05.txt` would be two parts of 2024, and every picture of that year one example. So a key ends where a
-known ending begins, here before .jpg and .txt; of a file of no known ending, at its last dot, unless it is a part of an example
-beside it. A picture without a text, or a text without a picture, whose key goes on after that of an example beside it, is a part of
-that example and not one of its own.
+known ending begins, here before .jpg and .txt; that of a file of no known ending ends at its last dot, unless the file is a part
+of an example beside it. A picture without a text, or a text without a picture, whose key goes on after that of an example beside
+it, is a part of that example and not one of its own.
 """
 
 from collections.abc import Iterator

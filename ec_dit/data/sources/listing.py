@@ -15,7 +15,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.terminal import printable
 from ec_dit.data.sources import access
 
-LINK = "link to a folder"  # a kind of what is not read
+LINK, SHUT = "link to a folder", "unreadable folder"  # kinds of what is not read
 _MAX_FILES = 1_000_000
 
 
@@ -26,7 +26,7 @@ class Listing(NamedTuple):
         root: the folder that the names are relative to.
         names: sorted.
         unread: of what lies among them and was not asked for, how many there are of each ending; of links to folders, LINK;
-            of what has such a name and is no file, such as 'folder'.
+            of those that may not be read, SHUT; of what has such a name and is no file, such as 'folder'.
         chosen: whether the path named the files, or a pattern of them, and not their folder.
     """
 
@@ -43,13 +43,13 @@ def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
         path: a folder, searched recursively for the `endings`; a file; or a pattern with *, ? and {00..99} or {a,b}.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or the disk fails.
     """
     whole = paths.at(path)
     chosen, unread = not whole.is_dir(), Counter[str]()
     if not chosen:
         root, names = whole, []
-        for inner, folders, files in walk(whole):
+        for inner, folders, files in walk(whole, shut(kind, unread)):
             unread[LINK] += sum(is_link(whole / inner / name) for name in folders)
             for name in files:
                 if name.lower().endswith(endings):
@@ -114,6 +114,17 @@ def walk(
             if remote:  # where epath's own walk passes over folders within that cannot be read
                 waiting += [top / inner / name for name in folders]
                 break
+
+
+def shut(kind: str, unread: Counter[str]) -> Callable[[OSError], None]:
+    """An `on_error` of `walk` for a source of that kind: counts folders that may not be read; UserError where the disk fails."""
+
+    def note(error: OSError) -> None:
+        if not access.is_its_own(error):
+            raise UserError(f"{kind}: cannot read {printable(str(error.filename))}: {error.strerror}") from error
+        unread[SHUT] += 1
+
+    return note
 
 
 def _network_fault(error: OSError) -> None:

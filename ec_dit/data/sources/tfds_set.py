@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.terminal import printable
+from ec_dit.data import files
 from ec_dit.data.records import TRAIN, VALIDATION, Record, Shard, Skipped, ranges
 from ec_dit.data.sources import access, found, splits
 from ec_dit.data.sources.access import Unusable
@@ -107,7 +108,10 @@ class TfdsSource(found.FoundSource):
 
     def _read(self, split: str, index: int) -> Any:
         try:
-            return self._data[split][index]
+            with files.system_errors(self._names[split]):
+                return self._data[split][index]
+        except OSError as error:
+            raise UserError(f"tfds: cannot read split {self._names[split]!r}: {error}") from error
         except Exception as error:  # What the readers raise on damage is nowhere written.
             raise Unusable(f"unreadable entry: {str(error)[:200]}") from error
 

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from ec_dit.core import errors, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Skipped, everything
 from ec_dit.data.sources.coco import CocoOptions, CocoSource
 from tests import gcs_server
+from tests.data.sets import BadDisk
 
 JPEG = b"\xff\xd8 not decoded here"
 
@@ -152,6 +154,23 @@ def test_paths_that_are_not_there(tmp_path):
         CocoSource(CocoOptions(str(tmp_path / "none"), annotations="x"))
     with pytest.raises(UserError, match=r"cannot read .*none.json: .*No such file"):
         CocoSource(CocoOptions(str(tmp_path), annotations=str(tmp_path / "none.json")))
+
+
+def test_a_disk_that_fails_is_no_damage_of_the_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(paths.at(tmp_path)), "open", lambda path, mode: BadDisk(path, range(10, 20)))
+    with pytest.raises(UserError) as caught:
+        source(tmp_path, [image(1)], [caption(1, 1, "x")])
+    told = errors.explain(caught.value)
+    assert type(told) is errors.TryAgain
+    assert str(told).startswith(f"coco: cannot read {tmp_path}/captions.json: [Errno 5] Input/output error")
+    assert "captions_train2017" not in str(told)
+
+
+def test_a_list_that_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    for path, kind in ((tmp_path / "a.json", "pipe or device"), (tmp_path, "folder")):
+        with pytest.raises(UserError, match=rf"cannot read {path}: it is a {kind}; pass a file like"):
+            CocoSource(CocoOptions(str(tmp_path), annotations=str(path)))
 
 
 READ = """

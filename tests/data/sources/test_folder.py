@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ec_dit.core import errors, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data.records import Record, Skipped, everything, ranges
 from ec_dit.data.sources import access, folder
 from ec_dit.data.sources.folder import FolderOptions, FolderSource
 from tests import gcs_server
+from tests.data.sets import BadDisk
 
 
 def picture(side=20, form="PNG", width=None):
@@ -91,6 +94,42 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     shut = tmp_path
     with pytest.raises(UserError, match=r"folder: cannot read .*: Permission denied"):
         read(tmp_path)
+
+
+def test_a_disk_that_fails_is_no_fault_of_a_picture(tmp_path, monkeypatch):
+    """Nor of a text, a list, what may be a picture, or a folder. That one file may not be read is."""
+    for name in ("a.png", "b", "sub/c.png"):
+        put(tmp_path, name, caption="x")
+    (tmp_path / "d.png").write_bytes(picture())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "d.png", "text": "x"}')
+    opens, scandir, bad = type(paths.at(tmp_path)).open, os.scandir, "none"
+
+    def opened(path, mode):
+        return BadDisk(path, range(5)) if path.name == bad else opens(path, mode)
+
+    def scanned(path):
+        if str(path).endswith(f"/{bad}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(type(paths.at(tmp_path)), "open", opened)
+    monkeypatch.setattr(os, "scandir", scanned)
+    assert len(sorted_out(tmp_path)[0]) == 4
+    for bad in ("a.png", "a.txt", "b", "metadata.jsonl", "sub"):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path)
+        told = errors.explain(caught.value)
+        assert type(told) is errors.TryAgain
+        assert re.match(rf"(folder: )?cannot read {tmp_path}/{bad}: .*Input/output error", str(told))
+
+    def refused(path, mode):
+        if path.name == "a.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opens(path, mode)
+
+    monkeypatch.setattr(type(paths.at(tmp_path)), "open", refused)
+    bad = "none"
+    assert sorted_out(tmp_path)[1] == {"a.png": "unreadable: Permission denied"}
 
 
 def test_text_files_of_any_case(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from ec_dit.core import errors
 from ec_dit.core.errors import UserError
 from ec_dit.data import registry
 from ec_dit.data.records import Record, Skipped, everything
@@ -238,3 +239,24 @@ def test_a_share_that_would_not_be_held_out(tmp_path):
         registry.make_source("tfds:pictures", options)
     for free in ({"validation": None}, {"train": "train+validation"}):
         assert registry.make_source("tfds:pictures", options | free).holds_out
+
+
+class Refusing:
+    """A split whose examples cannot be read, as array_record's readers tell it."""
+
+    def __init__(self, message):
+        self._message = message
+
+    def __getitem__(self, index):
+        raise RuntimeError(self._message)
+
+
+def test_a_disk_that_fails_is_no_damage_of_an_entry(tmp_path):
+    build(tmp_path, train=[example(1), example(2)])
+    source = make(tmp_path)
+    source._data["train"] = Refusing("Checksum mismatch; reading x; at byte 9")
+    assert [item.reason.partition(":")[0] for item in source.records(0)] == ["unreadable entry"] * 2
+    source._data["train"] = Refusing("pread() failed: Input/output error; reading x; at byte 9")
+    with pytest.raises(UserError, match=r"tfds: cannot read split 'train': \[Errno 5\] Input/output error") as caught:
+        list(source.records(0))
+    assert type(errors.explain(caught.value)) is errors.TryAgain

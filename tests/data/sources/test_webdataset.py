@@ -1,3 +1,4 @@
+import errno
 import gzip
 import io
 import json
@@ -339,6 +340,26 @@ def test_a_disk_that_fails_is_no_damage_of_the_tar(tmp_path, monkeypatch, packed
     told = errors.explain(caught.value)
     assert type(told) is errors.TryAgain
     assert str(told).startswith(f"webdataset: cannot read {tmp_path}/a.tar: [Errno 5] Input/output error")
+
+
+def test_folders_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+    """Counted where they may not be read; where the disk fails, that ends it."""
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "0.tar").write_bytes(tar(*example("a")))
+    scandir, code = os.scandir, errno.EACCES
+
+    def refuse(path):
+        if os.fspath(path) == str(tmp_path / "shut"):
+            raise OSError(code, os.strerror(code), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = WebdatasetSource(WebdatasetOptions(str(tmp_path)))
+    assert [item.id for item in everything(source)] == ["0/a"] and source.unread() == {"unreadable folder": 1}
+    code = errno.EIO
+    with pytest.raises(UserError, match=rf"webdataset: cannot read {tmp_path}/shut: Input/output error") as caught:
+        WebdatasetSource(WebdatasetOptions(str(tmp_path)))
+    assert type(errors.explain(caught.value)) is errors.TryAgain
 
 
 def test_what_only_looks_like_a_file_is_named():
