@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
 from flax import nnx
 
 from ec_dit import build, feed, overrides, prepare, sample
+from ec_dit.core.mesh import make_mesh
 from ec_dit.data import dataset
 from ec_dit.data.loader import Loader, Share
 from ec_dit.encoders.frozen import FrozenEncoders
@@ -386,6 +388,35 @@ def test_wrong_flags_stop_with_one_message(case, place, tmp_path, capsys):
     command = ["prepare", "--source=webdataset", f"--path={place / 'tars'}", f"--out={tmp_path / 'set'}", *given]
     assert message.replace("PLACE", str(place)) in refusal(capsys, prepare.main(command), "prepare")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_that_real_encoders_cut_are_counted(place, tmp_path):
+    """In the report and in the table, as sentencepiece itself counts; in lower case where that is encoded."""
+    captions = [
+        "a red circle",
+        "A RED CIRCLE",
+        " and two blue cats",
+        "a yellow square and a green cat  ",
+        "cat",
+        "A CAT",
+    ]
+    data = sets.encoded(sets.pictures(1)[0][1], (16, 16))
+    members = [m for n, text in enumerate(captions) for m in sets.example(f"{n}", data, text, other=f"{text} and more")]
+    (tmp_path / "0.tar").write_bytes(sets.tar(members))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(place / "encoders/text_encoder/spiece.model"))
+    captions += [f"{text} and more" for text in captions]
+
+    def cut(texts):
+        return sum(len(processor.encode(text)) + 1 > 6 for text in texts)  # with the token that ends it
+
+    flags = ("--captions=txt,other", "--text_length=6", "--validation_share=0")
+    report = dataset.open(sets.prepared(tmp_path, tmp_path / "set", place / "encoders", *SQUARE, *flags)).report
+    assert report.cut == {"captions": 12, "cut": cut(captions), "length": 6}
+    assert re.search(rf"captions cut at 6 tokens +{cut(captions)}\n", report.table())
+    folders = (str(place / "encoders/vae"), [str(place / "encoders/text_encoder")])
+    encoders = FrozenEncoders(*folders, 6, make_mesh((1, 1, 1, 1), jax.devices()[:1]), lower=True)
+    lower = [text.strip().lower() for text in captions]
+    assert encoders.cut(captions) == cut(lower) and 0 < cut(lower) < cut(captions) < 12
 
 
 def test_what_was_interrupted_goes_on_with_the_same_settings_only(place, tmp_path, monkeypatch, capsys):

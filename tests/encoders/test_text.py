@@ -164,6 +164,24 @@ def test_joined_as_transformers_joined_by_hand(pipeline, tmp_path):
     assert_near(out, a.last_hidden_state.numpy(), mask_BT, a.pooler_output.numpy())
 
 
+@pytest.mark.extra("conformance")
+def test_captions_that_any_encoder_cuts_are_counted(pipeline):
+    """As the tokenizers of transformers count, for lengths that one of the two cuts, the other, both and neither."""
+    from transformers import CLIPTokenizer, T5Tokenizer
+
+    captions = [*CAPTIONS, *(f"a red circle{' and two cats' * number}" for number in range(6)), "SHOUTING: STOP!!"]
+    clip = CLIPTokenizer.from_pretrained(pipeline / "tokenizer")(captions)["input_ids"]
+    t5 = T5Tokenizer.from_pretrained(pipeline / "tokenizer_3")(captions)["input_ids"]
+    counted = set()
+    for lengths in ((20, 500), (9, 500), (20, 20), (16, 23)):
+        long = [len(a) > lengths[0] or len(b) > lengths[1] for a, b in zip(clip, t5, strict=True)]
+        encoders = TextEncoders.load(paths(pipeline, "", "_3"), lengths, one_device())
+        assert [encoders.cut([caption]) for caption in captions] == long
+        assert encoders.cut(captions) == sum(long)
+        counted.add(sum(long))
+    assert counted == {0, 6, 4, 3}
+
+
 def refused(message, *args, **kwargs):
     with pytest.raises(UserError, match=message):
         TextEncoders.load(*args, **kwargs)
