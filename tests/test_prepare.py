@@ -99,6 +99,49 @@ def test_filters_and_shards(tmp_path, capsys):
     assert opened.report.filters["keep"] == ["score<5", "score!=3"] and opened.report.filters["image_size"] == 20
 
 
+@pytest.mark.parametrize("source", ["folder", "webdataset", "parquet"])
+def test_columns_and_captions_within_others(tmp_path, source, capsys):
+    """Pictures of aesthetic 3 to 7, of which one has no such score; the words of the captions say which."""
+    data = pictures(6)
+    rows = [
+        {"captions": {"short": f"score {n}"}, "scores": {"aesthetic": n} if n < 8 else {"other": 1}}
+        for n in range(3, 9)
+    ]
+    (tmp_path / "source").mkdir()
+    if source == "folder":
+        for n, picture in enumerate(data):
+            (tmp_path / "source" / f"{n}.png").write_bytes(picture)
+        lines = [{"file_name": f"{n}.png"} | row for n, row in enumerate(rows)]
+        (tmp_path / "source/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    elif source == "webdataset":
+        members = [(f"{n}.png", data[n]) for n in range(6)] + [
+            (f"{n}.json", json.dumps(rows[n]).encode()) for n in range(6)
+        ]
+        (tmp_path / "source/0.tar").write_bytes(sets.tar(sorted(members)))
+    else:
+        scores = [row["scores"].get("aesthetic") for row in rows]
+        columns = {
+            "image": data,
+            "captions": [row["captions"] for row in rows],
+            "scores": [{"aesthetic": n} for n in scores],
+        }
+        parquet.write_table(pa.table(columns), tmp_path / "source/0.parquet")
+    command = [
+        "prepare",
+        f"--source={source}",
+        f"--path={tmp_path / 'source'}",
+        f"--out={tmp_path / 'set'}",
+        "--vocab_size=30",
+    ]
+    command += ["--validation_share=0", "--captions=captions.short", "--max_skipped_share=0"]
+    assert prepare.main([*command, "--keep=scores.aesthetic>=5"]) == 0
+    opened = dataset.open(tmp_path / "set")
+    assert [record.captions for record in opened["train"]] == [("score 5",), ("score 6",), ("score 7",)]
+    assert [record.meta["scores.aesthetic"] for record in opened["train"]] == [5, 6, 7]
+    assert opened.report.skipped == {"not scores.aesthetic>=5": 2, "no column scores.aesthetic": 1}
+    assert all(line["asked"] for line in opened.skipped())
+
+
 def test_any_option_of_a_source_can_be_given(tmp_path):
     out = tmp_path / "set"
     more = ["--option=cells=3", "--option=novel=4", "--option=object_size=[0.5, 0.75]", "--image_size=48"]

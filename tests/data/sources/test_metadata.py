@@ -124,6 +124,26 @@ def test_metadata_as_hugging_face_writes_it(tmp_path):
     assert (both.captions, both.weights) == (("c", "t"), (1.0, 2.0))
 
 
+def test_captions_within_others(tmp_path):
+    """In lists, of whatever name, and in the json beside a picture; the facts beside them stay."""
+    for name in ("a.png", "b.png", "sub/c.png", "d.png"):
+        put(tmp_path, name)
+    one = {"captions": {"short": "a dog", "long": ["a red dog", "a red dog sits"]}, "scores": {"aesthetic": 5.5}}
+    lines = [{"file_name": "a.png"} | one, {"file_name": "b.png", "captions": {"shrot": "x"}, "text": "y"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "sub/captions.jsonl").write_text(json.dumps({"file": "c.png"} | one))
+    (tmp_path / "d.json").write_text(json.dumps(one))
+    kept, skipped = sorted_out(tmp_path, captions=("captions.short=2", "captions.long"))
+    assert list(kept) == ["a.png", "d.png", "sub/c.png"]
+    for record in kept.values():
+        assert record.captions == ("a dog", "a red dog", "a red dog sits") and record.weights == (2.0, 0.5, 0.5)
+        assert record.meta == {"scores.aesthetic": 5.5}
+    assert skipped == {
+        "b.png": "no caption: no 'captions.short' or 'captions.long' (did you mean captions.shrot?); there is "
+        "captions.shrot, text"
+    }
+
+
 def test_text_files_of_other_kinds(tmp_path):
     put(tmp_path, "a.png")
     (tmp_path / "a.caption").write_text("from .caption")
