@@ -159,13 +159,13 @@ def test_keys_of_which_nothing_is_known_are_lost_examples(tmp_path):
 
 def test_unknown_parts_of_an_example_are_lost_with_no_other(tmp_path):
     """They come before it, as names are sorted, and after it; some of their names hold dots."""
-    names = ("1.a.npy", "1.cls", "1.jpg", "1.txt", "1.u.npy", "2024.05.A.cls", "2024.05.A.npy", "2024.05.cls")
-    names += ("2024.05.jpg", "2024.05.txt", "2024.05.z.npy", "2024.06.jpg", "2024.06.txt", "3.npy", "3.seg.npy")
-    kept, skipped = of(tmp_path, parts(*names))
-    assert list(kept) == ["00000/1", "00000/2024.05", "00000/2024.06"]
+    names = "1.a.npy 1.cls 1.jpg 1.txt 1.u.npy 2024.05.A.cls 2024.05.A.npy 2024.05.cls 2024.05.jpg 2024.05.txt 2024.05.z.npy"
+    names += " 2024.V.cls 2024.V.jpg 2024.V.npy 2024.V.txt 2024.W.cls 2024.W.jpg 2024.W.txt 3.npy 3.seg.npy"
+    kept, skipped = of(tmp_path, parts(*names.split()))
+    assert list(kept) == ["00000/1", "00000/2024.05", "00000/2024.V", "00000/2024.W"]
     assert skipped == {
         "00000/3": "not recognised: the example has .npy, .npy",
-        "00000.tar (parts)": "parts passed over: 4 x .npy, 3 x .cls",
+        "00000.tar (parts)": "parts passed over: 5 x .cls, 5 x .npy",
     }
 
 
