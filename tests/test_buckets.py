@@ -178,6 +178,7 @@ def test_checkpoints_in_a_bucket(bucket, monkeypatch):
     run.close()
     assert there() == {"2", "3"}
     server.put("bucket", f"{here}7/state/half", b"x", {})  # a save that was killed
+    mark = text(server, f"{here}2/commit_success.txt")
     server.objects.pop(("bucket", f"{here}2/commit_success.txt"))  # a deletion that was killed
     server.put("bucket", f"{here}9/mine.txt", b"x", {})
     server.put(
@@ -187,7 +188,7 @@ def test_checkpoints_in_a_bucket(bucket, monkeypatch):
     with pytest.raises(DamageError, match=r"checkpoint gs://.*/3 is damaged: .*\n?.*No other checkpoint is in"):
         newest(reader)
     assert there() == {"2", "3", "7", "9"}
-    server.put("bucket", f"{here}2/commit_success.txt", b"x", {})
+    server.put("bucket", f"{here}2/commit_success.txt", mark.encode(), {})
     run, said = Checkpointer(place, keep=2, asynchronous=False), []
     assert newest(run, said.append)[1] == 2
     assert said[0] == f"{place}/9 is no checkpoint of step 9: left alone"
@@ -208,6 +209,11 @@ def test_checkpoints_in_a_bucket(bucket, monkeypatch):
                 newest(reader)
             assert type(explain(refused.value)) is UserError
     assert newest(reader)[1] == 9
+    server.put(
+        "bucket", f"{here}9/_CHECKPOINT_METADATA", text(server, f"{here}9/_CHECKPOINT_METADATA").encode() + b" ", {}
+    )
+    assert newest(reader, said.append)[1] == 2
+    assert f"checkpoint {place}/9 is damaged: _CHECKPOINT_METADATA is not as it was written." in said[-1]
 
 
 def test_paths(monkeypatch, tmp_path, bucket):

@@ -1,10 +1,11 @@
 """Orbax checkpoints: asynchronous, the newest few kept, restored onto whatever mesh the run now has, and compared with what was
 saved.
 
-Beside the state lies a record of it: its step, and shape, dtype and fingerprint of every array. A checkpoint that differs from
-its record is damaged, and the one before it serves.
+Beside the state lies a record of it: its step, and shape, dtype and fingerprint of every array; and a list of the files, with
+their digests. A checkpoint that differs from them is damaged, and the one before it serves.
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from ec_dit.core import processes
 from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
 from ec_dit.core.json_file import damaged, seal
 from ec_dit.core.tree import is_key, leaf_fingerprints, named_leaves
+from ec_dit.train import checkpoint_files
 from ec_dit.train.background import Task, patience
 from ec_dit.train.checkpoint_folder import CheckpointFolder
 from ec_dit.train.state import TrainState
@@ -77,14 +79,15 @@ class Checkpointer:
             self._folder.make_room(step)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(fields), meta=ocp.args.JsonSave(record))
         self._saver.save(self._folder.path / str(step), args=args)  # begins with all processes waiting for each other
-        self._end = Task(self._finish)
+        self._end = Task(functools.partial(self._finish, step))
         if not self._asynchronous:
             self.wait()
 
-    def _finish(self) -> None:
+    def _finish(self, step: int) -> None:
         assert self._saver is not None
         self._saver.wait_until_finished()
         if processes.is_first():
+            checkpoint_files.write_list(self._folder.path / str(step))
             self._folder.prune(self._keep)
 
     def check(self) -> None:
@@ -164,6 +167,7 @@ class Checkpointer:
         record = self.meta(step)
         # Orbax keeps a state as a dict of its fields.
         asked = {name: field for name, field in abstract._asdict().items() if name in only}
+        self._agreed(step, lambda: self._compare_files(step))
         found = self._agreed(step, lambda: self._read(step, asked, record))
         self._agreed(step, lambda: self._compare(step, found, record))
         return TrainState(*(found.get(name) for name in TrainState._fields))  # type: ignore[arg-type]
@@ -203,6 +207,10 @@ class Checkpointer:
     def _tree(self, step: int) -> dict[str, Any]:
         tree: dict[str, Any] = self._arrays.metadata(self._folder.path / str(step) / "state").tree
         return tree
+
+    def _compare_files(self, step: int) -> None:
+        if processes.is_first():  # many processes have many files
+            checkpoint_files.compare(self._folder.path / str(step))
 
     def _compare(self, step: int, found: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Raises DamageError, and frees the arrays, where they are not those of the record."""

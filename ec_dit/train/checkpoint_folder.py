@@ -16,10 +16,11 @@ from etils.epath import backend
 from ec_dit.core import json_file, paths, processes
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.core.json_file import damaged
+from ec_dit.train import checkpoint_files
 
 _TORN = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is writing, and that we are deleting
 _COMMITTED = "commit_success.txt"  # in a bucket, where folders cannot be renamed, it comes last and goes first
-_PARTS = {"state", "meta", "_CHECKPOINT_METADATA", _COMMITTED}
+_PARTS = {"state", "meta", "_CHECKPOINT_METADATA", checkpoint_files.FILE, _COMMITTED}
 
 
 class CheckpointFolder:
