@@ -1,8 +1,8 @@
 """The composition root: a config becomes mesh, model, optimizer, step, data and generator. What is below sees no config."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -67,6 +67,7 @@ class System:
         init_params: random key -> parameters; to be traced under jit.
         tokenizer: of the captions; None for cached text.
         encoding: how the latents and embeddings were made that it trains on; None where nothing is known of that.
+        noted: of the encoders of a converted model, as `frozen.noted` has it.
     """
 
     config: ConfigDict
@@ -76,6 +77,7 @@ class System:
     init_params: Callable[[jax.Array], Any]
     tokenizer: Tokenizer | None
     encoding: Encoding | None = None
+    noted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def compiler_options(self) -> dict[str, str] | None:
@@ -180,6 +182,7 @@ class System:
             )
         if self.encoding and (wrong := frozen.text_difference(self.encoding.facts, paths)):
             raise UserError(f"the captions that this model was trained on were {wrong} (--config.text.path).")
+        frozen.check_noted(self.noted, texts=paths)
         found = TextEncoders.load(paths, t.length, self.mesh, self.dtype)
         if (found.width, found.length) != (t.width, t.length):
             raise UserError(
@@ -211,6 +214,7 @@ class System:
             )
         if self.encoding and (wrong := frozen.autoencoder_difference(self.encoding.facts, path)):
             raise UserError(f"the latents that this model was trained on were {wrong} (--config.data.autoencoder).")
+        frozen.check_noted(self.noted, path)
         found = Autoencoder.load(path, self.mesh)
         if found.channels != d.channels:
             raise UserError(

@@ -5,6 +5,7 @@ before it), checkpoints/, metrics.jsonl, tensorboard/, images/, eval_*.json; con
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -232,6 +233,7 @@ class Workdir:
         """
         config.model.attention = "xla"  # the same function, on whatever devices are here
         system = make_system(config, self.tokenizer(), encoding=self.encoding())
+        system = dataclasses.replace(system, noted=self.noted_encoders())
         checkpoints = self.checkpointer(read_only=True)
         if step is not None:
             try:
@@ -305,6 +307,11 @@ class Workdir:
     def origin(self) -> dict[str, Any]:
         """Where converted parameters come from; empty for those of a run."""
         return self._read(_ORIGIN)
+
+    def noted_encoders(self) -> dict[str, str]:
+        """The hashes of the encoders' folders when the parameters were converted; empty where nothing was noted."""
+        found = self.origin().get("encoders", {})
+        return json_file.typed(found, dict[str, str], str(self.path / _ORIGIN), self._files.advice)
 
     def _read(self, name: str) -> dict[str, Any]:
         content = self._files.read(name)

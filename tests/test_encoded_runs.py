@@ -1,6 +1,7 @@
 """Training on latents and embeddings: what a batch of any shape holds, and every mistake that a run on them can make."""
 
 import itertools
+import json
 import re
 import shutil
 
@@ -321,7 +322,21 @@ def test_sampling_with_other_encoders_is_refused(place, trained, tmp_path, capsy
     assert not (tmp_path / "out").exists()
     shutil.copytree(place / "encoders", tmp_path / "moved")
     moved = [f"--autoencoder={tmp_path / 'moved' / 'vae'}", f"--text_encoder={tmp_path / 'moved' / 'text_encoder'}"]
+    for file, message in (
+        ("vae/diffusion_pytorch_model.safetensors", "made with the autoencoder"),
+        ("text_encoder/model.safetensors", "made with the text encoder"),
+        ("text_encoder/spiece.model", "made with the text encoder"),
+    ):
+        data = (tmp_path / "moved" / file).read_bytes()
+        (tmp_path / "moved" / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # one bit, since the preparation
+        assert message in refusal(capsys, sample.main([*words, *moved]), "sample")
+        (tmp_path / "moved" / file).write_bytes(data)
+    (tmp_path / "prompts.txt").write_text("a cat\n\n" + "a cat " * 40 + "\n")
+    words = [word for word in words if "--prompt=" not in word] + [f"--prompts_file={tmp_path / 'prompts.txt'}"]
     assert sample.main([*words, *moved]) == 0
+    assert "warning: cut, as the model reads 20 tokens at most: 1 prompts, 2\n" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert facts["cut"] == [2] and facts["prompts"][2].startswith("a cat a cat")
 
 
 def damaged(place):

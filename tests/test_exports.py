@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -188,6 +190,37 @@ def test_the_noise_of_the_pipeline_counts_wherever_it_is_read_from(place, pipeli
     other.write_text(json.dumps(SCHEDULER | {"prediction_type": "v_prediction"}))
     message = outcome(pixarts(tmp_path / "other" / place))
     assert f"{other}: prediction_type is 'v_prediction'; supported: 'epsilon'" in message
+
+
+def test_encoders_that_changed_since_a_conversion_are_named(pipeline, tmp_path, monkeypatch):
+    """By one bit of any of their files; and another conversion takes over what is known of them."""
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    model = reading.from_pixart(str(tmp_path / "pipeline"), MESH, None, print)
+    Workdir(str(tmp_path / "first")).fill(model.config(), None, {}, model.origin)
+    monkeypatch.setattr(Workdir, "checkpointer", lambda *_, **__: SimpleNamespace(newest=lambda *_: (model.params, 0)))
+    model = reading.from_workdir(str(tmp_path / "first"), MESH, ema=True, step=None)
+    vae, encoder = (tmp_path / "pipeline" / name for name in ("vae", "text_encoder"))
+    assert model.origin["encoders"].keys() == {str(vae), str(encoder)}
+    system = replace(model.system, config=model.config())
+    system.config.data.channels = 4  # of this autoencoder
+    assert replace(system).autoencoder.channels == 4
+    found = {
+        vae / WEIGHTS: ("autoencoder", vae),
+        vae / "config.json": ("autoencoder", vae),
+        encoder / "model.safetensors": ("text_encoders", encoder),
+        tmp_path / "pipeline" / "tokenizer" / "tokenizer.json": ("text_encoders", encoder),
+    }
+    for file, (what, folder) in found.items():
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(
+            UserError, match=rf"{folder} is not what it was when this model was converted: .* Download it"
+        ):
+            getattr(replace(system), what)
+        file.write_bytes(data)
+    (vae / WEIGHTS).write_bytes(b"")
+    system.config.data.autoencoder = str(pipeline / "vae")  # of another folder nothing is known
+    assert system.autoencoder.channels == 4
 
 
 def test_a_pipeline_without_a_tokenizer_says_so(pipeline, tmp_path, nothing_is_built):

@@ -102,16 +102,21 @@ def test_a_workdir_in_use_is_left_alone(workdir, capsys):
 
 
 @pytest.mark.slow
-def test_sampling_writes_pictures_and_settings_and_repeats_itself(workdir, tmp_path):
+def test_sampling_writes_pictures_and_settings_and_repeats_itself(workdir, tmp_path, capsys):
     common = ["sample", f"--workdir={workdir}", "--steps=3", "--sampler=heun", "--guidance=2"]
     alone = [*common, "--prompt=a red circle", "--num=2", f"--out={tmp_path / 'a'}"]
-    (tmp_path / "prompts.txt").write_text("two squares\n\na red circle\n")
+    long = "a red circle " * 40
+    (tmp_path / "prompts.txt").write_text(f"two squares\n\na red circle\n{long}\ntwo squares\n{long}\n")
     together = [*common, f"--prompts_file={tmp_path / 'prompts.txt'}", "--num=2", f"--out={tmp_path / 'b'}"]
     assert sample.main(alone) == 0
+    assert "warning" not in capsys.readouterr().out
     assert sample.main(together) == 0
+    assert "warning: cut, as the model reads 24 tokens at most: 2 prompts, 3, 5\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "settings.json").read_text())["cut"] == []
     facts = json.loads((tmp_path / "b" / "settings.json").read_text())
     assert facts["nfe"] == 2 * (2 * 3 - 1)
-    assert (facts["sampler"], facts["step"], facts["prompts"]) == ("heun", 4, ["two squares", "", "a red circle"])
+    assert facts["cut"] == [3, 5]
+    assert (facts["sampler"], facts["step"], facts["prompts"][:3]) == ("heun", 4, ["two squares", "", "a red circle"])
     assert facts["shape"] == "32x32"
     for index in range(2):
         a = pixels(tmp_path / "a" / f"00000_{index:04d}.png")

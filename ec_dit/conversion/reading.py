@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ec_dit import checks
 from ec_dit import config as config_lib
 from ec_dit.conversion.model import Model, Say, abstract_params, make_system, native_table
-from ec_dit.core import export, hub, name_map
+from ec_dit.core import export, hub, name_map, processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import FILE as ENCODING
@@ -69,8 +69,7 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     config.text.length = text_length or known or min(_TEXT_TOKENS.values())
     if not text_length and not known:
         say(f"text tokens: {config.text.length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
-    if pipeline:
-        _note_encoders(config, folder.parent, say)
+    encoders = _note_encoders(config, folder.parent, say) if pipeline else {}
     with hub.interpreted(str(files.config_path)):
         checks.validate(config)
     config.mesh.update(mesh)
@@ -79,13 +78,23 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     say(f"reading {num_params(abstract):,} parameters from {folder}")
     table = pixart.entries([name for name, _ in named_leaves(abstract)], spec)
     params = name_map.load(files, table, abstract, pixart.IGNORED)
-    return Model(system, {"dit": params}, origin={"from": "pixart", "path": str(Path(path).absolute())})
+    origin = {"from": "pixart", "path": str(Path(path).absolute()), "encoders": encoders}
+    return Model(system, {"dit": params}, origin=origin)
 
 
-def _note_encoders(config: ConfigDict, pipeline: Path, say: Say) -> None:
-    """Writes down where the text encoder and the autoencoder of a pipeline lie, and says what prompts would miss."""
+def _note_encoders(config: ConfigDict, pipeline: Path, say: Say) -> dict[str, str]:
+    """Writes down where the text encoder and the autoencoder of a pipeline lie, and says what prompts and pictures would miss.
+
+    Returns:
+        Their hashes, by which sampling sees whether they are still the same; of the first process, which writes them.
+    """
+    noted: dict[str, str] = {}
     if (pipeline / "vae").is_dir():
         config.data.autoencoder = str((pipeline / "vae").resolve())
+        try:
+            noted |= frozen.noted(config.data.autoencoder) if processes.is_first() else {}
+        except UserError as error:
+            say(f"note: without an autoencoder no picture can be drawn: {error}")
     encoder = pipeline / "text_encoder"
     if encoder.is_dir():
         config.text.path = frozen.joined([str(encoder.resolve())])
@@ -93,6 +102,12 @@ def _note_encoders(config: ConfigDict, pipeline: Path, say: Say) -> None:
             text.tokenizer_files(encoder.resolve())
         except UserError as error:
             say(f"note: without a tokenizer no prompt can be drawn: {error}")
+            return noted
+        try:
+            noted |= frozen.noted(texts=[str(encoder.resolve())]) if processes.is_first() else {}
+        except UserError as error:
+            say(f"note: without a text encoder no prompt can be drawn: {error}")
+    return noted
 
 
 def _pipeline_of(folder: Path) -> dict[str, Any]:
@@ -155,6 +170,7 @@ def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | N
     config.mesh.update(mesh)
     system, params, at = workdir.load(config, ema=ema, step=step, exact=True)
     origin = {"from": "workdir", "path": str(workdir.path), "step": at, "ema": ema, "its_origin": workdir.origin()}
+    origin["encoders"] = workdir.noted_encoders()
     return Model(system, params, at, workdir.data(), origin, **home)
 
 

@@ -106,6 +106,33 @@ def text_facts(paths: Sequence[str]) -> dict[str, Any]:
     return {"paths": [str(hub.local(path).absolute()) for path in paths], "sha256": hashes}
 
 
+def noted(autoencoder: str = "", texts: Sequence[str] = ()) -> dict[str, str]:
+    """The hash of each folder by its path, for `check_noted`."""
+    found = {}
+    if autoencoder:
+        facts = autoencoder_facts(autoencoder)
+        found[facts["path"]] = facts["sha256"]
+    if texts:
+        facts = text_facts(texts)
+        found |= dict(zip(facts["paths"], facts["sha256"], strict=True))
+    return found
+
+
+def check_noted(known: Mapping[str, str], autoencoder: str = "", texts: Sequence[str] = ()) -> None:
+    """Compares folders with what `noted` found in them when a model was converted; others pass.
+
+    Raises:
+        UserError: naming one whose files changed since.
+    """
+    autoencoder, *texts = (path if str(hub.local(path).absolute()) in known else "" for path in (autoencoder, *texts))
+    for path, digest in noted(autoencoder, [path for path in texts if path]).items():
+        if digest != known[path]:
+            raise UserError(
+                f"{path} is not what it was when this model was converted: a file in it is damaged, or was changed. Download it "
+                f"again, or convert the model again."
+            )
+
+
 def autoencoder_difference(facts: Mapping[str, Any], path: str) -> str:
     """How the autoencoder in a folder differs from the one that latents were made with; '' if it is the same."""
     made = facts["autoencoder"]
