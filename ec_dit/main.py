@@ -32,6 +32,7 @@ def train(run_config: ConfigDict, workdir: str | None) -> int:
     """Trains, and returns the exit code."""
     if not workdir:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
+    paths.check_is_text(workdir, "a run")
     paths.check_can_write(workdir, "--workdir")  # also that its bucket answers, before data are prepared
 
     from ec_dit import training  # after the checks: these imports take seconds that a typo need not cost

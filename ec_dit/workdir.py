@@ -52,6 +52,7 @@ class Workdir:
 
     def __init__(self, path: str):
         self.path = paths.at(path)
+        paths.check_is_text(self.path, "a run")
         self._files = DigestedFiles(self.path, "start the run (or its conversion) again, which writes it anew")
 
     def claim(self, config: ConfigDict, dataset: Dataset | None) -> None:

@@ -36,7 +36,15 @@ def folder(tmp_path_factory, name):
     return place
 
 
-def call(place, module, *arguments, devices=1, variables=()):
+SMALL_FILES = (
+    "sh",
+    "-c",
+    'ulimit -f 600; exec "$@"',
+    "sh",
+)  # before a command: no file of it grows beyond 307,200 bytes
+
+
+def call(place, module, *arguments, devices=1, variables=(), prefix=()):
     """An entry point as a process; compiled programs are kept between them."""
     env = (
         os.environ
@@ -49,7 +57,7 @@ def call(place, module, *arguments, devices=1, variables=()):
         }
         | dict(variables)
     )
-    command = [sys.executable, "-m", f"ec_dit.{module}", *arguments]
+    command = [*prefix, sys.executable, "-m", f"ec_dit.{module}", *arguments]
     return subprocess.Popen(
         command,
         cwd=place,
@@ -61,9 +69,9 @@ def call(place, module, *arguments, devices=1, variables=()):
     )
 
 
-def start(place, workdir, *arguments, devices=1):
+def start(place, workdir, *arguments, **options):
     """The trainer as one process."""
-    return call(place, "main", "--config=tiny.py", f"--workdir={workdir}", *arguments, devices=devices)
+    return call(place, "main", "--config=tiny.py", f"--workdir={workdir}", *arguments, **options)
 
 
 def call_several(place, module, count, *arguments, devices=8, heartbeat=10):
@@ -111,10 +119,10 @@ def finish(process):
     return found.group(1), dict(re.findall(r"^step (\d+)/\d+  loss (\S+)", output, re.MULTILINE))
 
 
-def end(processes):
-    """[(exit code, output)] of processes that end by themselves."""
+def end(processes, seconds=400):
+    """[(exit code, output)] of processes that end by themselves, in time."""
     try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:  # what hangs would hold the machine
         for process in processes:
             if process.poll() is None:

@@ -4,11 +4,13 @@ import itertools
 import json
 import os
 import socket
+import time
 
 import pytest
 
 from ec_dit.core import buckets, paths
 from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
+from ec_dit.core.processes import STOPPED
 from ec_dit.data import dataset, workplace
 from ec_dit.data.loader import Loader
 from ec_dit.data.rows import EncodedRows
@@ -233,6 +235,47 @@ def test_paths(monkeypatch, tmp_path, bucket):
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ec-dit\[gcs\]'"):
         paths.at("gs://bucket/a")
+
+
+def test_without_a_network_an_entry_point_ends_soon_with_one_message(tmp_path):
+    """Whether nobody answers, or the name of the host is not known."""
+    (tmp_path / "tiny.py").write_text(runs.SETTINGS)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = {
+            f"http://127.0.0.1:{silent.getsockname()[1]}": "does not answer: ",
+            "http://a.invalid": "cannot be reached (",
+        }
+        where = [{"STORAGE_EMULATOR_HOST": host} for host in hosts]
+        since = time.monotonic()
+        ends = runs.end([runs.start(tmp_path, "gs://b/run", variables=variables) for variables in where])
+        assert time.monotonic() - since < 30
+    for (code, output), told in zip(ends, hosts.values(), strict=True):
+        assert code == STOPPED, output
+        assert output.startswith("main: gs://b") and told in output and output.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
+
+
+def test_a_firewall_that_swallows_all_costs_no_minutes(monkeypatch):
+    """Though a name has many addresses, of both families."""
+    waited, addresses = [], [f"10.0.0.{i}" for i in range(16)]
+    kinds = {socket.AF_INET6: [f"::{i}" for i in range(1, 17)], socket.AF_INET: addresses}
+    known = {name: kind for kind, names in kinds.items() for name in names}
+
+    class Swallowed(socket.socket):
+        def connect(self, address):
+            waited.append((self.family, self.gettimeout()))
+            raise TimeoutError("timed out")
+
+    def look_up(host, port, *_, **__):
+        return [(known[name], socket.SOCK_STREAM, 6, "", (name, port)) for name in ([host] if host in known else known)]
+
+    monkeypatch.setattr(socket, "socket", Swallowed)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://there.test")
+    with pytest.raises(TryAgain, match=r"^gs://b4: there.test cannot be reached \(timed out\)"):
+        buckets.reach("b4")
+    assert {family for family, _ in waited} == set(kinds)
+    assert sum(seconds for _, seconds in waited) < 30
 
 
 def test_a_bucket_that_does_not_answer_or_refuses(bucket, monkeypatch):

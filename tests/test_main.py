@@ -161,6 +161,8 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (main, [], "--config=FILE is needed"),
         (main, ["--config=configs/shape.py"], "did you mean configs/shapes.py"),
         (main, ["--config=configs/shapes.py"], "--workdir=DIR is needed"),
+        (main, [SMOKE, "--workdir=a\udcff"], "main: a\\xff is no UTF-8 text, which the path of a run must be"),
+        (evaluate, ["--workdir=a\udcff"], "a\\xff is no UTF-8 text, which the path of a run must be"),
         (main, [SMOKE, "--config.optimizer.lr=1"], "learning_rate, momentum, name"),
         (main, [SMOKE, "--config.train.steps=many", "--workdir=x"], "--config.train.steps=many"),
         (main, [SMOKE, "--config.train.steps=0", "--workdir=x"], "must be at least 1"),

@@ -1,6 +1,10 @@
 """Several processes train, stop, die, sample and prepare as one. These tests start real processes on one machine."""
 
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -101,6 +105,44 @@ def test_a_killed_process_brings_down_the_other_in_time(place, unbroken, victim)
     resumed = runs.start(place, workdir, *EXPERTS, devices=8)
     assert resumed.communicate(timeout=400) and resumed.returncode == 0
     assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
+
+
+IMPATIENT = """
+import sys
+from ec_dit.core import rendezvous
+rendezvous.meet.__kwdefaults__["patience"] = 1  # 30 s otherwise
+rendezvous._ANSWER = 1
+from ec_dit import main
+sys.exit(main.main(sys.argv))
+"""
+
+
+@pytest.mark.slow
+def test_a_port_that_another_program_has_ends_all_soon_with_one_message(tmp_path):
+    """JAX by itself would end the first by a crash, and let the others wait for ten minutes."""
+    (tmp_path / "tiny.py").write_text(runs.SETTINGS)
+    with socket.create_server(("", 0)) as stranger:  # which says nothing
+        where = f"localhost:{stranger.getsockname()[1]}"
+        arguments = ["--config=tiny.py", "--workdir=run", f"--coordinator={where}", "--num_processes=2"]
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", IMPATIENT, *arguments, f"--process_id={i}"],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for i in (0, 1)
+        ]
+        ends = runs.end(both, seconds=60)
+    assert [code for code, _ in ends] == [STOPPED, STOPPED], ends
+    (_, first), (_, second) = (output.splitlines() for _, output in ends)  # they say first that they wait
+    assert first.startswith(
+        f"main: process 0: port {where.partition(':')[2]}, where the others would find it, cannot be"
+    )
+    assert second.startswith(f"main: process 1 of 2: whatever is at {where} is not process 0 of this run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 
@@ -78,6 +79,19 @@ def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken, 
     (*_, last) = runs.saved_steps(workdir)
     assert f"stopped by SIGTERM after step {last} of {runs.STEPS}" in output + rest
     assert finish(start(place, workdir))[0] == unbroken[0]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_that_goes_on_with_room(place, unbroken):
+    """Also where the locale is C and the workdir's name is not of it."""
+    workdir, options = place / "é犬", {"variables": {"LC_ALL": "C"}}
+    ((code, output),) = runs.end([start(place, workdir, **options, prefix=runs.SMALL_FILES)])
+    assert code == STOPPED, output
+    (told,) = [line for line in output.splitlines() if not re.match(r"(devices|parameters|peak): |step \d", line)]
+    assert told.startswith("main: ") and f"{place}/" in told and "/checkpoints/" in told and "File too large" in told
+    assert told.endswith("Make room there, or raise the limit, and start the same command again.")
+    assert f"step {runs.STEPS}/" not in output and not runs.saved_steps(workdir)
+    assert finish(start(place, workdir, **options))[0] == unbroken[0]
 
 
 @pytest.mark.slow

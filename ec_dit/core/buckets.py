@@ -50,9 +50,18 @@ def _connect(bucket: str, host: str) -> None:
     parts = urlsplit(host)
     if parts.scheme in getproxies():  # which may reach what this machine does not
         return
+    met: OSError | None = None
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), _SECONDS).close()
+        # One address of each family: where a firewall swallows what is sent, all that a name has would take minutes.
+        port = parts.port or 443
+        found = socket.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
+        for address in {family: str(where[0]) for family, *_, where in reversed(found)}.values():
+            try:
+                socket.create_connection((address, port), _SECONDS).close()
+            except OSError as error:
+                met = error
+            else:
+                return
     except OSError as error:
-        raise TryAgain(
-            f"gs://{bucket}: {parts.hostname} cannot be reached ({error}). Is this machine online?"
-        ) from error
+        met = error
+    raise TryAgain(f"gs://{bucket}: {parts.hostname} cannot be reached ({met}). Is this machine online?") from met

@@ -14,6 +14,7 @@ from etils.epath import backend
 
 from ec_dit.core import buckets
 from ec_dit.core.errors import UserError
+from ec_dit.core.terminal import printable
 
 
 def is_remote(path: str | PurePath) -> bool:
@@ -98,6 +99,21 @@ def check_can_write(path: str | PurePath, flag: str) -> None:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{flag}={path}: {place} may not be written to by this user.")
         return
+
+
+def check_is_text(path: str | PurePath, what: str) -> None:
+    """Finds out whether the libraries that store checkpoints and records can open a path of `what`.
+
+    Raises:
+        UserError: it has bytes that are no UTF-8, or that a locale other than UTF-8 hides.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{printable(str(path))} is no UTF-8 text, which the path of {what} must be; name another folder, or, if it is "
+            f"text and only the locale is not UTF-8, set PYTHONUTF8=1."
+        ) from None
 
 
 def home_expanded(path: str | PurePath) -> Path:

@@ -163,7 +163,7 @@ def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open
             was prepared.
     """
     folder = paths.at(path)
-    ownership.check_is_text(folder)
+    paths.check_is_text(folder, "a data set")
     how = f"Prepare it with: python -m ec_dit.prepare --source=... --out={folder}"
     if not folder.exists():
         raise UserError(f"there is no data set at {folder}. {how}")

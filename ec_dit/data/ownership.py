@@ -9,7 +9,6 @@ from etils import epath
 
 from ec_dit.core import json_file, paths
 from ec_dit.core.errors import DamageError, UserError
-from ec_dit.core.terminal import printable
 from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.data.report import FORMAT, Report
 
@@ -82,7 +81,7 @@ def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
         UserError: there is something else, or a disk is mounted there, which no folder can replace; or its name is no text.
     """
     place = place_of(out)
-    check_is_text(place)
+    paths.check_is_text(place, "a data set")
     if not paths.is_remote(place) and _is_mount_point(place):
         raise UserError(
             f"{place} is where a disk is mounted, and a finished data set is moved to its place as a folder; name a folder "
@@ -106,16 +105,6 @@ def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
             f"{place} holds {', '.join(taken[:5])}, which its {REPORT} does not list, under names that a data set takes; "
             "move that away first"
         )
-
-
-def check_is_text(folder: epath.Path) -> None:
-    """UserError where the path is none that the library of records can open."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{printable(str(folder))} is no UTF-8 text, which a data set's path must be; name another folder"
-        ) from None
 
 
 def is_free(out: epath.Path) -> bool:
