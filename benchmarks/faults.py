@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--kills=100] [--flips=100] [--only=kills,flips,inputs] [--seed=0]
 
 A tiny model trains on one CPU; nothing is emulated, every run is a process of its own. Two parts at a time;
-half an hour on two cores.
+three quarters of an hour on two cores.
 """
 
 import argparse
