@@ -143,6 +143,10 @@ def _call(host: str, port: int, count: int, index: int, seconds: float, patience
 def _read(line: socket.socket) -> str:
     """A line of at most 200 characters."""
     found = b""
-    while not found.endswith(b"\n") and len(found) < 200 and (byte := line.recv(1)):
-        found += byte
+    try:
+        while not found.endswith(b"\n") and len(found) < 200 and (byte := line.recv(1)):
+            found += byte
+    except ConnectionError:  # who hangs up with our words unread resets the line; what it said before that counts
+        if not found:
+            raise
     return found.decode(errors="replace").rstrip("\n")
