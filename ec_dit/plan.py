@@ -45,14 +45,13 @@ def define_flags() -> flags.FlagValues:
 def prepare_environment(topology: Topology) -> None:
     """Before jax is imported: its own devices are CPUs, emulated as many as asked, and the TPU's compiler looks for none."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for name, value in (
-        ("TPU_ACCELERATOR_TYPE", topology.accelerator_type),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_STDERR_LOG_LEVEL", "3"),
-        ("TPU_MIN_LOG_LEVEL", "3"),
-    ):
-        os.environ.setdefault(name, value)  # or it complains of a TPU that it does not find
-    if topology.name == CPU:
+    for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"):
+        os.environ.setdefault(name, "3")
+    if (
+        topology.name != CPU
+    ):  # whatever TPU this machine has or is said to have: or it complains of one that it does not find
+        os.environ |= {"TPU_ACCELERATOR_TYPE": topology.accelerator_type, "TPU_WORKER_HOSTNAMES": "localhost"}
+    else:
         count = f"--xla_force_host_platform_device_count={topology.chips}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     import jax

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ec_dit import checks, overrides, plan, presets, specs
+from ec_dit.core import topology
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES
 from ec_dit.models import sizes
@@ -243,6 +244,24 @@ def test_a_compiler_that_gives_up_for_memory_is_a_model_too_large(monkeypatch, c
     needed = round(123.5 * 2**30)
     assert json.loads(path.read_text()) == {"fits": False, "hbm_bytes_per_chip": needed}
     assert f"needs at least {needed / 1e9:.1f} GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("before", [None, "", "v5litepod-8"])
+def test_the_compiler_is_told_of_the_topology_whatever_the_machine_is(monkeypatch, before):
+    """An empty variable, or another slice's, makes it complain on standard error."""
+    names = (
+        "JAX_PLATFORMS TPU_SKIP_MDS_QUERY ALLOW_MULTIPLE_LIBTPU_LOAD TPU_STDERR_LOG_LEVEL TPU_MIN_LOG_LEVEL XLA_FLAGS"
+    )
+    for name in (*names.split(), "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # and back to it afterwards
+    if before is None:
+        monkeypatch.delenv("TPU_ACCELERATOR_TYPE")
+    else:
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", before)
+    plan.prepare_environment(topology.parse("cpu:8"))
+    assert os.environ.get("TPU_ACCELERATOR_TYPE") == before  # left to programs that this one starts
+    plan.prepare_environment(topology.parse("v5p:8x8x8"))
+    assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5p-1024"
 
 
 def test_a_long_compilation_gives_signs_of_life(monkeypatch, capsys):
