@@ -103,8 +103,7 @@ FAULTS = {
     "deep": lambda data: b"[" * 100_000,
     "wrong types": lambda data: data.replace(b"{", b"[", 1).replace(b"1", b'"1"'),
 }
-# Checkpoints of older versions have no list; the fault changes nothing in the other.
-HARMLESS = {("list of files", "gone"), ("commit mark", "wrong types")}
+HARMLESS = {("list of files", "gone")}  # checkpoints of older versions have none
 
 
 def _flipped(data, bit):
@@ -140,11 +139,13 @@ def test_every_damage_of_every_file_is_found_or_harmless(two, tmp_path, capfd, f
         shutil.copytree(two, tmp_path / "c")
         paths = list((tmp_path / "c" / "2").glob(FILES[file]))
         assert paths
+        as_it_was = change is not None  # binary files may hold nothing that has a type
         for path in paths:
             data = path.read_bytes()
             path.unlink()
             if change is not None:
                 path.write_bytes(change(data))
+                as_it_was &= change(data) == data
         for read_only in (True, False) if fault == "gone" else (True,):
             checkpoints = Checkpointer(str(tmp_path / "c"), read_only=read_only)
             said = []
@@ -152,7 +153,7 @@ def test_every_damage_of_every_file_is_found_or_harmless(two, tmp_path, capfd, f
             checkpoints.close()
             assert all((a == b).all() for a, b in zip(words(restored), words(state(step)), strict=True)), (fault, step)
             if step == 2:
-                assert (file, fault) in HARMLESS
+                assert (file, fault) in HARMLESS or (fault == "wrong types" and as_it_was)
                 assert not said
                 break
             (line,) = said
