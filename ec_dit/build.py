@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -303,6 +304,7 @@ def make_system(
     devices: Sequence[jax.Device] | None = None,
     *,
     encoding: Encoding | None = None,
+    noted: Mapping[str, str] = MappingProxyType({}),
 ) -> System:
     """Builds the model abstractly; no parameter takes memory until `init_state` or a restore.
 
@@ -323,7 +325,7 @@ def make_system(
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
     graphdef, _, infos = param.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    return System(config, mesh, graphdef, infos, init_params, tokenizer, encoding)
+    return System(config, mesh, graphdef, infos, init_params, tokenizer, encoding, noted)
 
 
 def stream(system: System, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:

@@ -47,9 +47,7 @@ def prepare_environment(topology: Topology) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
-    if (
-        topology.name != CPU
-    ):  # whatever TPU this machine has or is said to have: or it complains of one that it does not find
+    if topology.name != CPU:  # whatever TPU this machine is said to have: it complains of one that it does not find
         os.environ |= {"TPU_ACCELERATOR_TYPE": topology.accelerator_type, "TPU_WORKER_HOSTNAMES": "localhost"}
     else:
         count = f"--xla_force_host_platform_device_count={topology.chips}"

@@ -5,7 +5,6 @@ before it), checkpoints/, metrics.jsonl, tensorboard/, images/, eval_*.json; con
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -233,8 +232,7 @@ class Workdir:
             UserError: if there is no such checkpoint, or it is damaged.
         """
         config.model.attention = "xla"  # the same function, on whatever devices are here
-        system = make_system(config, self.tokenizer(), encoding=self.encoding())
-        system = dataclasses.replace(system, noted=self.noted_encoders())
+        system = make_system(config, self.tokenizer(), encoding=self.encoding(), noted=self.noted_encoders())
         checkpoints = self.checkpointer(read_only=True)
         if step is not None:
             try:

@@ -15,7 +15,7 @@ from etils.epath import backend
 
 from ec_dit.core import digests, json_file, paths
 
-FILE = "digests.json"
+FILE = digests.FILE
 _SMALL = 2**20  # bytes
 
 
@@ -34,14 +34,11 @@ def compare(folder: epath.Path) -> None:
     Raises:
         DamageError: naming a file that is missing, or not as it was written.
     """
-    try:
-        data = (folder / FILE).read_bytes()
-    except FileNotFoundError:
-        return
     where = f"checkpoint {folder}"
     try:
-        content = json_file.unseal(json_file.parse(data, where), where)
-        listed = json_file.typed(content.get("files"), dict[str, str], where)
+        listed = json_file.typed(json_file.read_sealed(folder / FILE).get("files"), dict[str, str], where)
+    except FileNotFoundError:
+        return
     except json_file.DamageError:
         raise json_file.damaged(where, f"its {FILE} is not what was written") from None
     sizes = _sizes(folder)
