@@ -15,7 +15,8 @@ from typing import Any
 import process
 from ml_collections import ConfigDict
 
-from ec_dit import overrides, plan, presets, specs
+from ec_dit import config, plan, presets
+from ec_dit.config import overrides, specs
 from ec_dit.core import topology
 
 FIGURES, PAGE = process.ROOT / "docs" / "layouts.json", process.ROOT / "docs" / "layouts.md"
@@ -68,29 +69,30 @@ def compile_step(name: str, change: str, path: str) -> None:
     """In a process of its own: the plan of a changed config."""
     c = load(name)
     CHANGES[change](c)
-    plan.plan(c, None, "train", path)
+    plan.plan(config.typed(c), None, "train", path)
 
 
 def compile_layer(name: str, how: str, path: str) -> None:
     """In a process of its own: forward and backward pass of one sparse layer, as the training step runs it."""
-    c = load(name)
+    loaded = load(name)
+    loaded.moe.combine = how
+    c = config.typed(loaded)
     plan.prepare_environment(topology.parse(c.topology))
 
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
-    from ec_dit import build
     from ec_dit.core import sharding
     from ec_dit.nn import param
     from ec_dit.nn.moe import STATS_AXES, MoE
     from ec_dit.planning import compile as compiler
     from ec_dit.planning import hlo
     from ec_dit.planning.collectives import collectives
+    from ec_dit.system.model import make_config_mesh
 
     on, _ = compiler.devices(c.topology)
-    mesh, width, experts = build.make_config_mesh(c, on), c.model.width, c.moe.num_experts
-    c.moe.combine = how
+    mesh, width, experts = make_config_mesh(c, on), c.model.width, c.moe.num_experts
     routing, tokens = specs.train_routing(c), specs.kept_tokens(c)
     hidden = c.model.ffn_factor * width
     graphdef, params, infos = param.split(

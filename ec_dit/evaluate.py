@@ -25,14 +25,16 @@ def work() -> None:
     if not FLAGS.workdir:
         raise UserError("--workdir=DIR is needed: the folder of a run")
 
-    from ec_dit import checks, evaluation
-    from ec_dit.workdir import Workdir
+    from ec_dit.config import checks
+    from ec_dit.core import settings
+    from ec_dit.runs import evaluation
+    from ec_dit.runs.workdir import Workdir
 
     workdir = Workdir(FLAGS.workdir)
-    config = workdir.config()
+    changes = settings.prefixed("mesh", cli.mesh_of(FLAGS))
     if FLAGS.images_per_task is not None:
-        config.eval.images_per_task = FLAGS.images_per_task
-    config.mesh.update(cli.mesh_of(FLAGS))
+        changes["eval.images_per_task"] = FLAGS.images_per_task
+    config = settings.changed(workdir.config(), changes)
     checks.validate(config)
     system, params, step = workdir.load(config, ema=FLAGS.ema, step=FLAGS.step)
     evaluation.run(

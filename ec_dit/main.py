@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from ec_dit import cli, overrides
+from ec_dit import cli
+from ec_dit.config import RunConfig, overrides
 from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 
@@ -28,14 +28,14 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def train(run_config: ConfigDict, workdir: str | None) -> int:
+def train(run_config: RunConfig, workdir: str | None) -> int:
     """Trains, and returns the exit code."""
     if not workdir:
         raise UserError("--workdir=DIR is needed: the folder for checkpoints, metrics and images")
     paths.check_is_text(workdir, "a run")
     paths.check_can_write(workdir, "--workdir")  # also that its bucket answers, before data are prepared
 
-    from ec_dit import training  # after the checks: these imports take seconds that a typo need not cost
+    from ec_dit.runs import training
 
     fingerprint = training.run(run_config, workdir, cli.say)
     if fingerprint is None:

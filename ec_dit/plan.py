@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 
-from ec_dit import checks, cli, overrides
-from ec_dit.core import paths
+from ec_dit import cli
+from ec_dit.config import RunConfig, checks, overrides
+from ec_dit.core import paths, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.topology import CPU, Topology, parse
+from ec_dit.data.spec import SYNTHETIC
 
 DOES_NOT_FIT = 1
 _TELL_SECONDS = 30  # between signs of life while something is compiled
@@ -93,7 +94,7 @@ def _figures(path: str) -> epath.Path:
     return file
 
 
-def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str | None, *, tries: bool = True) -> int:
+def plan(run_config: RunConfig, topology: str | None, what: str, json_path: str | None, *, tries: bool = True) -> int:
     """Compiles, prints and writes; returns the exit code."""
     topology = topology or run_config.topology
     if not topology:
@@ -101,7 +102,7 @@ def plan(run_config: ConfigDict, topology: str | None, what: str, json_path: str
     figures = _figures(json_path) if json_path else None
     wanted = parse(topology)
     if run_config.text.encoder == "cached":
-        run_config.data.source = "synthetic"  # shapes are all that counts
+        run_config = settings.changed(run_config, {"data.source": SYNTHETIC})  # shapes are all that counts
     checks.validate(run_config)
     prepare_environment(wanted)
 

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from ec_dit import config
-from ec_dit.core import paths
+from ec_dit.core import paths, settings
 from ec_dit.core.errors import UserError
 from ec_dit.models.paper import CAPACITY_FACTOR, PAPER
 
@@ -79,11 +79,9 @@ def from_run(workdir: str) -> ConfigDict:
     path = paths.at(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is no workdir of a run: there is no {path}.")
-    c, plain = config.from_json(path.read_text(), str(path)), config.default()
-    for key in config.unused(c):  # left over in it, and refused in a new one
-        config.put(c, key, config.get(plain, key))
-    c.train.init_from = workdir
-    return c
+    saved = config.from_json(path.read_text(), str(path))
+    idle = {key: config.KEYS[key].default for key in config.unused(saved)}  # left over in it, and refused in a new one
+    return config.to_dict(settings.changed(saved, {**idle, "train.init_from": workdir}))
 
 
 def smoke(c: ConfigDict) -> ConfigDict:

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -22,7 +22,7 @@ from ec_dit.core import paths, processes, terminal
 from ec_dit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    from ec_dit.config import RunConfig
 
 _MOST = 10_000_000  # pictures of a call
 
@@ -33,11 +33,11 @@ cli.define_path("out", "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_enum("sampler", None, ["euler", "heun", "ddim", "dpmpp_2m"], "How to get there.", flag_values=FLAGS)
+flags.DEFINE_string("sampler", None, "euler, heun, ddim or dpmpp_2m.", flag_values=FLAGS)
 cli.define_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", flag_values=FLAGS)
 cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=FLAGS)
-flags.DEFINE_enum("spacing", None, ["linspace", "leading", "trailing"], "Which of DDPM's levels.", flag_values=FLAGS)
+flags.DEFINE_string("spacing", None, "Which of DDPM's levels: linspace, leading, trailing.", flag_values=FLAGS)
 cli.define_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, upper_bound=100_000, flag_values=FLAGS)
@@ -93,31 +93,37 @@ def work() -> None:
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
     interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
 
-    from ec_dit import checks, evaluation, specs
+    from ec_dit.config import checks, specs
     from ec_dit.eval.folder import PictureFolder
-    from ec_dit.workdir import Workdir
+    from ec_dit.runs import evaluation
+    from ec_dit.runs.workdir import Workdir
+    from ec_dit.system.captions import Captions
+    from ec_dit.system.painter import Painter
 
     workdir = Workdir(FLAGS.workdir)
-    run_config = _changed(workdir.config(), interval)
+    own_config = workdir.config()
+    run_config = _changed(own_config, interval)
     out = PictureFolder(FLAGS.out, texts, FLAGS.num)
     if processes.is_first():
         out.check()  # before the model is loaded for nothing
     checks.validate(run_config)
-    checks.check_use(run_config, workdir.config())
+    checks.check_use(run_config, own_config)
     system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
-    factor = system.autoencoder.factor
+    captions = Captions(system)
+    painter = Painter(system, captions)
+    factor = painter.autoencoder.factor
     shape = specs.square(run_config) if pixels is None else _latent_shape(pixels, factor, run_config.model.patch)
     settings = specs.sample_settings(run_config, shape)
-    generator = system.generator(settings, shape)
-    cut = out.numbers_of(system.cuts)
+    generator = painter.generator(settings, shape)
+    cut = out.numbers_of(captions.cuts)
     if cut:
         shown = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
         cli.say(
             f"warning: cut, as the model reads {run_config.text.length} tokens at most: {len(cut)} prompts, {shown}"
         )
 
-    captions, indices = zip(*out.jobs, strict=True)
-    made = generator.batches(params, captions, indices, FLAGS.seed)
+    prompts_drawn, indices = zip(*out.jobs, strict=True)
+    made = generator.batches(params, prompts_drawn, indices, FLAGS.seed)
     if not processes.is_first():
         collections.deque(made, maxlen=0)  # the first process writes
         return
@@ -133,7 +139,7 @@ def work() -> None:
     }
     with out.writing(facts) as record, terminal.Progress("drawing", len(out.jobs), "images") as progress:
         for part, batch in made:
-            for text, index, image in zip(captions[part], indices[part], batch, strict=True):
+            for text, index, image in zip(prompts_drawn[part], indices[part], batch, strict=True):
                 out.write(text, index, image)
             progress.update(len(batch))
         record["images_not_finite"] = generator.broken
@@ -141,19 +147,14 @@ def work() -> None:
     cli.say("\n".join(filter(None, (told, generator.warning))))
 
 
-def _changed(run_config: "ConfigDict", interval: tuple[float, float] | None) -> "ConfigDict":
+def _changed(run_config: "RunConfig", interval: tuple[float, float] | None) -> "RunConfig":
     """A run's config with what flags say otherwise."""
-    for name in _OVERRIDES:
-        if FLAGS[name].value is not None:
-            run_config.sample[name] = FLAGS[name].value
-    if interval is not None:
-        run_config.sample.guidance_interval = interval
-    if FLAGS.text_encoder is not None:
-        run_config.text.path = FLAGS.text_encoder
-    if FLAGS.autoencoder is not None:
-        run_config.data.autoencoder = FLAGS.autoencoder
-    run_config.mesh.update(cli.mesh_of(FLAGS))
-    return run_config
+    from ec_dit.core import settings
+
+    changes: dict[str, Any] = {f"sample.{name}": FLAGS[name].value for name in _OVERRIDES}
+    changes |= {"sample.guidance_interval": interval, "text.path": FLAGS.text_encoder}
+    changes |= {"data.autoencoder": FLAGS.autoencoder, **settings.prefixed("mesh", cli.mesh_of(FLAGS))}
+    return settings.changed(run_config, {key: value for key, value in changes.items() if value is not None})
 
 
 def _pixels(text: str) -> tuple[int, int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from ec_dit import checks, cli, main, overrides
+from ec_dit import cli, main
+from ec_dit.config import checks, overrides
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from launch import gcloud, job, slices

@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from ec_dit import build, checks, config
+from ec_dit import config
+from ec_dit.config import checks
+from ec_dit.core import settings
+from ec_dit.system import model as systems
+from ec_dit.system import step as training_step
 
 LENGTH = 8
 
@@ -35,12 +39,24 @@ def tiny_config(routing="expert_choice", **overrides):
     for key, value in overrides.items():
         section, _, name = key.partition("__")
         c[section][name] = value
+    c = config.typed(c)
     checks.validate(c)
     return c
 
 
+def change(c, **overrides):
+    """A config with other values of keys, dotted with __ for dots."""
+    return settings.changed(c, {name.replace("__", "."): value for name, value in overrides.items()})
+
+
 def make_system(c, devices=None):
-    return build.make_system(c, LetterTokenizer(), devices)
+    return systems.make_system(c, LetterTokenizer(), devices)
+
+
+def start(system):
+    """(optimizer, shapes, shardings) of a system's training state."""
+    tx = training_step.optimizer(system)
+    return tx, *training_step.abstract_state(system, tx)
 
 
 def batch(c, step=0):

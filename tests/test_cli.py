@@ -11,7 +11,8 @@ import pytest
 from absl import flags
 
 import launch
-from ec_dit import cli, convert, evaluate, main, overrides, plan, prepare, sample
+from ec_dit import cli, convert, evaluate, main, plan, prepare, sample
+from ec_dit.config import overrides
 from ec_dit.core import hub
 from ec_dit.core.errors import TryAgain, UserError
 

@@ -1,40 +1,39 @@
 """Keys and values of a config: what is refused, with which words, and what survives JSON."""
 
+import functools
 import json
 
 import jax
 import pytest
-from ml_collections import ConfigDict
 
-from ec_dit import checks, config, specs
+from ec_dit import config
+from ec_dit.config import RunConfig, checks, specs
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES
 from tests import helpers
 
 
-def changed(**values) -> ConfigDict:
+def changed(**values) -> RunConfig:
     """The default config with dotted keys (__ for the dot) replaced."""
-    c = config.default()
-    for key, value in values.items():
-        section, _, name = key.partition("__")
-        c[section][name] = value
-    return c
+    return helpers.change(RunConfig(), **values)
 
 
 def test_default_is_valid():
-    checks.validate(config.default())
+    checks.validate(RunConfig())
+    assert config.typed(config.default()) == RunConfig()
 
 
-@pytest.mark.parametrize("key", config.flatten(config.default()))
+@pytest.mark.parametrize("key", config.KEYS)
 def test_every_key_keeps_its_type(key):
     c = config.default().lock()
-    section, _, name = key.rpartition(".")
-    holder, value = (config.get(c, section) if section else c), config.get(c, key)
+    *sections, name = key.split(".")
+    holder = functools.reduce(lambda section, part: section[part], sections, c)
+    value = holder[name]
     holder[name] = value
     wrong = 1 if isinstance(value, str | tuple) else "word"
     with pytest.raises(TypeError):
         holder[name] = wrong
-    assert config.get(c, key) == value
+    assert holder[name] == value
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_bad_values_are_named(values, words):
 
 def test_json_round_trip():
     c = changed(model__width=77, log__prompts=("a red circle", "b"), sample__guidance_interval=(0.25, 0.75))
-    c.data.options = ConfigDict({"image_size": 16, "colors": ("red",)})
+    c = helpers.change(c, data__options={"image_size": 16, "colors": ("red",)})
     text = config.to_json(c)
     back = config.from_json(text)
     assert config.to_json(back) == text
@@ -84,13 +83,13 @@ def test_json_of_an_older_version_takes_new_defaults():
     old = json.loads(config.to_json(changed(train__steps=7)))
     del old["optimizer"]["eps"], old["eval"]
     back = config.from_json(json.dumps(old))
-    assert back.optimizer.eps == config.default().optimizer.eps
+    assert back.optimizer.eps == RunConfig().optimizer.eps
     assert back.eval.images_per_task == 40
     assert back.train.steps == 7
 
 
 def test_difference_lists_what_must_not_change():
-    old = config.default()
+    old = RunConfig()
     new = changed(model__width=1536, log__every=1, mesh__fsdp=8, train__steps=9, data__workers=4, flow__mask_ratio=0.25)
     assert config.difference(old, new) == ["flow.mask_ratio: 0.5 -> 0.25", "model.width: 1152 -> 1536"]
     assert config.difference(new, new) == []
@@ -99,7 +98,7 @@ def test_difference_lists_what_must_not_change():
 def test_what_changes_memory_alone_may_change_and_what_looks_so_says_why():
     sparse = {"moe__routing": "expert_choice", "moe__num_experts": 8}
     old, free = changed(**sparse), changed(**sparse, model__remat="full", moe__combine="one_hot", mesh__expert=4)
-    free.name = "again"
+    free = helpers.change(free, name="again")
     assert config.difference(old, free) == []
     (line,) = config.difference(old, changed(**sparse, train__accumulate=2))
     assert line.startswith("train.accumulate: 1 -> 2 (each micro-batch draws noise")

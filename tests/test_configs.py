@@ -12,7 +12,8 @@ import jax
 import pytest
 from flax import nnx
 
-from ec_dit import checks, specs
+from ec_dit import config
+from ec_dit.config import checks, specs
 from ec_dit.core import sharding, tree
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
@@ -20,6 +21,7 @@ from ec_dit.models.dit import DiT
 from ec_dit.models.paper import CAPACITY_FACTOR, PAPER
 from ec_dit.models.sizes import sizes
 from ec_dit.nn import param
+from tests import helpers
 
 ROOT = Path(__file__).parents[1]
 SPARSE = [name for name in PAPER if PAPER[name].routing != "dense"]
@@ -39,7 +41,7 @@ def chips(c) -> int:
 
 
 def paper_mesh(c) -> jax.sharding.AbstractMesh:
-    return jax.sharding.AbstractMesh(resolve_shape([c.mesh[axis] for axis in MESH_AXES], chips(c)), MESH_AXES)
+    return jax.sharding.AbstractMesh(resolve_shape([getattr(c.mesh, axis) for axis in MESH_AXES], chips(c)), MESH_AXES)
 
 
 def test_every_row_of_the_paper_has_a_config():
@@ -48,7 +50,7 @@ def test_every_row_of_the_paper_has_a_config():
 
 @pytest.mark.parametrize("name", PAPER)
 def test_config_is_its_row(name):
-    c = load(name).get_config()
+    c = config.typed(load(name).get_config())
     checks.validate(c)
     assert c.name == name
     assert specs.dit_spec(c) == PAPER[name].spec
@@ -58,7 +60,7 @@ def test_config_is_its_row(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_docstring_holds_what_the_formula_and_the_mesh_give(name):
     module = load(name)
-    text, c, ours = module.__doc__, module.get_config(), sizes(PAPER[name].spec)
+    text, c, ours = module.__doc__, config.typed(module.get_config()), sizes(PAPER[name].spec)
     numbers = re.search(r"transformer only: ([\d,]+) in total, ([\d,]+) activated\.", text).groups()
     assert [int(number.replace(",", "")) for number in numbers] == [ours.total, ours.activated]
     assert text.startswith(PAPER[name].title)
@@ -81,7 +83,7 @@ def test_docstring_holds_what_the_formula_and_the_mesh_give(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_builds_abstractly_and_lays_out_on_its_topology(name):
-    c = load(name).get_config()
+    c = config.typed(load(name).get_config())
     _, params, infos = param.split(nnx.eval_shape(lambda: DiT(specs.dit_spec(c), rngs=nnx.Rngs(0))))
     assert tree.num_params(params) == sizes(PAPER[name].spec).total
     mesh = paper_mesh(c)
@@ -97,8 +99,7 @@ def test_builds_abstractly_and_lays_out_on_its_topology(name):
 @pytest.mark.parametrize("name", SPARSE)
 def test_sparse_minus_dense_is_exact(name):
     def built(experts: int) -> int:
-        c = load(name).get_config()
-        c.moe.num_experts = experts
+        c = helpers.change(config.typed(load(name).get_config()), moe__num_experts=experts)
         return tree.num_params(nnx.state(nnx.eval_shape(lambda: DiT(specs.dit_spec(c), rngs=nnx.Rngs(0))), nnx.Param))
 
     spec = PAPER[name].spec
@@ -108,7 +109,7 @@ def test_sparse_minus_dense_is_exact(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_smoke_is_small_and_keeps_the_structure(name):
-    full, small = load(name).get_config(), load(name).get_config("smoke")
+    full, small = (config.typed(load(name).get_config(argument)) for argument in ("", "smoke"))
     checks.validate(small)
     specs.check_batch(small, jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES))
     specs.sample_settings(small)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ec_dit import build, config, convert, main, specs
+from ec_dit import config, convert, main
+from ec_dit.config import specs
 from ec_dit.conversion import reading, writing
+from ec_dit.core import settings
 from ec_dit.core.tree import named_leaves
-from ec_dit.eval import generate
 from ec_dit.models.text_to_image import Text
-from ec_dit.workdir import Workdir
+from ec_dit.runs.workdir import Workdir
+from ec_dit.sampling import generator
+from ec_dit.system.model import make_system
 from tests import helpers
 from tests.pixart_folders import save_transformer
 
@@ -72,11 +75,11 @@ def test_sampling_equals_diffusers_pipeline(pixart, sampler):
 
     theirs, _, run_folder = pixart
     workdir = Workdir(str(run_folder))
-    c = workdir.config()
-    c.sample.update(sampler=sampler, steps=5, guidance=3.5, spacing="trailing")
+    sampling = {"sampler": sampler, "steps": 5, "guidance": 3.5, "spacing": "trailing"}
+    c = settings.changed(workdir.config(), settings.prefixed("sample", sampling))
     system, params, _ = workdir.load(c)
     noise_BYXZ, text, null = inputs()
-    made = generate.sample(system.graphdef, specs.sample_settings(c), params, noise_BYXZ, text, null)
+    made = generator.sample(system.graphdef, specs.sample_settings(c), params, noise_BYXZ, text, null)
 
     betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "timestep_spacing": "trailing"}
     scheduler = DDIMScheduler(**betas, clip_sample=False) if sampler == "ddim" else DPMSolverMultistepScheduler(**betas)
@@ -121,7 +124,7 @@ def test_pixart_goes_back_bit_for_bit_and_loads_in_diffusers(pixart, tmp_path, c
 def random_run(path, routing, **overrides):
     """A workdir whose parameters are all random, as if it had been trained; what it holds."""
     c = helpers.tiny_config(routing, **overrides)
-    system = build.make_system(c, build_tokenizer(path.parent))
+    system = make_system(c, build_tokenizer(path.parent))
     shapes = jax.eval_shape(system.init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jax.numpy.asarray(rng.normal(0, 0.2, s.shape), s.dtype), shapes)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ec_dit import evaluation, sample
+from ec_dit import sample
 from ec_dit.core.stopping import StopSignal
-from ec_dit.eval import generate
 from ec_dit.eval.base import Evaluation
-from ec_dit.grid import SampleGrid
-from ec_dit.workdir import Workdir
+from ec_dit.runs import evaluation
+from ec_dit.runs.grid import SampleGrid
+from ec_dit.runs.workdir import Workdir
+from ec_dit.sampling import generator
+from ec_dit.system.painter import Painter
 from tests import helpers
 from tests.test_convert import random_run
 
@@ -28,20 +30,20 @@ def diverging(monkeypatch):
     def diverge(graphdef, settings, params, noise, text, null_text):
         return noise.at[1, 0, 0, 0].set(jnp.nan).at[3].set(jnp.inf)
 
-    monkeypatch.setattr(generate, "sample", diverge)
+    monkeypatch.setattr(generator, "sample", diverge)
     return helpers.make_system(helpers.tiny_config("dense", log__prompts=tuple(PROMPTS)), jax.devices()[:1])
 
 
 def test_they_are_grey_and_counted_and_the_rest_is_as_ever(diverging):
-    draw = diverging.generator()
+    draw = Painter(diverging).generator()
     made = draw(None, PROMPTS, range(5), seed=3)
-    noise_BYXZ = np.stack([generate.image_noise(3, p, i, (8, 8, 3)) for i, p in enumerate(PROMPTS)])
+    noise_BYXZ = np.stack([generator.image_noise(3, p, i, (8, 8, 3)) for i, p in enumerate(PROMPTS)])
     expected = np.clip(np.round((noise_BYXZ + 1) * 127.5), 0, 255)
     expected[[1, 3]] = 128
     np.testing.assert_array_equal(made, expected)
     assert (draw.made, draw.broken) == (5, 2)  # not what fills the batch up
     assert draw.warning.startswith(TOLD)
-    assert not diverging.generator().warning
+    assert not Painter(diverging).generator().warning
 
 
 def test_sample_grids_tell(diverging):

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ec_dit import prepare, sample
 from ec_dit.data import dataset
-from ec_dit.workdir import Workdir
+from ec_dit.runs.workdir import Workdir
+from ec_dit.system.captions import Captions
 from tests import encoded_sets as sets
 from tests.encoders.text_folders import t5_config, write_t5_tokenizer
 from tests.encoders.tiny_vae import BASE
@@ -290,7 +291,7 @@ def test_it_trains_resumes_validates_draws_and_samples(made, published, tmp_path
     system, _, step = workdir.load(workdir.config())
     assert step == 4
     states, mask = by_transformers(published, "Black CIRCLE")
-    text = system.encode(["Black CIRCLE"])
+    text = Captions(system)(["Black CIRCLE"])
     np.testing.assert_allclose(np.asarray(text.tokens)[0][mask], states[mask], rtol=1e-4, atol=1e-4)
 
 

@@ -7,8 +7,11 @@ import time
 
 import pytest
 
-from ec_dit import build, feed, overrides
+from ec_dit import config as config_lib
+from ec_dit.config import overrides
 from ec_dit.data import dataset
+from ec_dit.runs import feed
+from ec_dit.system.model import make_system
 from tests import encoded_sets as sets
 from tests import runs
 
@@ -117,9 +120,9 @@ def whole(place, unbroken):
 @pytest.fixture(scope="module")
 def shapes(place, unbroken):
     """Of the batches that it trains on."""
-    settings = overrides.load(place / "encoded.py")
+    settings = config_lib.typed(overrides.load(place / "encoded.py"))
     data = dataset.open(place / "unbroken")
-    loader = feed.make_loader(build.make_system(settings, None, encoding=data.encoding), data)
+    loader = feed.make_loader(make_system(settings, None, encoding=data.encoding), data)
     return [batch["latent_BYXZ"].shape for batch in itertools.islice(loader.batches(), STEPS)]
 
 

@@ -13,13 +13,18 @@ import pytest
 import sentencepiece
 from flax import nnx
 
-from ec_dit import build, feed, overrides, prepare, sample
+from ec_dit import config as config_lib
+from ec_dit import prepare, sample
+from ec_dit.config import overrides
 from ec_dit.core.mesh import make_mesh
 from ec_dit.data import dataset
 from ec_dit.data.loader import Loader, Share
 from ec_dit.encoders.frozen import FrozenEncoders
 from ec_dit.models import dit
 from ec_dit.nn.routing import RoutingSpec
+from ec_dit.runs import feed
+from ec_dit.system import step as training_step
+from ec_dit.system.model import make_system
 from tests import encoded_sets as sets
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("encoded_runs")]  # they share sets that take their time
@@ -58,7 +63,7 @@ def make_config(place, **changes):
     (place / "encoded.py").write_text(sets.SETTINGS)
     config = overrides.load(place / "encoded.py")
     config.data.update(path=str(place / "buckets"), **changes)
-    return config
+    return config_lib.typed(config)
 
 
 def records(folder, split):
@@ -123,7 +128,7 @@ def random_params(system):
 def test_the_loss_of_batches_of_every_shape_is_that_of_their_records(place, monkeypatch, normalize):
     config = make_config(place, normalize=normalize, posterior="mean")
     data = dataset.open(place / "buckets")
-    system = build.make_system(config, None, jax.devices()[:1], encoding=data.encoding)
+    system = make_system(config, None, jax.devices()[:1], encoding=data.encoding)
     params = random_params(system)
     stored = records(place / "buckets", "train")
     mean, std = moments(stored) if normalize == "channel" else (0, 1)
@@ -131,7 +136,7 @@ def test_the_loss_of_batches_of_every_shape_is_that_of_their_records(place, monk
     for batch, _ in zip(feed.make_loader(system, data).batches(), range(12), strict=False):
         seen.setdefault(batch["latent_BYXZ"].shape[1:3], batch)
     assert set(seen) == {(8, 8), (6, 10), (10, 6)}
-    loss_fn = system.validation()
+    loss_fn = training_step.make_validation(system)
     for shape, batch in seen.items():
         chosen = []
         for index in batch["record_B"]:
@@ -141,7 +146,7 @@ def test_the_loss_of_batches_of_every_shape_is_that_of_their_records(place, monk
             batch["latent_BYXZ"], np.stack([latent for _, latent, *_ in chosen]), rtol=1e-3, atol=1e-4
         )
         with jax.set_mesh(system.mesh):
-            total, count = loss_fn(params, system.batch(batch), batch["record_B"])
+            total, count = loss_fn(params, training_step.place(system, batch), batch["record_B"])
             with monkeypatch.context() as patch:
                 patch.setattr(dit, "sincos_2d", positions)
                 expected = losses_by_hand(system, params, chosen)
@@ -155,15 +160,15 @@ def test_the_loss_of_batches_of_every_shape_is_that_of_their_records(place, monk
 def test_batches_on_eight_devices_are_those_of_one(place):
     config = make_config(place)
     data = dataset.open(place / "buckets")
-    one = build.make_system(config, None, jax.devices()[:1], encoding=data.encoding)
-    eight = build.make_system(config, None, encoding=data.encoding)
+    one = make_system(config, None, jax.devices()[:1], encoding=data.encoding)
+    eight = make_system(config, None, encoding=data.encoding)
     assert eight.share == Share(tuple(range(8)), 8)
     loaders = [feed.make_loader(system, data) for system in (one, eight)]
     rows = feed.make_rows(one, data, "train", augment=True)
     halves = [Loader(rows, batch_size=8, seed=0, share=Share(blocks, 8)) for blocks in ((0, 1, 2, 3), (4, 5, 6, 7))]
     shapes = set()
     for a, b, *parts in itertools.islice(zip(*(loader.batches(3) for loader in (*loaders, *halves)), strict=True), 12):
-        placed = jax.tree.leaves(eight.batch(b))
+        placed = jax.tree.leaves(training_step.place(eight, b))
         assert all(len(array.sharding.device_set) == 8 for array in placed)
         for key, found in zip(("latent_BYXZ", "text_BTM", "mask_BT"), placed, strict=True):
             np.testing.assert_array_equal(a[key], np.asarray(found))
@@ -175,7 +180,7 @@ def test_batches_on_eight_devices_are_those_of_one(place):
 def test_latents_are_drawn_from_what_the_autoencoder_gives(place):
     data = dataset.open(place / "buckets")
     stored = records(place / "buckets", "train")
-    system = build.make_system(make_config(place), None, jax.devices()[:1], encoding=data.encoding)
+    system = make_system(make_config(place), None, jax.devices()[:1], encoding=data.encoding)
     mean, std = moments(stored)
     noise, latents = [], []
     for batch in itertools.islice(feed.make_loader(system, data).batches(), 30):

@@ -11,12 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from ec_dit import build, convert
+from ec_dit import convert
 from ec_dit.conversion import reading, writing
 from ec_dit.core import export
 from ec_dit.core.errors import UserError
 from ec_dit.encoders import frozen
-from ec_dit.workdir import Workdir
+from ec_dit.runs.workdir import Workdir
+from ec_dit.system.captions import load_encoders
+from ec_dit.system.model import make_system
+from ec_dit.system.painter import load_autoencoder
 from tests import damage, helpers
 from tests.encoders import text_folders, tiny_vae
 from tests.test_convert import PIXART_LIKE, build_tokenizer
@@ -30,7 +33,7 @@ SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "lin
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A dense model like PixArt, of random numbers."""
-    system = build.make_system(
+    system = make_system(
         helpers.tiny_config("dense", **PIXART_LIKE), build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     )
     shapes = jax.eval_shape(system.init_params, jax.random.key(0))
@@ -201,26 +204,25 @@ def test_encoders_that_changed_since_a_conversion_are_named(pipeline, tmp_path, 
     model = reading.from_workdir(str(tmp_path / "first"), MESH, ema=True, step=None)
     vae, encoder = (tmp_path / "pipeline" / name for name in ("vae", "text_encoder"))
     assert model.origin["encoders"].keys() == {str(vae), str(encoder)}
-    system = replace(model.system, config=model.config())
-    system.config.data.channels = 4  # of this autoencoder
-    assert replace(system).autoencoder.channels == 4
+    system = replace(model.system, config=helpers.change(model.config(), data__channels=4))  # of this autoencoder
+    assert load_autoencoder(system).channels == 4
     found = {
-        vae / WEIGHTS: ("autoencoder", vae),
-        vae / "config.json": ("autoencoder", vae),
-        encoder / "model.safetensors": ("text_encoders", encoder),
-        tmp_path / "pipeline" / "tokenizer" / "tokenizer.json": ("text_encoders", encoder),
+        vae / WEIGHTS: (load_autoencoder, vae),
+        vae / "config.json": (load_autoencoder, vae),
+        encoder / "model.safetensors": (load_encoders, encoder),
+        tmp_path / "pipeline" / "tokenizer" / "tokenizer.json": (load_encoders, encoder),
     }
-    for file, (what, folder) in found.items():
+    for file, (load, folder) in found.items():
         data = file.read_bytes()
         file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(
             UserError, match=rf"{folder} is not what it was when this model was converted: .* Download it"
         ):
-            getattr(replace(system), what)
+            load(system)
         file.write_bytes(data)
     (vae / WEIGHTS).write_bytes(b"")
-    system.config.data.autoencoder = str(pipeline / "vae")  # of another folder nothing is known
-    assert system.autoencoder.channels == 4
+    other = helpers.change(system.config, data__autoencoder=str(pipeline / "vae"))  # of another folder nothing is known
+    assert load_autoencoder(replace(system, config=other)).channels == 4
 
 
 def test_a_pipeline_without_a_tokenizer_says_so(pipeline, tmp_path, nothing_is_built):
@@ -302,7 +304,7 @@ def test_a_start_from_another_structure_names_the_keys(change, lines, model, tmp
     source = Workdir(str(tmp_path / "source"))
     source.fill(model.config(), model.system.tokenizer, {}, {})
     config = helpers.tiny_config(**{"routing": "dense"} | PIXART_LIKE | change | {"optimizer__learning_rate": 0.5})
-    other = build.make_system(config, model.system.tokenizer)
+    other = make_system(config, model.system.tokenizer)
     with pytest.raises(UserError) as error:
         source.check_start(other)
     message = str(error.value)

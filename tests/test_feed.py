@@ -7,12 +7,13 @@ import time
 import pytest
 import sentencepiece
 
-from ec_dit import config, feed
+from ec_dit import config
 from ec_dit.core import lock, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
 from ec_dit.data.records import Record
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.runs import feed
 
 
 def small(path):
@@ -20,7 +21,7 @@ def small(path):
     c.data.update(source="shapes", path=str(path), space="pixels", size=32, channels=3)
     c.data.options.update(image_size=48, train=8, validation=4, novel=2)
     c.text.encoder = "tower"
-    return c
+    return config.typed(c)
 
 
 def test_a_second_run_waits_for_data_that_another_prepares(tmp_path, monkeypatch):

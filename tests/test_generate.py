@@ -5,12 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from ec_dit import specs
+from ec_dit.config import specs
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
-from ec_dit.models import objective
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.system import step as training_step
+from ec_dit.system.painter import Painter
 from ec_dit.train.checkpoint import abstract_like
 from tests import helpers
 
@@ -27,7 +29,7 @@ def generator(routing="expert_choice", devices=1, shape=None, **overrides):
     c = helpers.tiny_config(routing, **overrides)
     system = helpers.make_system(c, jax.devices()[:devices])
     params = random_params(system)
-    draw = system.generator(shape=shape)
+    draw = Painter(system).generator(shape=shape)
     draw._decode = lambda images: (
         images,
         np.isfinite(images).all((1, 2, 3)),
@@ -72,22 +74,24 @@ def test_the_square_is_a_shape_like_any_other():
 def test_validation_routes_an_image_of_any_shape_alone(shape, group):
     c = helpers.tiny_config(sample__group_size=group)
     system = helpers.make_system(c, jax.devices()[:1])
-    params, validate = random_params(system), system.validation()
+    params, validate = random_params(system), training_step.make_validation(system)
     arrays = helpers.batch(c)
     arrays["image_BYXZ"] = np.random.default_rng(0).uniform(-1, 1, (16, *shape, 3)).astype(np.float32)
-    batch = system.batch(arrays)
+    batch = training_step.place(system, arrays)
     together, count = validate(params, batch, np.arange(16))
     alone = [validate(params, batch, np.where(np.arange(16) == i, i, -1))[0] for i in range(16)]
     assert count == 16
     np.testing.assert_allclose(together, np.sum(alone), rtol=1e-5)
     # Other images beside it change nothing.
-    other = system.batch(arrays | {"image_BYXZ": np.concatenate([arrays["image_BYXZ"][:1], -arrays["image_BYXZ"][1:]])})
+    other = training_step.place(
+        system, arrays | {"image_BYXZ": np.concatenate([arrays["image_BYXZ"][:1], -arrays["image_BYXZ"][1:]])}
+    )
     first = np.where(np.arange(16) == 0, 0, -1)
     np.testing.assert_allclose(validate(params, other, first)[0], alone[0], rtol=1e-5)
-    routing = RoutingSpec(group_size=8 if group == "8" else 0)
-    goal = dataclasses.replace(specs.training_objective(c), routing=routing)
-    loss_fn = jax.jit(lambda *args: objective.validation_loss(system.graphdef, goal, *args))
-    np.testing.assert_allclose(together, loss_fn(params, *batch, np.arange(16)).sum(), rtol=1e-6)
+    routing = RoutingSpec(group_size=8 if group == "8" else IMAGE)
+    goal = dataclasses.replace(specs.training_objective(c, system.null_text()), routing=routing)
+    loss_fn = jax.jit(lambda params, *args: goal.validation_loss(nnx.merge(system.graphdef, params), *args))
+    np.testing.assert_allclose(together, loss_fn(params, batch, np.arange(16)).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh__expert": 8}, {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__tensor": 2}])

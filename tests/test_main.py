@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ec_dit import convert, evaluate, evaluation, main, prepare, sample
+from ec_dit import convert, evaluate, main, prepare, sample
 from ec_dit.core import lock, paths, processes
 from ec_dit.core.errors import UserError
+from ec_dit.runs import evaluation
 from ec_dit.train.metrics import read_metrics
 
 pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time

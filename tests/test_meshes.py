@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from ec_dit.core import settings
 from ec_dit.core.mesh import MESH_AXES
 from ec_dit.core.tree import named_leaves
+from ec_dit.system import step as training_step
 from ec_dit.train.state import TrainState
 from tests import helpers
 
@@ -29,33 +31,32 @@ def make(routing, mesh, accumulate=1, combine="scatter", **model):
         train__batch_size=16 * accumulate,
         moe__combine=combine,
     )
-    c.mesh.update(dict(zip(MESH_AXES, mesh, strict=True)))
-    c.model.update(model)
+    c = settings.changed(c, settings.prefixed("mesh", dict(zip(MESH_AXES, mesh, strict=True))))
+    c = settings.changed(c, settings.prefixed("model", model))
     return helpers.make_system(c, jax.devices()[: int(np.prod(mesh))])
 
 
 def train(system, start):
     """(losses, state) after STEPS steps from the state `start`, given as NumPy arrays."""
-    tx = system.optimizer()
-    _, shardings = system.abstract_state(tx)
+    tx, _, shardings = helpers.start(system)
     start = start._replace(key=jax.random.wrap_key_data(start.key))
-    state, step = jax.device_put(start, shardings), system.step(tx, shardings)
+    state, step = jax.device_put(start, shardings), training_step.make_train_step(system, tx, shardings)
     losses = []
     with jax.set_mesh(system.mesh):
         for i in range(STEPS):
-            state, metrics = step(state, system.batch(helpers.batch(system.config, i)))
+            state, metrics = step(state, training_step.place(system, helpers.batch(system.config, i)))
             losses.append(float(metrics["loss"]))
     return losses, state
 
 
 def start_state(system):
-    tx = system.optimizer()
-    return system.init_state(tx, system.abstract_state(tx)[1])
+    tx, _, shardings = helpers.start(system)
+    return training_step.init_state(system, tx, shardings)
 
 
 def random_state(system):
     """A state of NumPy arrays with everything random: zero gates would hide attention, experts and text from the loss."""
-    tx = system.optimizer()
+    tx = training_step.optimizer(system)
     shapes, rng = jax.eval_shape(system.init_params, jax.random.key(0)), np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
     key = jax.random.key_data(jax.random.key(1))

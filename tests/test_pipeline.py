@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ec_dit import convert, sample
-from ec_dit.eval.generate import image_noise
+from ec_dit.sampling.generator import image_noise
 from tests.encoders.text_folders import write_t5_tokenizer
 from tests.pixart_folders import SIZES
 

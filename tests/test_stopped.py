@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ec_dit import evaluation, feed, training
 from ec_dit.core.stopping import Stopped, StopSignal
-from ec_dit.eval import generate
 from ec_dit.eval.base import Evaluation
-from ec_dit.grid import SampleGrid
-from ec_dit.workdir import Workdir
+from ec_dit.runs import evaluation, feed, training
+from ec_dit.runs.grid import SampleGrid
+from ec_dit.runs.workdir import Workdir
+from ec_dit.sampling.generator import Generator
 from tests import helpers
 
 
@@ -49,7 +49,7 @@ def drawing(monkeypatch):
             part = slice(start, min(start + 4, len(prompts)))
             yield part, np.zeros((part.stop - part.start, 8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(generate.Generator, "batches", draw)
+    monkeypatch.setattr(Generator, "batches", draw)
     c = helpers.tiny_config("dense", log__prompts=tuple("abcdefghij"))
     return helpers.make_system(c, jax.devices()[:1]), batches
 
@@ -80,7 +80,7 @@ def test_a_suite_ends_between_two_batches(drawing, tmp_path, monkeypatch):
 def test_validation_ends_between_two_batches(tmp_path):
     """In its second split, of which there are two batches; the first has three."""
     c = helpers.tiny_config("dense", train__batch_size=2, data__path=str(tmp_path / "data"), log__validate_images=6)
-    c.data.options.update(image_size=48, train=7, validation=4, novel=2)
+    c = helpers.change(c, data__options={"image_size": 48, "train": 7, "validation": 4, "novel": 2})
     data, batches = feed.open_data(c, print), []
 
     def loss(params, batch, positions):

@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 import pytest
 
-from ec_dit import build, config, presets, training
+from ec_dit import config, presets
 from ec_dit.core.errors import TryAgain
 from ec_dit.core.lock import Lock
 from ec_dit.flow.loss import LEVELS
+from ec_dit.runs import training
+from ec_dit.system import step as training_step
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.metrics import MetricWriter
 
@@ -41,7 +43,7 @@ def test_a_run_that_ends_well_closes_what_saves():
     assert saving.calls == ["close"]
 
 
-def plain_step(self, tx, shardings):
+def plain_step(system, tx, shardings):
     """A step that computes nothing and compiles nothing."""
     metrics = {name: jnp.float32(1) for name in ("loss", "grad_norm", "param_norm")}
     metrics |= {"level_sum": jnp.zeros(LEVELS), "level_count": jnp.zeros(LEVELS)}
@@ -60,8 +62,8 @@ def test_a_helper_that_dies_ends_the_run_at_that_step_with_its_reason(helper, tm
 
     monkeypatch.setattr(helper, "check", check)
     monkeypatch.setattr(training, "peak_flops", lambda device: (1e12, "made up"))
-    monkeypatch.setattr(build.System, "init_state", lambda self, tx, shardings: "a state")
-    monkeypatch.setattr(build.System, "step", plain_step)
+    monkeypatch.setattr(training_step, "init_state", lambda system, tx, shardings: "a state")
+    monkeypatch.setattr(training_step, "make_train_step", plain_step)
     c = presets.smoke(config.default())
     c.model.update(num_blocks=1)
     c.moe.update(routing="dense", num_experts=0)
@@ -69,7 +71,7 @@ def test_a_helper_that_dies_ends_the_run_at_that_step_with_its_reason(helper, tm
     c.data.update(source="synthetic", space="latents", size=8, channels=4)
     c.mesh.data = 8
     with pytest.raises(TryAgain, match=rf"^{helper.__name__} died$"):
-        training.run(c, str(tmp_path / "run"), said.append)
+        training.run(config.typed(c), str(tmp_path / "run"), said.append)
     assert steps == [1, 2, 3]
     assert [line.split()[1] for line in said if line.startswith("step ")] == ["1/10", "2/10"]
     assert not (tmp_path / "run" / ".lock").exists()

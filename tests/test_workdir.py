@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from ec_dit import build, evaluate, evaluation
 from ec_dit import config as config_lib
+from ec_dit import evaluate
 from ec_dit.conversion import reading
 from ec_dit.core import digests
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import tokenizer as tokenizers
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.sources.shapes_scene import ShapesOptions
-from ec_dit.workdir import Workdir
+from ec_dit.runs import evaluation
+from ec_dit.runs.workdir import Workdir
+from ec_dit.system.model import make_system
 from tests import helpers
 
 DATA = {"path": "/data", "fingerprint": "f1", "report": {"source": "shapes", "options": {}}}
@@ -230,7 +232,7 @@ def test_a_lost_config_does_not_let_another_one_in(workdir, made):
     workdir.claim(wrong, None)  # before the first checkpoint anything may be tried
     params = {"params": {"w": jax.numpy.ones(3)}}
     checkpoints = workdir.checkpointer(asynchronous=False)
-    checkpoints.save(4, params, {"config": json.loads(config_lib.to_json(right)), "data": {"fingerprint": "synthetic"}})
+    checkpoints.save(4, params, {"config": config_lib.to_tree(right), "data": {"fingerprint": "synthetic"}})
     checkpoints.close()
     assert workdir.has_begun()
     for change in (lambda path: path.unlink(), lambda path: path.write_text("{}")):
@@ -250,7 +252,7 @@ def test_sampling_takes_the_checkpoint_before_a_damaged_one_and_moves_nothing(tm
     c = helpers.tiny_config("dense")
     workdir = Workdir(str(tmp_path / "run"))
     workdir.fill(c, made[0], DATA)
-    system = build.make_system(c, made[0])
+    system = make_system(c, made[0])
     shapes = jax.eval_shape(system.init_params, jax.random.key(0))
     checkpoints = workdir.checkpointer(asynchronous=False)
     for step in (1, 2):
@@ -259,8 +261,7 @@ def test_sampling_takes_the_checkpoint_before_a_damaged_one_and_moves_nothing(tm
     checkpoints.close()
     said = []
     for dtype in ("float32", "bfloat16"):  # the second is read as what it rounds to
-        c.model.dtype = dtype
-        _, params, step = workdir.load(c, say=said.append)
+        _, params, step = workdir.load(helpers.change(c, model__dtype=dtype), say=said.append)
         assert (step, said) == (2, [])
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} >= {dtype}
     (workdir.path / "checkpoints" / "2" / "state" / "_METADATA").write_text("{}")

@@ -7,18 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
-from ec_dit import checks, specs
-from ec_dit import config as config_lib
-from ec_dit.conversion.model import Model, Say, abstract_params, make_system
-from ec_dit.core import sharding
+from ec_dit.config import RunConfig, checks, specs
+from ec_dit.conversion.model import Model, Say, make_system
+from ec_dit.core import settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import num_params
 from ec_dit.models import upcycle
-from ec_dit.models.objective import without_variance
 from ec_dit.models.text_to_image import Text, TextToImage
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing import IMAGE, RoutingSpec
 
 _PROMPT = "a red circle"
 _TOKENS = 4096  # of the comparison, about
@@ -52,14 +49,11 @@ def grow(model: Model, how: Growth, say: Say) -> Model:
     dense = model.system
     if dense.config.moe.routing != "dense":
         raise UserError("this model has experts already; --upcycle takes a dense one.")
-    config = config_lib.from_json(config_lib.to_json(dense.config))
-    config.moe.update(
-        routing="expert_choice", num_experts=how.experts, first=how.first, every=how.every, gate="normalized"
-    )
-    config.moe.update(
-        capacity_factor=how.capacity_factor, group_size="1024" if _groups_span_images(config) else "image"
-    )
-    config.name += f"_{how.experts}e"
+    moe = {"routing": "expert_choice", "num_experts": how.experts, "first": how.first, "every": how.every}
+    moe |= {"gate": "normalized", "capacity_factor": how.capacity_factor}
+    moe |= {"group_size": "1024" if _groups_span_images(dense.config) else IMAGE}
+    name = f"{dense.config.name}_{how.experts}e"
+    config = settings.changed(dense.config, {**settings.prefixed("moe", moe), "name": name})
     checks.validate(config)
     system = make_system(config, dense.tokenizer, dense.encoding)
     key_fresh, key_noise = jax.random.split(jax.random.key(how.seed))
@@ -70,7 +64,7 @@ def grow(model: Model, how: Growth, say: Say) -> Model:
         return {**params, "dit": upcycle.upcycle(params["dit"], fresh, *both, key_noise, how.noise)}
 
     with jax.set_mesh(system.mesh):
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(system))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, system.abstract_params())
         params = jax.jit(make, out_shardings=shardings)(model.params)
     say(
         f"{num_params(model.params):,} parameters became {num_params(params):,}: {how.experts} experts in "
@@ -86,7 +80,7 @@ def grow(model: Model, how: Growth, say: Say) -> Model:
     return replace(grown, origin={**model.origin, "upcycled": told})
 
 
-def _groups_span_images(config: ConfigDict) -> bool:
+def _groups_span_images(config: RunConfig) -> bool:
     """Whether the paper's training groups of 1024 tokens hold whole images."""
     tokens = specs.kept_tokens(config)
     batch_tokens = config.train.batch_size // config.train.accumulate * tokens
@@ -130,10 +124,9 @@ def _outputs(model: Model, routing: RoutingSpec) -> tuple[np.ndarray, float]:
 
     def predict(params: Any, x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> tuple[jax.Array, jax.Array]:
         made: TextToImage = nnx.merge(system.graphdef, params)
-        text = made.encode(text)
-        out_BSP, stats = made.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, routing=routing)
+        out_BSP, stats = made.predict(x_BYXZ, t_B, made.encode(text), routing)
         untaken = jnp.zeros(()) if stats is None else stats.untaken.mean()
-        return without_variance(out_BSP, made.dit.spec), untaken
+        return out_BSP, untaken
 
     with jax.set_mesh(system.mesh):
         given = sharding.place((x_BYXZ, t_B, text), system.mesh)

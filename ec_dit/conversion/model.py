@@ -1,25 +1,21 @@
 """A model on its way from one layout to another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from ec_dit import build, specs
-from ec_dit import config as config_lib
+from ec_dit.config import RunConfig, specs
+from ec_dit.core import settings
+from ec_dit.core.mesh import MeshSpec
 from ec_dit.core.name_map import Table
 from ec_dit.core.tree import named_leaves
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.models import native
-from ec_dit.train.checkpoint import abstract_like
+from ec_dit.system import model as systems
+from ec_dit.system.model import System
 
 Say = Callable[[str], None]
-
-
-def _default_mesh() -> dict[str, int]:
-    return config_lib.default().mesh.to_dict()
 
 
 @dataclass(frozen=True)
@@ -35,34 +31,27 @@ class Model:
         mesh, attention: config keys as they are to be written; the system has those of the devices that convert.
     """
 
-    system: build.System
+    system: System
     params: Any
     step: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
-    mesh: dict[str, int] = field(default_factory=_default_mesh)
+    mesh: MeshSpec = field(default_factory=MeshSpec)
     attention: str = "xla"
 
-    def config(self) -> ConfigDict:
+    def config(self) -> RunConfig:
         """As it is to be written."""
-        config = config_lib.from_json(config_lib.to_json(self.system.config))
-        config.mesh.update(self.mesh)
-        config.model.attention = self.attention
-        return config
+        changes = {**settings.prefixed("mesh", asdict(self.mesh)), "model.attention": self.attention}
+        return settings.changed(self.system.config, changes)
 
 
-def make_system(config: ConfigDict, tokenizer: Tokenizer | None, encoding: Encoding | None = None) -> build.System:
-    """The system of a config on the devices that are here."""
-    config.model.attention = "xla"  # the same function, on whatever devices are here
-    return build.make_system(config, tokenizer, encoding=encoding)
+def make_system(config: RunConfig, tokenizer: Tokenizer | None, encoding: Encoding | None = None) -> System:
+    """Makes the system of a config on the devices that are here."""
+    config = settings.changed(config, {"model.attention": "xla"})  # the same function, on whatever devices are here
+    return systems.make_system(config, tokenizer, encoding=encoding)
 
 
-def abstract_params(system: build.System) -> Any:
-    """Shapes of the parameters, with their shardings."""
-    return abstract_like(*system.abstract_state(system.optimizer())).params
-
-
-def native_table(system: build.System, params: Any) -> Table:
+def native_table(system: System, params: Any) -> Table:
     """Where the parameters stand in a file of ours."""
     names = [name for name, _ in named_leaves(params)]
     return native.entries(names, specs.dit_spec(system.config), specs.tower_spec(system.config, system.tokenizer))

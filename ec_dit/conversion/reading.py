@@ -1,26 +1,26 @@
 """Where models come from: PixArt's published weights, a workdir, or our own safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from ec_dit import checks
 from ec_dit import config as config_lib
-from ec_dit.conversion.model import Model, Say, abstract_params, make_system, native_table
-from ec_dit.core import export, hub, name_map, processes
+from ec_dit.config import RunConfig, checks
+from ec_dit.conversion.model import Model, Say, make_system, native_table
+from ec_dit.core import export, hub, name_map, processes, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.data.encoding import Encoding
+from ec_dit.data.spec import DataSpec
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import frozen, text
 from ec_dit.flow import ddpm
+from ec_dit.flow.processes import FlowSpec
 from ec_dit.models import pixart
-from ec_dit.models.spec import DiTSpec
-from ec_dit.workdir import Workdir
+from ec_dit.models.spec import DiTSpec, ModelSpec, TextSpec
+from ec_dit.runs.workdir import Workdir
+from ec_dit.sampling.settings import SampleSpec
 
 CONFIG_KEY = "ec_dit"  # in the config.json beside our safetensors
 TOKENIZER = "tokenizer.model"
@@ -61,20 +61,19 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
         found["use_additional_conditions"] = any(name.startswith(_SIZE_CONDITIONS) for name in files.tensors)
     with hub.interpreted(str(files.config_path)):
         spec = pixart.spec_of(found, str(files.config_path))
-        config = _config_of(spec)
         told = found.get(CONFIG_KEY, {})  # by ourselves, of a model that is not PixArt's
-        config.update(config_lib.from_json(json.dumps({**json.loads(config_lib.to_json(config)), **told})))
-    config.name = name
+        config = config_lib.from_tree({**config_lib.to_tree(_config_of(spec)), **told})
     known = _TEXT_TOKENS.get(pipeline.get("_class_name", ""))
-    config.text.length = text_length or known or min(_TEXT_TOKENS.values())
+    length = text_length or known or min(_TEXT_TOKENS.values())
     if not text_length and not known:
-        say(f"text tokens: {config.text.length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
-    encoders = _note_encoders(config, folder.parent, say) if pipeline else {}
+        say(f"text tokens: {length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
+    places, encoders = _find_encoders(folder.parent, say) if pipeline else ({}, {})
+    config = settings.changed(config, {"name": name, "text.length": length, **places})
     with hub.interpreted(str(files.config_path)):
         checks.validate(config)
-    config.mesh.update(mesh)
+    config = settings.changed(config, settings.prefixed("mesh", mesh))
     system = make_system(config, None)
-    abstract = abstract_params(system)["dit"]
+    abstract = system.abstract_params()["dit"]
     say(f"reading {num_params(abstract):,} parameters from {folder}")
     table = pixart.entries([name for name, _ in named_leaves(abstract)], spec)
     params = name_map.load(files, table, abstract, pixart.IGNORED)
@@ -82,32 +81,34 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     return Model(system, {"dit": params}, origin=origin)
 
 
-def _note_encoders(config: ConfigDict, pipeline: Path, say: Say) -> dict[str, str]:
-    """Writes down where the text encoder and the autoencoder of a pipeline lie, and says what prompts and pictures would miss.
+def _find_encoders(pipeline: Path, say: Say) -> tuple[dict[str, str], dict[str, str]]:
+    """Finds the text encoder and the autoencoder of a pipeline, and says what prompts and pictures would miss.
 
     Returns:
-        Their hashes, by which sampling sees whether they are still the same; of the first process, which writes them.
+        (where they lie, by config key; their hashes, by which sampling sees whether they are still the same: of the first
+        process, which writes them).
     """
+    places: dict[str, str] = {}
     noted: dict[str, str] = {}
     if (pipeline / "vae").is_dir():
-        config.data.autoencoder = str((pipeline / "vae").resolve())
+        autoencoder = places["data.autoencoder"] = str((pipeline / "vae").resolve())
         try:
-            noted |= frozen.noted(config.data.autoencoder) if processes.is_first() else {}
+            noted |= frozen.noted(autoencoder) if processes.is_first() else {}
         except UserError as error:
             say(f"note: without an autoencoder no picture can be drawn: {error}")
     encoder = pipeline / "text_encoder"
     if encoder.is_dir():
-        config.text.path = frozen.joined([str(encoder.resolve())])
+        places["text.path"] = frozen.joined([str(encoder.resolve())])
         try:
             text.tokenizer_files(encoder.resolve())
         except UserError as error:
             say(f"note: without a tokenizer no prompt can be drawn: {error}")
-            return noted
+            return places, noted
         try:
             noted |= frozen.noted(texts=[str(encoder.resolve())]) if processes.is_first() else {}
         except UserError as error:
             say(f"note: without a text encoder no prompt can be drawn: {error}")
-    return noted
+    return places, noted
 
 
 def _pipeline_of(folder: Path) -> dict[str, Any]:
@@ -140,25 +141,21 @@ def _check_noise(path: Path) -> None:
         hub.supported(found, str(path), _class_name=_SCHEDULERS, **betas, **kind)
 
 
-def _config_of(spec: DiTSpec) -> ConfigDict:
+def _config_of(spec: DiTSpec) -> RunConfig:
     """The default recipe with PixArt's noise and sampling, around a structure."""
-    c = config_lib.default()
-    m = c.model
-    m.update(width=spec.width, num_blocks=spec.num_blocks, num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads)
-    m.update(head_dim=spec.head_dim, patch=spec.patch, modulation=spec.modulation, bias=spec.bias)
-    m.update(position_scale=spec.position_scale, position_fit=spec.position_fit, size_embedding=spec.size_embedding)
-    m.update(text_projection=spec.text_projection, learned_sigma=spec.out_channels != spec.channels)
-    c.text.update(encoder="cached", width=spec.text_width, lower=True)
-    c.data.update(space="latents", size=spec.latent_size, channels=spec.channels, normalize="none")
-    c.flow.update(path="ddpm", prediction="epsilon", mask_ratio=0.0)
-    c.sample.update(sampler="dpmpp_2m", steps=20, guidance=4.5, spacing="linspace")
-    c.sample.batch_size = max(1, _IMAGE_TOKENS_AT_ONCE // spec.image_tokens)
-    return c
+    batch_size = max(1, _IMAGE_TOKENS_AT_ONCE // spec.image_tokens)
+    return RunConfig(
+        model=settings.narrow(ModelSpec, spec),
+        text=TextSpec(encoder="cached", width=spec.text_width, lower=True),
+        data=DataSpec(space="latents", size=spec.latent_size, channels=spec.channels, normalize="none"),
+        flow=FlowSpec(path="ddpm", prediction="epsilon", mask_ratio=0.0),
+        sample=SampleSpec(sampler="dpmpp_2m", steps=20, guidance=4.5, spacing="linspace", batch_size=batch_size),
+    )
 
 
-def _home(config: ConfigDict) -> dict[str, Any]:
+def _home(config: RunConfig) -> dict[str, Any]:
     """What the devices that convert change for themselves, and what is to be written as it was."""
-    return {"mesh": config.mesh.to_dict(), "attention": config.model.attention}
+    return {"mesh": config.mesh, "attention": config.model.attention}
 
 
 def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | None) -> Model:
@@ -167,7 +164,7 @@ def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | N
     config = workdir.config()
     checks.validate(config)
     home = _home(config)
-    config.mesh.update(mesh)
+    config = settings.changed(config, settings.prefixed("mesh", mesh))
     system, params, at = workdir.load(config, ema=ema, step=step, exact=True)
     origin = {"from": "workdir", "path": str(workdir.path), "step": at, "ema": ema, "its_origin": workdir.origin()}
     origin["encoders"] = workdir.noted_encoders()
@@ -189,10 +186,10 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     folder = hub.folder_of(hub.local(path))
     where = str(folder / hub.CONFIG)
     with hub.interpreted(where):
-        config = config_lib.from_json(json.dumps(found[CONFIG_KEY]))
+        config = config_lib.from_tree(found[CONFIG_KEY])
         checks.validate(config)
     home = _home(config)
-    config.mesh.update(mesh)
+    config = settings.changed(config, settings.prefixed("mesh", mesh))
     step, data = hub.fields(found, where, step=0, data={}).values()
     needs_tokenizer = config.text.encoder == "tower"
     tokenizer = Tokenizer.load(folder / TOKENIZER) if needs_tokenizer else None
@@ -200,7 +197,7 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     if (folder / ENCODING).is_file():
         encoding = Encoding.from_bytes((folder / ENCODING).read_bytes(), str(folder / ENCODING))
     system = make_system(config, tokenizer, encoding)
-    abstract = abstract_params(system)
+    abstract = system.abstract_params()
     say(f"reading {num_params(abstract):,} parameters from {path}")
     params = name_map.load(hub.TensorFiles(path), native_table(system, abstract), abstract)
     origin = {"from": "safetensors", "path": str(Path(path).absolute())}

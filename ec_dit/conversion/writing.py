@@ -1,6 +1,5 @@
 """Where models go: a workdir, PixArt's layout for diffusers, or our own safetensors."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ec_dit import config as config_lib
-from ec_dit import specs
+from ec_dit.config import specs
 from ec_dit.conversion.model import Model, Say, native_table
 from ec_dit.conversion.reading import CONFIG_KEY, TOKENIZER
-from ec_dit.core import export, name_map, paths, processes, sharding
+from ec_dit.core import export, name_map, paths, processes, settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import flag_names
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.models import native, pixart
-from ec_dit.workdir import Workdir
+from ec_dit.runs.workdir import Workdir
 
 
 def refuse_taken(path: str) -> None:
@@ -39,7 +38,7 @@ def to_workdir(model: Model, path: str) -> None:
     processes.check_shared(workdir.path, "an --out such as gs://BUCKET/DIR")
     workdir.fill(model.config(), model.system.tokenizer, model.data, model.origin, model.system.encoding)
     checkpointer = workdir.checkpointer(asynchronous=False)
-    checkpointer.save(model.step, {"params": model.params}, {"config": json.loads(config_lib.to_json(model.config()))})
+    checkpointer.save(model.step, {"params": model.params}, {"config": config_lib.to_tree(model.config())})
     checkpointer.close()
 
 
@@ -56,7 +55,7 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
         say(
             "note: this model was not trained with PixArt's noise; diffusers will load it, but its pipelines draw nothing with it"
         )
-        found[CONFIG_KEY] = {part: json.loads(config_lib.to_json(config))[part] for part in ("flow", "sample")}
+        found[CONFIG_KEY] = {part: config_lib.to_tree(config)[part] for part in ("flow", "sample")}
     if model.system.encoding is not None and config.data.normalize == "channel":
         mean_Z, std_Z = model.system.latent_scale
         say(
@@ -71,14 +70,14 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
 
 def to_safetensors(model: Model, path: str, dtype: str) -> None:
     """A folder with every tensor under our own name, and a config.json that builds the model again."""
-    config = model.config()
-    config.text.path = config.data.autoencoder = config.train.init_from = ""  # folders of this machine
+    places = ("text.path", "data.autoencoder", "train.init_from")  # folders of this machine
+    config = settings.changed(model.config(), dict.fromkeys(places, ""))
     tensors = name_map.tensors(model.params, native_table(model.system, model.params))
     digests = export.write(path, native.STEM, _cast(tensors, dtype))
     found = {
         "architectures": ["EC-DiT"],
         "parameters": num_params(model.params),
-        CONFIG_KEY: json.loads(config_lib.to_json(config)),
+        CONFIG_KEY: config_lib.to_tree(config),
         "step": model.step,
         "data": {key: value for key, value in model.data.items() if key != "path"},
     }

@@ -6,14 +6,30 @@ All but `tensor` split the batch. `data` copies parameters; `expert` splits the 
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from ec_dit.core.errors import UserError
+from ec_dit.core.settings import SIZE, key
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+
+def _size(value: int) -> str | None:
+    return None if value == -1 or 1 <= value <= SIZE else "must be at least 1, or -1"
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """The `mesh` section: devices per axis of MESH_AXES; one of them -1: all that are left."""
+
+    data: int = key(-1, "copies of the parameters", check=_size, resumable=True)
+    fsdp: int = key(1, "parts of each expert; of dense weights where expert = 1", check=_size, resumable=True)
+    expert: int = key(1, "parts of the experts, and of dense weights", check=_size, resumable=True)
+    tensor: int = key(1, "parts of heads and feed-forward width", check=_size, resumable=True)
 
 
 def resolve_shape(shape: Sequence[int], num_devices: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ _SOURCES = {
 }
 _NAMED = "tfds"  # What follows its colon is the option `dataset`.
 _LARGEST = 2**63 - 1  # of whole numbers
+KINDS = tuple(_SOURCES)
 NAMES = tuple(f"{name}:NAME" if name == _NAMED else name for name in _SOURCES)
 
 

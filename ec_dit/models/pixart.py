@@ -128,7 +128,7 @@ def spec_of(found: Mapping[str, Any], where: str) -> DiTSpec:
         patch=sizes["patch_size"],
         latent_size=side,
         channels=channels,
-        out_channels=sizes["out_channels"],
+        learned_sigma=sizes["out_channels"] != channels,
         text_width=sizes["caption_channels"] if projects else sizes["cross_attention_dim"],
         text_projection=projects,
         modulation="adaln_single",

@@ -4,11 +4,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ec_dit.core.errors import UserError
+from ec_dit.core.settings import COUNT, SIZE, key, only, unless
 from ec_dit.nn.attention import AttentionKernel
 from ec_dit.nn.embeddings import PositionFit
 from ec_dit.nn.modulation import ModulationKind
+from ec_dit.nn.routing import IMAGE, RoutingKind, RoutingSpec
 
 RematPolicy = Literal["none", "dots", "full"]
+_SPARSE = unless("moe.routing", "dense")
+# Instead of what decides more than memory.
+MEMORY = (
+    "with fewer devices, or less memory, give model.remat=full instead, and more of them to mesh.fsdp or mesh.expert than "
+    "to mesh.data"
+)
 
 
 @dataclass(frozen=True)
@@ -18,59 +26,91 @@ class SparseSpec:
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
 
-    num_experts: int = 0
-    first: int = 1
-    every: int = 2
+    num_experts: int = key(0, "E", at_least=0, at_most=SIZE)
+    first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE)
+    every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE)
 
     def is_sparse(self, block: int) -> bool:
         """Whether the block of that index has experts."""
         return bool(self.num_experts) and block >= self.first and (block - self.first) % self.every == 0
 
 
+def _group_size(value: str) -> str | None:
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 12 else 0
+    return None if value == IMAGE or 1 <= number <= COUNT else f"give a number of tokens, or {IMAGE}"
+
+
 @dataclass(frozen=True)
-class DiTSpec:
-    """A diffusion transformer.
+class MoESpec(RoutingSpec, SparseSpec):
+    """The `moe` section: where sparse blocks are, and how they route in training."""
+
+    routing: RoutingKind = key("dense", "expert_choice; token_choice: GShard top-2; dense: no experts")
+    group_size: int | str = key(
+        "1024",
+        "tokens routed together in training: a number, or 'image'",
+        check=_group_size,
+        use=_SPARSE,
+        because=f"it decides which tokens compete for an expert; {MEMORY}",
+    )
+    aux_weight: float = key(0.01, "of the load-balancing loss", at_least=0, use=only("moe.routing", "token_choice"))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The `model` section: a diffusion transformer, whatever it is fed and however it routes."""
+
+    width: int = key(1152, "D", at_least=1, at_most=SIZE)
+    num_blocks: int = key(28, "blocks, dense and sparse", at_least=1, at_most=SIZE)
+    num_heads: int = key(18, "H", at_least=1, at_most=SIZE)
+    num_kv_heads: int = key(6, "grouped key-value heads, in self- and cross-attention", at_least=1, at_most=SIZE)
+    head_dim: int = key(64, "K", at_least=1, at_most=SIZE)
+    ffn_factor: int = key(4, "F / D", at_least=1, at_most=SIZE)
+    patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE)
+    modulation: ModulationKind = key(
+        "adaln", "how time enters: each block with a map of its own, or one map for all (PixArt-alpha)"
+    )
+    qk_norm: bool = key(False, "RMSNorm on queries and keys")
+    bias: bool = key(
+        False,
+        "biases in attention and feed-forward layers (PixArt-alpha's weights have them, the paper's counts do not)",
+    )
+    position_scale: float = key(
+        1.0, "divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart", above=0
+    )
+    position_fit: PositionFit = key(
+        "area", "of sizes other than data.size: area stretches both sides alike; sides each (PixArt-alpha)"
+    )
+    text_projection: bool = key(
+        False, "a two-layer perceptron M -> D on the text before cross-attention (PixArt-alpha)"
+    )
+    size_embedding: bool = key(
+        False, "the picture's sides and aspect ratio enter beside the time (PixArt-alpha at 1024 pixels)"
+    )
+    learned_sigma: bool = key(
+        False, "the output has a second half, a variance, that nothing uses (PixArt-alpha's weights)"
+    )
+    attention: AttentionKernel = key("xla", "kernel: xla, or cudnn on GPUs in bfloat16", resumable=True)
+    remat: RematPolicy = key("none", "what the backward pass recomputes: dots, all but weight products", resumable=True)
+    dtype: Literal["auto", "bfloat16", "float32"] = key(
+        "auto", "of the computation: auto is bfloat16 on accelerators, float32 on CPU"
+    )
+
+
+@dataclass(frozen=True)
+class DiTSpec(ModelSpec):
+    """A diffusion transformer with its input and its sparse blocks.
 
     Attributes:
-        width, num_blocks, num_heads, num_kv_heads, head_dim: D, blocks, H, N, K.
-        ffn_factor: F / D.
-        patch: latent pixels per side of a token.
         latent_size: latent rows and columns trained on; positions count in its patches. Other sizes work too.
-        channels, out_channels: Z in and out; out differs only where a model also predicts a variance, in its second half.
+        channels: Z.
         text_width: M of the text embeddings that cross-attention reads.
-        text_projection: a two-layer perceptron M -> D before cross-attention (PixArt-alpha), or none.
-        modulation: how time enters, see nn/modulation.py.
-        qk_norm: RMSNorm on queries and keys.
-        bias: biases in attention and feed-forward layers (PixArt-alpha's weights have them, the paper's counts do not).
-        position_scale: PixArt-alpha's interpolation scale.
-        position_fit: how positions of another size than `latent_size` count, see nn/embeddings.py.
-        size_embedding: rows, columns and aspect ratio of the picture enter beside the time (PixArt-alpha at 1024 pixels).
         sparse: which blocks have experts.
-        remat: what the backward pass recomputes.
-        attention: which kernel computes attention.
     """
 
-    width: int
-    num_blocks: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int = 64
-    ffn_factor: int = 4
-    patch: int = 2
     latent_size: int = 32
     channels: int = 4
-    out_channels: int = 4
     text_width: int = 1280
-    text_projection: bool = False
-    modulation: ModulationKind = "adaln"
-    qk_norm: bool = False
-    bias: bool = False
-    position_scale: float = 1.0
-    position_fit: PositionFit = "area"
-    size_embedding: bool = False
     sparse: SparseSpec = SparseSpec()
-    remat: RematPolicy = "none"
-    attention: AttentionKernel = "xla"
 
     def __post_init__(self) -> None:
         if min(self.width, self.num_blocks, self.num_kv_heads, self.head_dim, self.patch, self.sparse.every) < 1:
@@ -85,6 +125,11 @@ class DiTSpec:
             raise UserError(f"model: size_embedding needs a width that 3 divides, not {self.width}.")
         if self.sparse.num_experts and not 0 <= self.sparse.first < self.num_blocks:
             raise UserError(f"model: first sparse block {self.sparse.first} is not among {self.num_blocks} blocks.")
+
+    @property
+    def out_channels(self) -> int:
+        """Z out: twice that in where the model also predicts a variance, in its second half."""
+        return self.channels * (2 if self.learned_sigma else 1)
 
     @property
     def grid(self) -> int:
@@ -115,6 +160,30 @@ class DiTSpec:
         tail = flags[head + repeats * every :]
         stages = [((False,), head), (tuple(flags[head : head + every]), repeats), (tuple(tail), 1)]
         return [(pattern, count) for pattern, count in stages if pattern and count]
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The `text` section: what the model reads of a caption."""
+
+    encoder: Literal["cached", "tower"] = key(
+        "cached", "embeddings stored with the data, or a small text encoder trained jointly"
+    )
+    width: int = key(
+        1280, "M; OpenCLIP bigG's text tower, the nearest public encoder to the paper's", at_least=1, at_most=SIZE
+    )
+    length: int = key(77, "T, tokens per caption", at_least=1, at_most=SIZE)
+    path: str = key(
+        "",
+        "folders of the published encoders of cached embeddings, comma-separated; sampling reads prompts with them",
+        use=only("text.encoder", "cached"),
+        resumable=True,
+    )
+    lower: bool = key(
+        False, "prompts in lower case and without space around them (PixArt's)", use=only("text.encoder", "cached")
+    )
+    tower_blocks: int = key(2, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"))
+    tower_heads: int = key(4, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.models.dit import DiT
 from ec_dit.models.spec import DiTSpec, TowerSpec
 from ec_dit.models.text_tower import TextTower
+from ec_dit.nn.moe import RouterStats
+from ec_dit.nn.routing import RoutingSpec
 
 
 class Text(NamedTuple):
@@ -22,8 +25,20 @@ class Text(NamedTuple):
     mask_BT: Any
 
 
+class Batch(NamedTuple):
+    """Examples as a training step takes them.
+
+    Attributes:
+        image_BYXZ: clean pictures or latents, float32.
+        text: their captions.
+    """
+
+    image_BYXZ: Any
+    text: Text
+
+
 class TextToImage(nnx.Module):
-    """`encode` a caption once, then call `dit` as often as the sampler asks."""
+    """`encode` a caption once, then call `predict` as often as the sampler asks."""
 
     def __init__(self, dit: DiTSpec, tower: TowerSpec | None, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.tower = None if tower is None else TextTower(tower, dtype=dtype, rngs=rngs)
@@ -32,3 +47,22 @@ class TextToImage(nnx.Module):
     def encode(self, text: Text) -> Text:
         """Replaces token ids by embeddings; embeddings pass through."""
         return text if self.tower is None else Text(self.tower(text.tokens, text.mask_BT), text.mask_BT)
+
+    def predict(
+        self, x_BYXZ: jax.Array, t_B: jax.Array, text: Text, routing: RoutingSpec, keep_BS: jax.Array | None = None
+    ) -> tuple[jax.Array, RouterStats | None]:
+        """Predicts patches (B, S, P) without the channels of a learned variance, which nothing uses; else as `DiT` does.
+
+        Args:
+            text: encoded captions.
+        """
+        out_BSP, stats = self.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, routing=routing, keep_BS=keep_BS)
+        return without_variance(out_BSP, self.dit.spec), stats
+
+
+def without_variance(out_BSP: jax.Array, spec: DiTSpec) -> jax.Array:
+    """Takes the channels beyond the input's away from patches: a learned variance."""
+    if spec.out_channels == spec.channels:
+        return out_BSP
+    pixels = out_BSP.reshape(*out_BSP.shape[:2], -1, spec.out_channels)
+    return pixels[..., : spec.channels].reshape(*out_BSP.shape[:2], -1)

@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from ec_dit.core import sharding
 from ec_dit.core.sharding import LogicalAxes
+from ec_dit.core.tree import named_leaves
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,23 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, An
     graphdef, state = nnx.split(model, nnx.Param)
     info = jax.tree.map(_info, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(info)
+
+
+def shardings(abstract: Any, infos: Any, mesh: Mesh) -> Any:
+    """Gives the NamedSharding of every parameter.
+
+    Args:
+        abstract: arrays or ShapeDtypeStructs of the parameters.
+        infos: their ParamInfo.
+
+    Raises:
+        UserError: if a dimension does not divide over the mesh.
+    """
+    leaves = [
+        sharding.named_sharding(info.axes, leaf.shape, mesh, name)
+        for (name, leaf), info in zip(named_leaves(abstract), jax.tree.leaves(infos), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 def _info(param: nnx.Param) -> ParamInfo:

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 
 from ec_dit.core import rounding
 from ec_dit.core.errors import UserError
+from ec_dit.core.settings import SIZE, key, only, unless
 
-RoutingKind = Literal["expert_choice", "token_choice"]
+RoutingKind = Literal["expert_choice", "token_choice", "dense"]
 CombineKind = Literal["scatter", "one_hot"]
 GateKind = Literal["score", "normalized"]
+IMAGE = "image"  # the size of a routing group: the tokens of one image
 _LEAST_SCORE, _NOT_TAKEN = 1e-30, -1e30  # below any score; its logarithm, below any other
 
 
@@ -29,19 +31,28 @@ class RoutingSpec:
     """How a sparse layer routes; may differ between training and sampling.
 
     Attributes:
-        kind: the rule.
-        capacity_factor: f_c, how many experts a token meets on average; C = S f_c / E, rounded up.
-        group_size: S, tokens that are routed together; 0 for the tokens of one image, whatever their number.
-        combine: 'scatter' adds expert outputs back to their tokens, 'one_hot' multiplies by a one-hot matrix.
-        gate: of expert choice: 'score', the softmaxed score (Algorithm 1), or 'normalized', divided by the sum of a token's
-            scores over the experts that took it. Experts that are copies of one feed-forward layer then give its output.
+        routing: the rule.
+        capacity_factor: f_c; C = S f_c / E, rounded up.
+        group_size: S, tokens that are routed together; IMAGE for the tokens of one image, whatever their number.
+        gate: 'normalized' makes experts that are copies of one feed-forward layer give its output.
     """
 
-    kind: RoutingKind = "expert_choice"
-    capacity_factor: float = 2.0
-    group_size: int = 0
-    combine: CombineKind = "scatter"
-    gate: GateKind = "score"
+    routing: RoutingKind = "expert_choice"
+    capacity_factor: float = key(
+        2.0, "f_c: experts per token on average", above=0, at_most=SIZE, use=unless("moe.routing", "dense")
+    )
+    group_size: int | str = IMAGE
+    combine: CombineKind = key(
+        "scatter",
+        "how outputs return to tokens: added up one by one, or by a product with a one-hot matrix",
+        use=unless("moe.routing", "dense"),
+        resumable=True,
+    )
+    gate: GateKind = key(
+        "score",
+        "the softmaxed score (Algorithm 1), or that divided by the sum over the experts that took the token (upcycled models)",
+        use=only("moe.routing", "expert_choice"),
+    )
 
 
 class Routing(NamedTuple):
@@ -62,7 +73,7 @@ class Routing(NamedTuple):
     aux_loss: jax.Array
 
 
-def group_tokens(num_tokens: int, image_tokens: int, group_size: int) -> int:
+def group_tokens(num_tokens: int, image_tokens: int, group_size: int | str) -> int:
     """The size S of a routing group.
 
     Args:
@@ -73,8 +84,8 @@ def group_tokens(num_tokens: int, image_tokens: int, group_size: int) -> int:
     Raises:
         UserError: if groups do not divide the tokens.
     """
-    size = group_size or image_tokens
-    if size < 0 or num_tokens % size:
+    size = image_tokens if group_size == IMAGE else int(group_size)
+    if size < 1 or num_tokens % size:
         raise UserError(
             f"routing: groups of {size} tokens do not divide the {num_tokens} tokens of a batch ({num_tokens // image_tokens}"
             f" images x {image_tokens} tokens). Choose a group_size that divides {num_tokens}, or 'image'."
@@ -106,7 +117,9 @@ def route(scores_GSE: jax.Array, spec: RoutingSpec) -> Routing:
     _, group_size, experts = scores_GSE.shape
     slots = capacity(group_size, experts, spec.capacity_factor)
     return (
-        expert_choice(scores_GSE, slots, spec.gate) if spec.kind == "expert_choice" else token_choice(scores_GSE, slots)
+        token_choice(scores_GSE, slots)
+        if spec.routing == "token_choice"
+        else expert_choice(scores_GSE, slots, spec.gate)
     )
 
 

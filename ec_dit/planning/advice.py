@@ -6,14 +6,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from ec_dit import build, checks, specs
-from ec_dit import config as config_lib
+from ec_dit.config import RunConfig, checks, specs
+from ec_dit.core import settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES
 from ec_dit.planning import compile as compiler
 from ec_dit.planning.hardware import Chip
+from ec_dit.system.model import make_config_mesh
 
 Told = Callable[[str], AbstractContextManager[None]]
 STATE = ("parameters", "optimizer", "ema")
@@ -68,7 +67,7 @@ class Trial:
         return f"  {size}  {self.flags or 'as it is'}{note}"
 
 
-def advise(config: ConfigDict, topology: str, what: str, need: Need, told: Told, *, tries: bool = True) -> str:
+def advise(config: RunConfig, topology: str, what: str, need: Need, told: Told, *, tries: bool = True) -> str:
     """Says what takes the memory of a program that does not fit, and what was tried to make it fit.
 
     Args:
@@ -114,28 +113,21 @@ def _table(trials: list[Trial], chip: Chip) -> list[str]:
     return [f"Tried, GB of a chip's {chip.hbm_bytes / 1e9:.1f}:", *(trial.text() for trial in trials)]
 
 
-def _with(config: ConfigDict, change: Mapping[str, Any]) -> ConfigDict:
-    changed = config.copy_and_resolve_references()
-    for key, value in change.items():
-        config_lib.put(changed, key, value)
-    return changed
-
-
-def _meshes(config: ConfigDict, on: list[Any], what: str, chip: Chip) -> Iterator[Trial]:
+def _meshes(config: RunConfig, on: list[Any], what: str, chip: Chip) -> Iterator[Trial]:
     """The state of a chip under other meshes of the same chips, counted from its shardings."""
     experts, count = config.moe.num_experts or 1, len(on)
     widest = max(n for n in range(1, count + 1) if count % n == 0 and experts % n == 0)
     for expert in dict.fromkeys((widest, 1)):
         change = {f"mesh.{axis}": 1 for axis in MESH_AXES} | {"mesh.expert": expert, "mesh.fsdp": count // expert}
-        if any(config_lib.get(config, key) not in (value, -1) for key, value in change.items()):
+        if any(settings.get(config, key) not in (value, -1) for key, value in change.items()):
             try:
-                state = Need(None, compiler.held(_with(config, change), on, what)).state
+                state = Need(None, compiler.held(settings.changed(config, change), on, what)).state
             except UserError:  # widths that do not divide so
                 continue
             yield Trial(change, state, fits=state < chip.hbm_bytes, part="state")
 
 
-def _trials(config: ConfigDict, topology: str, what: str, need: Need, chip: Chip, told: Told) -> Iterator[Trial]:
+def _trials(config: RunConfig, topology: str, what: str, need: Need, chip: Chip, told: Told) -> Iterator[Trial]:
     """Programs compiled with ever less to keep, to the first that fits."""
     on, _ = compiler.devices(topology)
     found, tried = need, 0
@@ -144,7 +136,7 @@ def _trials(config: ConfigDict, topology: str, what: str, need: Need, chip: Chip
         change, tried = next_change, tried + 1
         try:
             with told(f"with {Trial(change, None, fits=False).flags}"):
-                found = measure(_with(config, change), topology, what)
+                found = measure(settings.changed(config, change), topology, what)
         except UserError:  # whatever comes next fails alike
             return
         fits = found.total is not None and found.total <= chip.hbm_bytes
@@ -154,11 +146,11 @@ def _trials(config: ConfigDict, topology: str, what: str, need: Need, chip: Chip
 
 
 def _next(
-    config: ConfigDict, on: list[Any], what: str, change: Mapping[str, Any], need: Need, chip: Chip
+    config: RunConfig, on: list[Any], what: str, change: Mapping[str, Any], need: Need, chip: Chip
 ) -> dict[str, Any] | None:
     """The next change to try: less kept for the backward pass, then fewer images at a time."""
     key = "train.accumulate" if what == "train" else "sample.batch_size"
-    now = change.get(key, config_lib.get(config, key))
+    now = change.get(key, settings.get(config, key))
     remat = change.get("model.remat", config.model.remat)
     if what == "train" and remat != _REMAT[-1]:
         return {**change, "model.remat": _REMAT[_REMAT.index(remat) + 1]}
@@ -170,20 +162,20 @@ def _next(
         batch = config.train.batch_size
         numbers = [n for n in range(now * parts, min(_MOST_ACCUMULATED, batch) + 1) if batch % n == 0]
         changes = ({**change, key: n} for n in numbers)
-        return next((each for each in changes if _can_train(_with(config, each), on)), None)
+        return next((each for each in changes if _can_train(settings.changed(config, each), on)), None)
     return {**change, key: now // parts} if now >= parts else None
 
 
-def _can_train(config: ConfigDict, on: list[Any]) -> bool:
+def _can_train(config: RunConfig, on: list[Any]) -> bool:
     try:
         checks.validate(config)
-        specs.check_batch(config, build.make_config_mesh(config, on))
+        specs.check_batch(config, make_config_mesh(config, on))
     except UserError:
         return False
     return True
 
 
-def measure(config: ConfigDict, topology: str, what: str) -> Need:
+def measure(config: RunConfig, topology: str, what: str) -> Need:
     """Compiles a step, and says what it takes of a chip's memory.
 
     Raises:

@@ -13,17 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from ec_dit import build, specs
+from ec_dit.config import RunConfig, specs
 from ec_dit.core import sharding, topology
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.eval.generate import guided_prediction
-from ec_dit.models.text_to_image import Text
+from ec_dit.models.text_to_image import Batch, Text
 from ec_dit.planning.hardware import CHIPS, Chip
+from ec_dit.sampling.generator import guided_prediction
+from ec_dit.system import model as systems
+from ec_dit.system import step as training_step
+from ec_dit.system.model import System
 from ec_dit.train.checkpoint import abstract_like
 from ec_dit.train.state import TrainState
 
@@ -41,7 +43,7 @@ class Compiled:
     """
 
     program: jax.stages.Compiled
-    system: build.System
+    system: System
     images: int
     held: dict[str, int]
     seconds: float
@@ -117,7 +119,7 @@ class DoesNotFit(UserError):
         self.held = held
 
 
-def make_system(config: ConfigDict, on: Sequence[Any]) -> build.System:
+def make_system(config: RunConfig, on: Sequence[Any]) -> System:
     """The config's system on these devices, with the tokenizer of its data where a text tower is trained along."""
     tokenizer = None
     if config.text.encoder == "tower":
@@ -129,34 +131,33 @@ def make_system(config: ConfigDict, on: Sequence[Any]) -> build.System:
             )
         path = datasets.open(d.path).tokenizer_path
         tokenizer = Tokenizer.load(path) if path else None
-    return build.make_system(config, tokenizer, on)
+    return systems.make_system(config, tokenizer, on)
 
 
-def train_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
+def train_step(config: RunConfig, on: Sequence[Any]) -> Compiled:
     """The training step on a batch of the config's shapes."""
     system = make_system(config, on)
     specs.check_batch(config, system.mesh)
-    tx = system.optimizer()
-    abstract, shardings = system.abstract_state(tx)
+    tx = training_step.optimizer(system)
+    abstract, shardings = training_step.abstract_state(system, tx)
     state = abstract_like(abstract, shardings)
     batch = _batch(system, config.train.batch_size)
-    step = system.step(tx, shardings)
+    step = training_step.make_train_step(system, tx, shardings)
     size = {**_state_bytes(state), "batch": per_device_bytes(batch)}
     return _compile(system, config.train.batch_size, size, lambda: step.lower(state, batch))
 
 
-def held(config: ConfigDict, on: Sequence[Any], what: str) -> dict[str, int]:
+def held(config: RunConfig, on: Sequence[Any], what: str) -> dict[str, int]:
     """Bytes of the state on one device by kind, from its shardings; nothing is compiled.
 
     Raises:
         UserError: for a config that does not fit the devices.
     """
     system = make_system(config, on)
-    state = abstract_like(*system.abstract_state(system.optimizer()))
-    if what == "train":
-        specs.check_batch(config, system.mesh)
-        return _state_bytes(state)
-    return {"parameters": per_device_bytes(system.sampling_params(state.params))}
+    if what != "train":
+        return {"parameters": per_device_bytes(system.sampling_params(system.abstract_params()))}
+    specs.check_batch(config, system.mesh)
+    return _state_bytes(abstract_like(*training_step.abstract_state(system, training_step.optimizer(system))))
 
 
 def _state_bytes(state: TrainState) -> dict[str, int]:
@@ -164,15 +165,15 @@ def _state_bytes(state: TrainState) -> dict[str, int]:
     return {kind: per_device_bytes(tree) for kind, tree in kinds.items()}
 
 
-def sample_step(config: ConfigDict, on: Sequence[Any]) -> Compiled:
+def sample_step(config: RunConfig, on: Sequence[Any]) -> Compiled:
     """One guided network evaluation of the sampler, with the weights in the dtype of the computation."""
     system = make_system(config, on)
     settings = specs.sample_settings(config)
-    params = system.sampling_params(abstract_like(*system.abstract_state(system.optimizer())).params)
+    params = system.sampling_params(system.abstract_params())
     ways = sharding.batch_ways(system.mesh)
     images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
-    noise, text = _batch(system, images)
-    size = {"parameters": per_device_bytes(params), "batch": per_device_bytes((noise, text))}
+    noise, text = batch = _batch(system, images)
+    size = {"parameters": per_device_bytes(params), "batch": per_device_bytes(batch)}
     always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
 
     def evaluate(params: Any, noise: jax.Array, text: Text) -> jax.Array:
@@ -193,22 +194,22 @@ def per_device_bytes(tree: Any) -> int:
     return total
 
 
-def _batch(system: build.System, images: int) -> tuple[jax.ShapeDtypeStruct, Text]:
+def _batch(system: System, images: int) -> Batch:
     d, t = system.config.data, system.config.text
     x = _on(system, (images, d.size, d.size, d.channels), jnp.float32)
     if t.encoder == "tower":
         tokens = _on(system, (images, t.length), jnp.int32)
     else:
         tokens = _on(system, (images, t.length, t.width), jnp.float32)
-    return x, Text(tokens, _on(system, (images, t.length), jnp.bool_))
+    return Batch(x, Text(tokens, _on(system, (images, t.length), jnp.bool_)))
 
 
-def _on(system: build.System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def _on(system: System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     where = sharding.named_sharding(("batch", *(None,) * (len(shape) - 1)), shape, system.mesh, "the batch")
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def _compile(system: build.System, images: int, size: dict[str, int], lower: Any) -> Compiled:
+def _compile(system: System, images: int, size: dict[str, int], lower: Any) -> Compiled:
     start = time.perf_counter()
     with jax.set_mesh(system.mesh):
         lowered = lower()

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict
 
-from ec_dit import specs
+from ec_dit.config import RunConfig, specs
 from ec_dit.core import topology as topologies
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
 from ec_dit.models import sizes
@@ -178,7 +177,7 @@ def _collective_row(c: dict[str, Any], unit: float) -> str:
     return f"  {c['kind']:20}{'+'.join(c['axes']):20}{sizes}"
 
 
-def make(config: ConfigDict, topology: str, what: str) -> Report:
+def make(config: RunConfig, topology: str, what: str) -> Report:
     """Compiles and measures.
 
     Raises:
@@ -222,11 +221,11 @@ def make(config: ConfigDict, topology: str, what: str) -> Report:
     )
 
 
-def by_formula(config: ConfigDict, topology: str, what: str) -> str:
+def by_formula(config: RunConfig, topology: str, what: str) -> str:
     """What needs no compiler: parameters, state and model FLOPs of a chip, and how long computing takes at least."""
     wanted = topologies.parse(topology)
     name, chip, chips = wanted.name, CHIPS[wanted.name], wanted.chips
-    mesh = AbstractMesh(resolve_shape([config.mesh[axis] for axis in MESH_AXES], chips), MESH_AXES)
+    mesh = AbstractMesh(resolve_shape([getattr(config.mesh, axis) for axis in MESH_AXES], chips), MESH_AXES)
     if what == "train":
         specs.check_batch(config, mesh)
     images = config.train.batch_size if what == "train" else config.sample.batch_size
@@ -247,7 +246,7 @@ def by_formula(config: ConfigDict, topology: str, what: str) -> str:
     return "\n".join(lines)
 
 
-def _image_flops(config: ConfigDict, what: str) -> float:
+def _image_flops(config: RunConfig, what: str) -> float:
     """Model FLOPs of a step for one image."""
     spec, length, factor = specs.dit_spec(config), config.text.length, config.moe.capacity_factor
     if what == "train":

@@ -15,31 +15,42 @@ from typing import Any, Literal
 import jax
 import optax
 
+from ec_dit.core.settings import COUNT, key, only
+
 OptimizerKind = Literal["rmsprop", "adamw", "muon"]
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """See the `optimizer` keys of ec_dit/config.py; `steps` ends the cosine schedule."""
+    """The `optimizer` section."""
 
-    name: OptimizerKind
-    learning_rate: float
-    adam_learning_rate: float
-    warmup_steps: int
-    schedule: Literal["constant", "cosine"]
-    steps: int
-    momentum: float
-    decay: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
+    name: OptimizerKind = key("rmsprop", "rmsprop with momentum; muon: hidden matrices, the rest by NAdam")
+    learning_rate: float = key(1e-4, "after warm-up", above=0)
+    adam_learning_rate: float = key(
+        1e-3,
+        "of muon's NAdam, which takes everything that is no hidden matrix",
+        above=0,
+        use=only("optimizer.name", "muon"),
+    )
+    warmup_steps: int = key(20_000, "from the first step, in which it is not zero", at_least=0, at_most=COUNT)
+    schedule: Literal["constant", "cosine"] = key("constant", "after warm-up; cosine: to zero at train.steps")
+    momentum: float = key(
+        0.9, "rmsprop and muon (its NAdam has 0.9); the first-moment decay of adamw", at_least=0, below=1
+    )
+    decay: float = key(0.999, "of the second moment (rmsprop, adamw, and the NAdam beside muon)", at_least=0, below=1)
+    eps: float = key(1e-8, "added where the second moment divides", above=0)
+    weight_decay: float = key(0.0, "decoupled: learning_rate x this, of every weight matrix", at_least=0)
+    clip_norm: float = key(1.0, "global gradient norm; 0 = no clipping", at_least=0)
+    ema_decay: float = key(
+        0.9999, "of the average of parameters; ramps up as min(decay, (1 + step) / (10 + step))", at_least=0, below=1
+    )
 
 
-def make_schedule(spec: OptimizerSpec, peak: float) -> optax.Schedule:
-    """Linear warm-up to `peak`, then constant, or a cosine to zero at `spec.steps`."""
+def make_schedule(spec: OptimizerSpec, steps: int, peak: float) -> optax.Schedule:
+    """Linear warm-up to `peak`, then constant, or a cosine to zero after `steps`."""
     rest = optax.constant_schedule(peak)
     if spec.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(peak, max(1, spec.steps - spec.warmup_steps))
+        rest = optax.cosine_decay_schedule(peak, max(1, steps - spec.warmup_steps))
     if not spec.warmup_steps:
         return rest
     # Step 0 already moves: a first step of size zero would be a step lost.
@@ -47,14 +58,15 @@ def make_schedule(spec: OptimizerSpec, peak: float) -> optax.Schedule:
     return optax.join_schedules([warmup, rest], [spec.warmup_steps])
 
 
-def make_optimizer(spec: OptimizerSpec, infos: Any) -> optax.GradientTransformation:
+def make_optimizer(spec: OptimizerSpec, steps: int, infos: Any) -> optax.GradientTransformation:
     """Makes the chain of clipping, the optimizer and decoupled weight decay.
 
     Args:
+        steps: of the whole training.
         infos: `nn.param.ParamInfo` of every parameter; its roles tell Muon and weight decay where the matrices are.
     """
     is_matrix = jax.tree.map(lambda info: info.roles is not None, infos)
-    rate = make_schedule(spec, spec.learning_rate)
+    rate = make_schedule(spec, steps, spec.learning_rate)
     if spec.name == "rmsprop":
         # Bias correction: without it the first steps, whose second moment is still near zero, are far too long.
         main = optax.rmsprop(
@@ -67,7 +79,7 @@ def make_optimizer(spec: OptimizerSpec, infos: Any) -> optax.GradientTransformat
             rate,
             beta=spec.momentum,
             eps=spec.eps,
-            adam_learning_rate=make_schedule(spec, spec.adam_learning_rate),
+            adam_learning_rate=make_schedule(spec, steps, spec.adam_learning_rate),
             adam_b2=spec.decay,
             muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, infos),
         )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ec_dit.core import sharding
 from ec_dit.core.tree import named_leaves
+from ec_dit.nn import param
 
 _SMALL = 64  # optimizer constants of at most so many numbers are copied to every device
 
@@ -50,14 +51,9 @@ def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> Any:
         UserError: if a parameter's dimension does not divide over the mesh.
         ValueError: if an optimizer keeps an array that belongs to no parameter; it would be replicated unseen.
     """
-    names = [name for name, _ in named_leaves(abstract.params)]
-    leaves = jax.tree.leaves(abstract.params)
-    params = {
-        name: sharding.named_sharding(info.axes, leaf.shape, mesh, name)
-        for name, leaf, info in zip(names, leaves, jax.tree.leaves(infos), strict=True)
-    }
+    params = dict(named_leaves(param.shardings(abstract.params, infos, mesh)))
     everywhere = sharding.replicated(mesh)
-    by_name = dict(zip(names, leaves, strict=True))
+    by_name = dict(named_leaves(abstract.params))
 
     def of_optimizer(name: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         parts = name.split("/")

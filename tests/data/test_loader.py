@@ -15,7 +15,7 @@ from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.records import Record
 from ec_dit.data.rows import PictureRows
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.flow import path
+from ec_dit.flow.process import even_times
 from tests.data import sets
 from tests.data.batches import SHARES, assert_same, joined, shares_of, take
 
@@ -217,7 +217,7 @@ def test_validation_times_are_even_whatever_the_stride_of_the_records(stride):
     batches = list(fixed_batches(Numbered(1024 * stride), batch_size=256, max_batches=4))
     records, positions = (np.concatenate([batch[key] for batch in batches]) for key in ("record_B", "position_B"))
     np.testing.assert_array_equal(records, stride * np.arange(1024))
-    times = np.sort(path.even_times(jnp.asarray(positions)))
+    times = np.sort(even_times(jnp.asarray(positions)))
     np.testing.assert_array_equal(np.bincount((4 * times).astype(int)) // 10, [25] * 4)  # 250 to 259 in each quarter
     assert np.abs(times - (np.arange(1024) + 0.5) / 1024).max() < 4 / 1024
 

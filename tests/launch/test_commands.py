@@ -47,7 +47,7 @@ def test_slices_that_are_not_offered(topology):
 
 
 def test_every_paper_config_names_a_slice():
-    from ec_dit import overrides
+    from ec_dit.config import overrides
     from ec_dit.models.paper import PAPER
 
     for name in PAPER:

@@ -28,7 +28,7 @@ SPECS = {
     "sparse": replace(SMALL, sparse=SparseSpec(4)),
     "sparse_from_0_every_3": replace(SMALL, sparse=SparseSpec(4, first=0, every=3), ffn_factor=3),
     "adaln_single": replace(SMALL, modulation="adaln_single", sparse=SparseSpec(2)),
-    "text_projection": replace(SMALL, text_projection=True, out_channels=8, patch=4),
+    "text_projection": replace(SMALL, text_projection=True, learned_sigma=True, patch=4),
     "size_embedding": replace(SMALL, width=36, modulation="adaln_single", size_embedding=True),
     "bias_and_qk_norm": replace(SMALL, bias=True, qk_norm=True, sparse=SparseSpec(4)),
 }

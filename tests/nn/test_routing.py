@@ -267,7 +267,7 @@ def test_groups_do_not_see_each_other(rule):
 def test_route_follows_the_spec():
     scores_GSE = softmax_scores(2, 16, 4)
     for kind, rule in (("expert_choice", expert_choice), ("token_choice", token_choice)):
-        spec = RoutingSpec(kind=kind, capacity_factor=1.5)  # C = 16 * 1.5 / 4
+        spec = RoutingSpec(routing=kind, capacity_factor=1.5)  # C = 16 * 1.5 / 4
         by_spec = jax.jit(route, static_argnums=1)(scores_GSE, spec)
         jax.tree.map(np.testing.assert_array_equal, by_spec, rule(scores_GSE, 6))
     normal = jax.jit(route, static_argnums=1)(scores_GSE, RoutingSpec(capacity_factor=1.5, gate="normalized"))

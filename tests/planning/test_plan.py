@@ -8,9 +8,9 @@ import time
 
 import jax
 import pytest
-from ml_collections import ConfigDict
 
-from ec_dit import checks, overrides, plan, presets, specs
+from ec_dit import config, plan, presets
+from ec_dit.config import RunConfig, checks, overrides, specs
 from ec_dit.core import topology
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES
@@ -24,15 +24,12 @@ KEYS |= {"model_flops_per_chip", "compiled_flops_per_chip", "collectives", "roof
 KEYS |= {"hours_800k", "paper_hours"}
 
 
-def small(routing="expert_choice", **mesh) -> ConfigDict:
+def small(routing="expert_choice", **mesh) -> RunConfig:
     """A paper config's structure at a size that compiles in seconds, on cached text and latents."""
-    c = helpers.tiny_config(routing)
-    c.model.qk_norm = False
-    c.text.update(encoder="cached", width=32)
-    c.data.update(source="synthetic", space="latents", size=8, channels=4)
-    c.mesh.update({"data": 1} | mesh)
-    checks.validate(c)
-    return c
+    data = {"source": "synthetic", "space": "latents", "size": 8, "channels": 4}
+    keys = {f"data__{name}": value for name, value in data.items()}
+    keys |= {f"mesh__{axis}": size for axis, size in ({"data": 1} | mesh).items()}
+    return helpers.tiny_config(routing, model__qk_norm=False, text__encoder="cached", text__width=32, **keys)
 
 
 def test_figures_of_a_training_step(tmp_path, capsys):
@@ -148,10 +145,7 @@ def test_advice_is_what_was_found_by_trying(of_memory, monkeypatch, limit, chang
     of_memory(limit * 1e9)
     monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)  # an emulated device has no less
     c = small(expert=8)
-    c.train.batch_size = 192
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        c[section][name] = value
+    c = helpers.change(c, train__batch_size=192, **changes)
 
     def measure(changed, *_):
         return advice.Need(round(memory_of(changed) * 1e9), {"parameters": 10 * 10**9})
@@ -168,13 +162,12 @@ def test_advice_is_what_was_found_by_trying(of_memory, monkeypatch, limit, chang
     assert text.splitlines()[-1] == f"Use {ends[-1]}"
     assert text.count(" fits") == 1
     for end in ends:
-        changed = small(expert=8)
-        overrides.apply(changed, overrides.split(end.split())[1])
-        changed.train.batch_size = 192
+        changed = overrides.apply(small(expert=8), overrides.split(end.split())[1])
+        changed = helpers.change(changed, train__batch_size=192)
         checks.validate(changed)
         specs.check_batch(changed, jax.sharding.AbstractMesh((1, 1, 8, 1), MESH_AXES))
         if "model__remat" in changes and "remat" not in end:
-            changed.model.remat = changes["model__remat"]
+            changed = helpers.change(changed, model__remat=changes["model__remat"])
         assert f"{memory_of(changed):7.1f}  {end}" in text
     assert text.startswith("Activations, gradients and gathered weights take ")
 
@@ -190,8 +183,7 @@ def test_what_does_not_divide_is_not_advised(of_memory, monkeypatch):
     """One image a device leaves nothing to accumulate."""
     of_memory(20e9)
     monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)
-    c = small(expert=8)
-    c.train.batch_size, c.model.remat = 8, "full"
+    c = helpers.change(small(expert=8), train__batch_size=8, model__remat="full")
     need = advice.Need(40 * 10**9, {"parameters": 10 * 10**9})
     monkeypatch.setattr(advice, "measure", None)
     text = advice.advise(c, "cpu:8", "train", need, contextlib.nullcontext)
@@ -214,8 +206,7 @@ def test_what_fits_by_no_setting_says_so(of_memory, monkeypatch):
 
 def test_emulated_devices_count_what_is_made_on_the_way(of_memory, found):
     """Activations, too: four times the images take more, and the memory of the machine is all there is."""
-    many = small(expert=8)
-    many.train.batch_size *= 8
+    many = helpers.change(small(expert=8), train__batch_size=8 * 16)
     less, more = found, report.make(many, "cpu:8", "train")
     kind = "activations and temporaries"
     assert less.memory[kind] > 100_000  # 2 images of 8 tokens a device, 2 blocks of width 32
@@ -284,7 +275,7 @@ def test_without_the_compiler_the_formulas_still_speak(monkeypatch, capsys):
     c = presets.paper("m_64e")
     presets.pod(c, "v5p:8x8x8", expert=64, fsdp=-1)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
-        plan.plan(c, None, "train", None)
+        plan.plan(config.typed(c), None, "train", None)
     text = capsys.readouterr().out
     assert "97.11 B" in text and "512 chips of v5p" in text
 
@@ -309,13 +300,11 @@ def test_a_config_without_topology_needs_one():
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampling_without_guidance_is_one_evaluation(guidance):
-    c = small(expert=8)
-    c.sample.guidance = guidance
+    c = helpers.change(small(expert=8), sample__guidance=guidance)
     found = report.make(c, "cpu:8", "sample")
     assert 0.95 < found.compiled_flops / found.model_flops < 1.15
 
 
 def test_an_odd_number_of_samples_is_padded_and_counted_so():
-    c = small(expert=8)
-    c.sample.batch_size = 5
+    c = helpers.change(small(expert=8), sample__batch_size=5)
     assert report.make(c, "cpu:8", "sample").images == 8

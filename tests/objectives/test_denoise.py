@@ -10,12 +10,14 @@ import pytest
 from flax import nnx
 
 from ec_dit.core.tree import named_leaves
-from ec_dit.flow import sampler
-from ec_dit.models import objective
-from ec_dit.models.objective import Objective
+from ec_dit.flow.ddpm import Ddpm
+from ec_dit.flow.rectified import RectifiedFlow
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.models.text_to_image import Batch, Text, TextToImage, without_variance
 from ec_dit.nn.routing import RoutingSpec
+from ec_dit.objectives.denoise import Denoise, drop_captions
+from ec_dit.sampling.generator import predict_fn
+from ec_dit.sampling.samplers import SAMPLERS
 from tests import plain
 
 BATCH, SIZE, PATCH, CHANNELS, LENGTH, FLOOR = 8, 8, 2, 3, 5, 0.05
@@ -28,7 +30,6 @@ DIT = DiTSpec(
     patch=PATCH,
     latent_size=SIZE,
     channels=CHANNELS,
-    out_channels=CHANNELS,
     text_width=16,
     sparse=SparseSpec(4, first=0, every=1),  # two sparse blocks: a sum over blocks is not a mean
 )
@@ -36,7 +37,14 @@ TOWER = TowerSpec(vocab_size=11, width=16, num_blocks=1, num_heads=2, length=LEN
 ROUTING = RoutingSpec("expert_choice", 2.0)
 NULL = Text(jnp.array([9, 0, 0, 0, 0]), jnp.arange(LENGTH) == 0)
 # Times from 0.02 to 0.85: below the floor as well, and in several levels.
-GOAL = {"time_mean": -1.2, "time_std": 1.6, "mask_ratio": 0.5, "caption_dropout": 0.4, "aux_weight": 0.3}
+GOAL = {
+    "null_text": NULL,
+    "time_mean": -1.2,
+    "time_std": 1.6,
+    "mask_ratio": 0.5,
+    "caption_dropout": 0.4,
+    "aux_weight": 0.3,
+}
 KEY = jax.random.key(6)
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
 
@@ -125,10 +133,10 @@ def plain_inputs(goal, x0_BYXZ, text):
 @pytest.mark.parametrize("kind", ["expert_choice", "token_choice"])
 def test_the_loss_equals_numpy(random_model, prediction, kind):
     graphdef, params = random_model
-    goal = Objective("rectified", prediction, **GOAL, routing=RoutingSpec(kind, 2.0))
+    goal = Denoise(path="rectified", prediction=prediction, **GOAL, routing=RoutingSpec(kind, 2.0))
     x0_BYXZ, text = example()
-    run = quick_jit(lambda params, *inputs: objective.loss_fn(graphdef, goal, params, *inputs))
-    total, parts = run(params, x0_BYXZ, text, NULL, KEY)
+    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), *inputs))
+    total, parts = run(params, Batch(x0_BYXZ, text), KEY)
 
     inputs, noise_BYXZ = plain_inputs(goal, x0_BYXZ, text)
     _, t_B, _, keep_BS = inputs
@@ -153,7 +161,7 @@ def test_the_loss_equals_numpy(random_model, prediction, kind):
 def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
     # A gradient that stops somewhere on its way leaves all values as they are.
     graphdef, params = random_model
-    goal = Objective("rectified", "data", **GOAL, routing=RoutingSpec("token_choice", 2.0))
+    goal = Denoise(path="rectified", prediction="data", **GOAL, routing=RoutingSpec("token_choice", 2.0))
     x0_BYXZ, text = example()
     inputs, _ = plain_inputs(goal, x0_BYXZ, text)
     _, t_B, _, keep_BS = inputs
@@ -165,7 +173,7 @@ def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
         return (((out_BSP - target_BSP) * weight_B11) ** 2).mean() + goal.aux_weight * stats.aux_loss.sum()
 
     def total(params):
-        return objective.loss_fn(graphdef, goal, params, x0_BYXZ, text, NULL, KEY)[0]
+        return goal.loss(nnx.merge(graphdef, params), Batch(x0_BYXZ, text), KEY)[0]
 
     gradients = [named_leaves(quick_jit(jax.grad(loss))(params)) for loss in (total, expected)]
     for (name, a), (_, b) in zip(*gradients, strict=True):
@@ -176,12 +184,11 @@ def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
 def stand_in(dit):
     """A model whose network is `dit(x_BYXZ, t_B, text) -> patches`; its routing must arrive as it was given."""
 
-    def call(x_BYXZ, t_B, text_BTM, mask_BT, *, routing):
+    def predict(x_BYXZ, t_B, text, routing):
         assert routing is ROUTING
-        return dit(x_BYXZ, t_B, Text(text_BTM, mask_BT)), None
+        return dit(x_BYXZ, t_B, text), None
 
-    call.spec = SimpleNamespace(patch=PATCH, channels=CHANNELS, out_channels=CHANNELS)
-    return SimpleNamespace(dit=call)
+    return SimpleNamespace(predict=predict, dit=SimpleNamespace(spec=SimpleNamespace(patch=PATCH)))
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun", "ddim", "dpmpp_2m"])
@@ -195,11 +202,11 @@ def test_the_true_answer_leads_from_noise_to_the_data(prediction, kind):
     answer = {"velocity": noise_BYXZ - data_BYXZ, "data": data_BYXZ, "epsilon": noise_BYXZ}[prediction]
     condition = Text(np.array([plain.patches(image, PATCH) for image in answer]), np.ones((3, 8), bool))
     model = stand_in(lambda x_BYXZ, t_B, text: text.tokens)
-    predict = objective.predict_fn(model, ROUTING)
-    grid = sampler.ddpm_grid(40, "linspace") if prediction == "epsilon" else sampler.straight_grid(40)
+    predict = predict_fn(model, ROUTING)
+    grid = (Ddpm() if prediction == "epsilon" else RectifiedFlow()).grid(40)
     start_BYXZ = grid.signal[0] * data_BYXZ + grid.noise[0] * noise_BYXZ
 
-    x_BYXZ = sampler.sample(lambda x, t: predict(x, jnp.full(3, t), condition), prediction, start_BYXZ, grid, kind)
+    x_BYXZ = SAMPLERS[kind](lambda x, t: predict(x, jnp.full(3, t), condition), prediction, start_BYXZ, grid)
     np.testing.assert_allclose(x_BYXZ, data_BYXZ, rtol=1e-3, atol=1e-4)
 
 
@@ -210,7 +217,7 @@ def test_a_prediction_by_hand():
     )
     text = Text(jnp.array([[[1.0]], [[1.0]]]), jnp.array([[[True]], [[False]]]))
     x_BYXZ, t_B = jnp.full((2, 2, 2, 1), 3.0), jnp.array([0.5, 0.01])
-    out_BYXZ = objective.predict_fn(model, ROUTING)(x_BYXZ, t_B, text)
+    out_BYXZ = predict_fn(model, ROUTING)(x_BYXZ, t_B, text)
     np.testing.assert_allclose(out_BYXZ, np.broadcast_to(np.reshape([2.5, 0.03], (2, 1, 1, 1)), x_BYXZ.shape))
 
 
@@ -221,7 +228,7 @@ def test_the_prediction_of_a_real_model_is_its_answer_laid_out_as_an_image(rando
 
     def run(params):
         model = nnx.merge(graphdef, params)
-        return objective.predict_fn(model, ROUTING)(x_BYXZ, t_B, model.encode(text))
+        return predict_fn(model, ROUTING)(x_BYXZ, t_B, model.encode(text))
 
     made_BYXZ = np.asarray(quick_jit(run)(params))
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, t_B, text)
@@ -229,19 +236,17 @@ def test_the_prediction_of_a_real_model_is_its_answer_laid_out_as_an_image(rando
 
 
 def test_a_learned_variance_is_left_out():
-    spec = SimpleNamespace(patch=PATCH, channels=1, out_channels=2)
-    model = stand_in(lambda x_BYXZ, t_B, text: jnp.arange(8.0).reshape(1, 1, 8))  # (row, column, channel)
-    model.dit.spec = spec
-    text = Text(jnp.zeros((1, 1, 1)), jnp.ones((1, 1), bool))
-    out_BYXZ = objective.predict_fn(model, ROUTING)(jnp.zeros((1, 2, 2, 1)), jnp.zeros(1), text)
-    np.testing.assert_array_equal(out_BYXZ[0, :, :, 0], [[0, 2], [4, 6]])
+    spec = SimpleNamespace(channels=1, out_channels=2)
+    out_BSP = without_variance(jnp.arange(8.0).reshape(1, 1, 8), spec)  # (row, column, channel)
+    np.testing.assert_array_equal(out_BSP, [[[0, 2, 4, 6]]])
 
 
 def test_the_loss_of_ddpm_equals_numpy(random_model):
     graphdef, params = random_model
-    goal = Objective("ddpm", "epsilon", **GOAL | {"caption_dropout": 0.0}, routing=ROUTING)
+    goal = Denoise(path="ddpm", prediction="epsilon", **GOAL | {"caption_dropout": 0.0}, routing=ROUTING)
     x0_BYXZ, text = example()
-    loss, parts = quick_jit(partial(objective.loss_fn, graphdef, goal))(params, x0_BYXZ, text, NULL, KEY)
+    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), *inputs))
+    loss, parts = run(params, Batch(x0_BYXZ, text), KEY)
 
     key_t, key_noise, key_keep, _ = jax.random.split(KEY, 4)
     level_B = np.asarray(jax.random.randint(key_t, (BATCH,), 0, 1000))
@@ -260,7 +265,7 @@ def test_dropped_captions_become_the_null_caption_tokens_and_mask(width, rate):
     batch, rng = 4000, np.random.default_rng(0)
     text = Text(rng.integers(1, 8, (batch, LENGTH, *width)), np.arange(LENGTH) < rng.integers(2, 6, (batch, 1)))
     null = Text(np.full((LENGTH, *width), 9), np.arange(LENGTH) == 0)
-    tokens, mask_BT = (np.asarray(leaf) for leaf in objective.drop_captions(jax.random.key(0), text, null, rate))
+    tokens, mask_BT = (np.asarray(leaf) for leaf in drop_captions(jax.random.key(0), text, null, rate))
     dropped_B = (tokens == 9).reshape(batch, -1).all(1)
     np.testing.assert_array_equal(tokens[~dropped_B], text.tokens[~dropped_B])
     np.testing.assert_array_equal(mask_BT[~dropped_B], text.mask_BT[~dropped_B])
@@ -270,13 +275,15 @@ def test_dropped_captions_become_the_null_caption_tokens_and_mask(width, rate):
 
 def test_without_dropout_the_text_stays_as_it_is():
     _, text = example()
-    assert objective.drop_captions(jax.random.key(0), text, NULL, 0.0) is text
+    assert drop_captions(jax.random.key(0), text, NULL, 0.0) is text
 
 
 @cache
 def validation(graphdef, prediction):
-    goal = Objective("ddpm" if prediction == "epsilon" else "rectified", prediction, **GOAL, routing=ROUTING)
-    return quick_jit(lambda params, *inputs: objective.validation_loss(graphdef, goal, params, *inputs))
+    goal = Denoise(
+        path="ddpm" if prediction == "epsilon" else "rectified", prediction=prediction, **GOAL, routing=ROUTING
+    )
+    return quick_jit(lambda params, *inputs: goal.validation_loss(nnx.merge(graphdef, params), *inputs))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data", "epsilon"])
@@ -284,7 +291,7 @@ def test_the_validation_loss_equals_numpy(random_model, prediction):
     graphdef, params = random_model
     x0_BYXZ, text = example()
     position_B = np.array([0, 1, 2, 3, 24, 5, 14, 12_000_019], np.int32)
-    loss_B = validation(graphdef, prediction)(params, x0_BYXZ, text, position_B)
+    loss_B = validation(graphdef, prediction)(params, Batch(x0_BYXZ, text), position_B)
 
     golden = round((5**0.5 - 1) / 2 * 2**32)  # its multiples spread evenly over the unit interval
     t_B = np.array([(int(position) * golden + 2**31) % 2**32 / 2**32 for position in position_B])
@@ -307,20 +314,20 @@ def test_the_validation_loss_of_an_image_depends_on_its_position_and_on_no_neigh
     run = validation(graphdef, "velocity")
     x0_BYXZ, text = example()
     position_B = np.arange(10, 10 + BATCH, dtype=np.int32)
-    loss_B = run(params, x0_BYXZ, text, position_B)
+    loss_B = run(params, Batch(x0_BYXZ, text), position_B)
 
     x0, tokens, mask, positions = (a[::-1] for a in (x0_BYXZ, *text, position_B))
-    np.testing.assert_allclose(run(params, x0, Text(tokens, mask), positions), loss_B[::-1], rtol=1e-5)
+    np.testing.assert_allclose(run(params, Batch(x0, Text(tokens, mask)), positions), loss_B[::-1], rtol=1e-5)
 
     others, of_others = example(seed=1)  # the first image stays, between other images at other positions
     x0 = np.concatenate([x0_BYXZ[:1], others[1:]])
     tokens, mask = (np.concatenate([a[:1], b[1:]]) for a, b in zip(text, of_others, strict=True))
     positions = np.concatenate([position_B[:1], position_B[1:] + 100])
-    alone_B = run(params, x0, Text(tokens, mask), positions)
+    alone_B = run(params, Batch(x0, Text(tokens, mask)), positions)
     np.testing.assert_allclose(alone_B[0], loss_B[0], rtol=1e-5)
     assert (np.abs(alone_B[1:] - loss_B[1:]) > 1e-3).all()
 
     x0, tokens, mask = (np.repeat(a[:1], BATCH, axis=0) for a in (x0_BYXZ, *text))
-    same_B = run(params, x0, Text(tokens, mask), position_B)
+    same_B = run(params, Batch(x0, Text(tokens, mask)), position_B)
     np.testing.assert_allclose(same_B[0], loss_B[0], rtol=1e-5)
     assert len(set(np.asarray(same_B).round(4).tolist())) == BATCH  # one image, eight positions

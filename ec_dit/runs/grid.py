@@ -5,16 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from ec_dit import build, specs
+from ec_dit.config import RunConfig, specs
 from ec_dit.core import processes
 from ec_dit.core.stopping import StopSignal
 from ec_dit.data import images
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.sheet import contact_sheet
-from ec_dit.eval.generate import SampleSettings
 from ec_dit.models.text_to_image import Text
+from ec_dit.sampling.settings import SampleSettings
+from ec_dit.system.model import System
+from ec_dit.system.painter import Painter, autoencoder_path
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.state import TrainState
 
@@ -35,7 +36,7 @@ class SampleGrid:
 
     def __init__(
         self,
-        system: build.System,
+        system: System,
         data: Dataset,
         writer: MetricWriter,
         stop: StopSignal,
@@ -46,7 +47,7 @@ class SampleGrid:
         self._seed, self._prompts = config.seed, list(config.log.prompts)
         self._real: list[np.ndarray] = []
         if self._prompts:
-            self._generator = system.generator(_settings(config))
+            self._generator = Painter(system).generator(_settings(config))
             return
         split = data["validation" if "validation" in data.splits else "train"]
         part = max(split.parts, key=lambda part: part.size)
@@ -54,10 +55,9 @@ class SampleGrid:
         self._prompts = [record.caption for record in records]
         if data.encoding is None:
             self._real = [images.center_crop(images.decode(record.image), config.data.size) for record in records]
-            self._generator = system.generator(_settings(config))
+            self._generator = Painter(system).generator(_settings(config))
             return
         means_BYXZ = np.stack([record.latents[0][0] for record in records]).astype(np.float32)
-        self._real = list(images.to_uint8(system.autoencoder.decode(means_BYXZ)))
         null_text = system.null_text()
         known = {record.caption: Text(np.float32(record.text_TM()), record.texts[0][1]) for record in records}
 
@@ -65,12 +65,14 @@ class SampleGrid:
             found = [known.get(caption, null_text) for caption in captions]  # '' fills batches up
             return Text(np.stack([text.tokens for text in found]), np.stack([text.mask_BT for text in found]))
 
-        self._generator = system.generator(_settings(config, part.shape), part.shape, encode)
+        painter = Painter(system, encode)
+        self._real = list(images.to_uint8(painter.autoencoder.decode(means_BYXZ)))
+        self._generator = painter.generator(_settings(config, part.shape), part.shape)
 
     @classmethod
     def make(
         cls,
-        system: build.System,
+        system: System,
         data: Dataset,
         writer: MetricWriter,
         stop: StopSignal,
@@ -78,7 +80,7 @@ class SampleGrid:
     ) -> "SampleGrid | None":
         """None, and why, where the autoencoder of the latents is not at hand: training goes on without pictures."""
         if data.encoding is not None:
-            path = system.autoencoder_path
+            path = autoencoder_path(system)
             if not processes.everywhere(Path(path).exists()):
                 say(f"no sample grids: not every process finds the autoencoder {path}; see --config.data.autoencoder")
                 return None
@@ -97,5 +99,5 @@ class SampleGrid:
         self._writer.image(done, self.NAME, contact_sheet(shown, captions, columns=8, smooth=True))
 
 
-def _settings(config: ConfigDict, shape: specs.Shape | None = None) -> SampleSettings:
+def _settings(config: RunConfig, shape: specs.Shape | None = None) -> SampleSettings:
     return dataclasses.replace(specs.sample_settings(config, shape), batch_size=_BATCH)

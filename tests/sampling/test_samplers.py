@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ec_dit.flow.guidance import guide, interleave
-from ec_dit.flow.sampler import count_evaluations, ddpm_grid, integrate, sample, straight_grid
+from ec_dit.flow.ddpm import Ddpm
+from ec_dit.flow.rectified import RectifiedFlow
+from ec_dit.sampling.guidance import guide, interleave
+from ec_dit.sampling.samplers import SAMPLERS, count_evaluations
 
 
 def decay(x, t):
@@ -15,7 +17,7 @@ def decay(x, t):
 
 
 def error(kind, steps):
-    x = integrate(decay, jnp.ones((1,)), straight_grid(steps).times, kind)
+    x = SAMPLERS[kind](decay, "velocity", jnp.ones((1,)), RectifiedFlow().grid(steps))
     return abs(float(x[0]) - np.exp(-2.0))
 
 
@@ -28,20 +30,8 @@ def test_error_falls_with_the_order_of_the_method(kind, order):
 def test_a_straight_path_is_exact_in_any_number_of_steps(kind):
     data, noise = jnp.array([3.0, -1.0]), jnp.array([0.5, 2.0])
     for steps in (1, 3):
-        np.testing.assert_allclose(
-            integrate(lambda x, t: noise - data, noise, straight_grid(steps).times, kind), data, rtol=1e-6
-        )
-
-
-@pytest.mark.parametrize("kind", ["eular", "ddim", ""])
-def test_an_integrator_that_is_none_is_refused(kind):
-    with pytest.raises(ValueError, match="euler and heun do"):
-        integrate(decay, jnp.ones(1), straight_grid(4).times, kind)
-
-
-def test_time_grid_ends_and_shift():
-    np.testing.assert_allclose(straight_grid(4).times, [1, 0.75, 0.5, 0.25, 0])
-    np.testing.assert_allclose(straight_grid(2, 3.0).times, [1, 0.75, 0])  # 3 x 0.5 / (1 + 2 x 0.5)
+        made = SAMPLERS[kind](lambda x, t: noise - data, "velocity", noise, RectifiedFlow().grid(steps))
+        np.testing.assert_allclose(made, data, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun"])
@@ -61,16 +51,16 @@ def test_evaluations_are_counted_as_they_happen(kind, scale, interval, guided):
 
         return evaluate
 
-    times, zero = straight_grid(5).times, jnp.zeros(1)
+    grid, zero = RectifiedFlow().grid(5), jnp.zeros(1)
     function = guide(velocity(1), velocity(2), zero, zero, scale, interval)
-    jax.block_until_ready(jax.jit(lambda noise: integrate(function, noise, times, kind))(jnp.ones(1)))
+    jax.block_until_ready(jax.jit(lambda noise: SAMPLERS[kind](function, "velocity", noise, grid))(jnp.ones(1)))
     jax.effects_barrier()
 
     at = [1, 0.8, 0.6, 0.4, 0.2]
     at += at[1:] if kind == "heun" else []  # the second evaluation of every step but the last
     assert sorted(calls[2]) == sorted(t for t in at if t in guided)
     assert sorted(calls[1]) == sorted(t for t in at if t not in guided)
-    assert count_evaluations(times, kind, scale, interval) == len(calls[1]) + 2 * len(calls[2])
+    assert count_evaluations(grid.times, SAMPLERS[kind], scale, interval) == len(calls[1]) + 2 * len(calls[2])
 
 
 def gaussian(prediction, mean=0.5, std=0.3):
@@ -92,11 +82,11 @@ def gaussian(prediction, mean=0.5, std=0.3):
 
 def gaussian_error(prediction, kind, steps):
     """Distance from where the exact flow takes each starting point: its quantile among the data."""
-    grid = ddpm_grid(steps, "linspace") if prediction == "epsilon" else straight_grid(steps)
+    grid = (Ddpm() if prediction == "epsilon" else RectifiedFlow()).grid(steps)
     alpha, sigma = grid.signal[0], grid.noise[0]
     start = np.linspace(-1.5, 1.5, 7)
     quantile = (start - alpha * 0.5) / np.hypot(alpha * 0.3, sigma)
-    made = sample(gaussian(prediction), prediction, jnp.asarray(start, jnp.float32), grid, kind)
+    made = SAMPLERS[kind](gaussian(prediction), prediction, jnp.asarray(start, jnp.float32), grid)
     return np.abs(np.asarray(made) - (0.5 + 0.3 * quantile)).max()
 
 
@@ -111,7 +101,8 @@ def test_the_second_order_solver_follows_the_exact_flow_closer(prediction):
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
 def test_on_straight_lines_ddim_is_euler(prediction):
     noise = jnp.linspace(-2, 2, 9)
-    ddim, euler = (sample(gaussian(prediction), prediction, noise, straight_grid(7, 2.0), k) for k in ("ddim", "euler"))
+    grid = RectifiedFlow(time_shift=2.0).grid(7)
+    ddim, euler = (SAMPLERS[kind](gaussian(prediction), prediction, noise, grid) for kind in ("ddim", "euler"))
     np.testing.assert_allclose(ddim, euler, rtol=1e-5, atol=1e-6)
 
 
@@ -133,7 +124,7 @@ def test_ddpm_samplers_equal_diffusers(kind, spacing, steps):
     else:
         scheduler = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
     scheduler.set_timesteps(steps)
-    grid = ddpm_grid(steps, spacing)
+    grid = Ddpm(spacing).grid(steps)
     assert [round(1000 * float(t)) for t in grid.times[:-1]] == scheduler.timesteps.tolist()
 
     predict = gaussian("epsilon")
@@ -141,7 +132,7 @@ def test_ddpm_samplers_equal_diffusers(kind, spacing, steps):
     for t in scheduler.timesteps:
         epsilon = np.asarray(predict(jnp.asarray(x.numpy()), jnp.float32(float(t) / 1000)))
         x = scheduler.step(torch.from_numpy(epsilon.copy()), t, x).prev_sample
-    made = sample(predict, "epsilon", jnp.linspace(-2, 2, 9), grid, kind)
+    made = SAMPLERS[kind](predict, "epsilon", jnp.linspace(-2, 2, 9), grid)
     np.testing.assert_allclose(made, x.numpy(), rtol=1e-4, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ec_dit import build, specs
+from ec_dit.config import specs
 from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.stopping import StopSignal
@@ -15,16 +15,18 @@ from ec_dit.core.terminal import Progress
 from ec_dit.data import images
 from ec_dit.data.sources.shapes_scene import ShapesOptions
 from ec_dit.eval.base import Evaluation, Evaluator
-from ec_dit.eval.generate import SampleSettings
 from ec_dit.eval.shapes_suite import ShapesEvaluator
-from ec_dit.workdir import Workdir
+from ec_dit.runs.workdir import Workdir
+from ec_dit.sampling.settings import SampleSettings
+from ec_dit.system.model import System
+from ec_dit.system.painter import Painter
 
 SUITES = ("shapes",)
 
 
 def run(
     suite: str,
-    system: build.System,
+    system: System,
     params: Any,
     step: int,
     workdir: Workdir,
@@ -43,7 +45,7 @@ def run(
     """
     evaluator = make_evaluator(suite, system, workdir, novel)
     settings = specs.sample_settings(system.config)
-    generator = system.generator(settings)
+    generator = Painter(system).generator(settings)
     say(
         f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
         f"NFE {settings.evaluations}"
@@ -74,7 +76,7 @@ def run(
     return outcome
 
 
-def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bool = False) -> Evaluator:
+def make_evaluator(suite: str, system: System, workdir: Workdir, novel: bool = False) -> Evaluator:
     """The suite by its name, with the prompts that fit the run's data.
 
     Raises:
@@ -91,11 +93,11 @@ def make_evaluator(suite: str, system: build.System, workdir: Workdir, novel: bo
     return ShapesEvaluator(options, system.config.eval.images_per_task, novel)
 
 
-def describe(system: build.System, settings: SampleSettings) -> dict[str, Any]:
+def describe(system: System, settings: SampleSettings) -> dict[str, Any]:
     """Every setting an image depends on, and the versions and devices that made it, for the files beside it."""
     return {
         "dtype": str(system.dtype),
-        "path": settings.path,
+        "path": system.config.flow.path,
         "prediction": settings.prediction,
         "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
         "mesh": dict(system.mesh.shape),

@@ -12,12 +12,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
-from ml_collections import ConfigDict
 
 from ec_dit import cli
 from ec_dit import config as config_lib
-from ec_dit.build import System, make_system
-from ec_dit.core import digests, json_file, paths, processes
+from ec_dit.config import RunConfig
+from ec_dit.core import digests, json_file, paths, processes, settings
 from ec_dit.core.digests import DigestedFiles
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.core.tree import named_leaves
@@ -25,8 +24,10 @@ from ec_dit.data.dataset import Dataset
 from ec_dit.data.encoding import FILE as _ENCODING
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.train.checkpoint import Checkpointer, abstract_like
+from ec_dit.system.model import System, make_system
+from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.checkpoint_folder import CheckpointFolder
+from ec_dit.train.state import TrainState
 
 _Options = TypeVar("_Options")
 _CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
@@ -54,7 +55,7 @@ class Workdir:
         paths.check_is_text(self.path, "a run")
         self._files = DigestedFiles(self.path, "start the run (or its conversion) again, which writes it anew")
 
-    def claim(self, config: ConfigDict, dataset: Dataset | None) -> None:
+    def claim(self, config: RunConfig, dataset: Dataset | None) -> None:
         """Makes the folder this run's, or checks that it already is; every process checks, the first one writes.
 
         What a checkpoint records of its run is compared, not the files beside it: those may be lost, and are written anew.
@@ -68,7 +69,7 @@ class Workdir:
             moved = self._moved(record, dataset) if dataset is not None else []
             where = f"the newest checkpoint in {self.path / _CHECKPOINTS}"
             with json_file.whole(where):
-                old = config_lib.from_json(json.dumps(record["config"]), where)
+                old = config_lib.from_tree(record["config"])
             self.check(old, config, moved)
         processes.check_same(config_lib.to_json(config), "the config")
         processes.check_shared(self.path, "a --workdir such as gs://BUCKET/DIR")
@@ -105,7 +106,7 @@ class Workdir:
 
     def fill(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         tokenizer: Tokenizer | None,
         data: Mapping[str, Any],
         origin: Mapping[str, Any] = MappingProxyType({}),
@@ -146,7 +147,7 @@ class Workdir:
         except (OSError, UserError):
             return False
 
-    def check(self, old: ConfigDict, new: ConfigDict, also: Sequence[str] = ()) -> None:
+    def check(self, old: RunConfig, new: RunConfig, also: Sequence[str] = ()) -> None:
         """Refuses to go on with other settings.
 
         Args:
@@ -161,7 +162,7 @@ class Workdir:
                 "Give this run another --workdir, or the same settings as before."
             )
 
-    def config(self) -> ConfigDict:
+    def config(self) -> RunConfig:
         """The config of the run.
 
         Raises:
@@ -171,7 +172,7 @@ class Workdir:
         if (content := self._files.read(_CONFIG)) is None:
             raise UserError(wrong.format(f"no {_CONFIG}"))
         where = str(self.path / _CONFIG)
-        if not json_file.parse(content, where, self._files.advice).keys() & config_lib.default().keys():
+        if not json_file.parse(content, where, self._files.advice).keys() & _SECTIONS:
             raise UserError(wrong.format(f"its {_CONFIG} is another program's"))
         return config_lib.from_json(content, where, self._files.advice)
 
@@ -210,7 +211,7 @@ class Workdir:
 
     def load(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         *,
         ema: bool = True,
         step: int | None = None,
@@ -231,7 +232,7 @@ class Workdir:
         Raises:
             UserError: if there is no such checkpoint, or it is damaged.
         """
-        config.model.attention = "xla"  # the same function, on whatever devices are here
+        config = settings.changed(config, {"model.attention": "xla"})  # the same function, on whatever devices are here
         system = make_system(config, self.tokenizer(), encoding=self.encoding(), noted=self.noted_encoders())
         checkpoints = self.checkpointer(read_only=True)
         if step is not None:
@@ -261,9 +262,7 @@ class Workdir:
                 f"--config.train.init_from={self.path}: its parameters were trained on data encoded otherwise:\n  "
                 + "\n  ".join(apart)
             )
-        theirs = self.config()
-        theirs.mesh.update(system.config.mesh)
-        theirs.model.attention = system.config.model.attention
+        theirs = settings.replaced(self.config(), system.config, "mesh", "model.attention")
         held, here = (_shapes(each) for each in (make_system(theirs, own, encoding=self.encoding()), system))
         if apart := sorted(name for name in held.keys() | here.keys() if held.get(name) != here.get(name)):
             lines = [line for line in config_lib.difference(theirs, system.config) if line.startswith(_STRUCTURE)]
@@ -289,10 +288,10 @@ class Workdir:
         return found[0]
 
     def _params(self, checkpoints: Checkpointer, step: int, system: System, *, ema: bool, exact: bool) -> Any:
-        state = abstract_like(*system.abstract_state(system.optimizer()))
+        params = system.abstract_params()
+        params = params if exact else system.sampling_params(params)
+        state = TrainState(step=None, key=None, params=params, ema=params, opt_state=None)  # type: ignore[arg-type]
         wanted = "ema" if ema and "ema" in checkpoints.fields(step) else "params"
-        if not exact:
-            state = state._replace(**{wanted: system.sampling_params(getattr(state, wanted))})
         return getattr(checkpoints.restore(step, state, only=(wanted,)), wanted)
 
     def write_eval(self, name: str, figures: dict[str, Any]) -> None:

@@ -4,11 +4,8 @@ import contextlib
 import json
 from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
-from ec_dit import build, checks
-from ec_dit import config as config_lib
-from ec_dit.core import processes
+from ec_dit.config import RunConfig, checks
+from ec_dit.core import processes, settings
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset as datasets
 from ec_dit.data import registry, writing
@@ -19,12 +16,13 @@ from ec_dit.data.rows import CACHE_BYTES, EncodedRows, PictureRows, Rows
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import frozen
+from ec_dit.system.model import System
 
 SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
 _CAPTIONS_CHECKED = 500
 
 
-def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
+def open_data(config: RunConfig, say: Callable[[str], None]) -> Dataset | None:
     """The prepared data set; None for synthetic data. Embedded sources are prepared on first use, by one run at a time.
 
     Raises:
@@ -59,7 +57,7 @@ def open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
     return data
 
 
-def _check_kind(config: ConfigDict, data: Dataset) -> None:
+def _check_kind(config: RunConfig, data: Dataset) -> None:
     """Pictures or latents, tokens or embeddings: the data set must hold what the model takes."""
     pictures, space, text = data.encoding is None, config.data.space, config.text.encoder
     if pictures != (space == "pixels"):
@@ -75,7 +73,7 @@ def _check_kind(config: ConfigDict, data: Dataset) -> None:
         _check_encoding(config, data)
 
 
-def _check_encoding(config: ConfigDict, data: Dataset) -> None:
+def _check_encoding(config: RunConfig, data: Dataset) -> None:
     """Compares what a data set was made with with what the config says of it.
 
     Raises:
@@ -92,9 +90,9 @@ def _check_encoding(config: ConfigDict, data: Dataset) -> None:
         "text.lower": (facts["text"]["lower"], "captions in lower case"),
     }
     wrong = [
-        f"{what}: {key} {made} in the data, {config_lib.get(config, key)} in the config"
+        f"{what}: {key} {made} in the data, {settings.get(config, key)} in the config"
         for key, (made, what) in found.items()
-        if made != config_lib.get(config, key)
+        if made != settings.get(config, key)
     ]
     if path := config.data.autoencoder:
         wrong += filter(None, [frozen.autoencoder_difference(facts, path)])
@@ -120,7 +118,7 @@ def warn_of_cut_captions(data: Dataset, tokenizer: Tokenizer, length: int, say: 
         )
 
 
-def make_loader(system: build.System, data: Dataset | None) -> Loader | SyntheticLoader:
+def make_loader(system: System, data: Dataset | None) -> Loader | SyntheticLoader:
     """This process's share of the training batches."""
     config = system.config
     d, t = config.data, config.text
@@ -142,7 +140,7 @@ def make_loader(system: build.System, data: Dataset | None) -> Loader | Syntheti
     )
 
 
-def make_rows(system: build.System, data: Dataset, split: str, *, augment: bool) -> Rows:
+def make_rows(system: System, data: Dataset, split: str, *, augment: bool) -> Rows:
     """The records of a split as the model takes them; those that are not augmented are cropped in the middle."""
     d = system.config.data
     if data.encoding is not None:

@@ -1,54 +1,40 @@
-"""A config as the dataclasses that the rooms below take: structure, routing, sampling, loss, optimizer."""
+"""A config as the dataclasses that the rooms below take, with what depends on several of its sections."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict
 
+from ec_dit.config import RunConfig
 from ec_dit.core import rounding, sharding
 from ec_dit.core.errors import UserError
+from ec_dit.core.settings import narrow
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.eval.generate import SampleSettings
-from ec_dit.models import objective
+from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.nn.routing import RoutingKind, RoutingSpec, check_capacity, group_tokens
-from ec_dit.train.optimizer import OptimizerSpec
+from ec_dit.models.text_to_image import Text
+from ec_dit.nn.routing import IMAGE, RoutingSpec, check_capacity, group_tokens
+from ec_dit.objectives.denoise import Denoise
+from ec_dit.sampling.settings import PAIR, SampleSettings
 
 Shape = tuple[int, int]  # rows and columns of what the model denoises: latent pixels, or pixels
 
 
-def dit_spec(config: ConfigDict) -> DiTSpec:
-    """The transformer's structure."""
-    m, e = config.model, config.moe
-    return DiTSpec(
-        width=m.width,
-        num_blocks=m.num_blocks,
-        num_heads=m.num_heads,
-        num_kv_heads=m.num_kv_heads,
-        head_dim=m.head_dim,
-        ffn_factor=m.ffn_factor,
-        patch=m.patch,
+def dit_spec(config: RunConfig) -> DiTSpec:
+    """Gives the transformer's structure."""
+    return narrow(
+        DiTSpec,
+        config.model,
         latent_size=config.data.size,
         channels=config.data.channels,
-        out_channels=config.data.channels * (2 if m.learned_sigma else 1),
         text_width=config.text.width,
-        modulation=m.modulation,
-        qk_norm=m.qk_norm,
-        attention=m.attention,
-        bias=m.bias,
-        position_scale=m.position_scale,
-        position_fit=m.position_fit,
-        text_projection=m.text_projection,
-        size_embedding=m.size_embedding,
-        sparse=SparseSpec(e.num_experts, e.first, e.every),
-        remat=m.remat,
+        sparse=narrow(SparseSpec, config.moe),
     )
 
 
-def tower_spec(config: ConfigDict, tokenizer: Tokenizer | None) -> TowerSpec | None:
-    """The jointly trained text tower's structure, None where text comes from a cache."""
+def tower_spec(config: RunConfig, tokenizer: Tokenizer | None) -> TowerSpec | None:
+    """Gives the jointly trained text tower's structure, None where text comes from a cache."""
     if config.text.encoder == "cached":
         return None
     t = config.text
@@ -57,12 +43,12 @@ def tower_spec(config: ConfigDict, tokenizer: Tokenizer | None) -> TowerSpec | N
     return TowerSpec(tokenizer.vocab_size, t.width, t.tower_blocks, t.tower_heads, t.length)
 
 
-def square(config: ConfigDict) -> Shape:
+def square(config: RunConfig) -> Shape:
     """The shape of data.size, which every function here takes where it is given none."""
     return config.data.size, config.data.size
 
 
-def image_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
+def image_tokens(config: RunConfig, shape: Shape | None = None) -> int:
     """Tokens of one image.
 
     Raises:
@@ -77,7 +63,7 @@ def image_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
     return (rows // patch) * (columns // patch)
 
 
-def kept_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
+def kept_tokens(config: RunConfig, shape: Shape | None = None) -> int:
     """Tokens of one image that training sees.
 
     Raises:
@@ -88,28 +74,27 @@ def kept_tokens(config: ConfigDict, shape: Shape | None = None) -> int:
     )
 
 
-def _named(config: ConfigDict, shape: Shape | None) -> str:
+def _named(config: RunConfig, shape: Shape | None) -> str:
     rows, columns = shape or square(config)
     return f"{rows} x {columns} {'pixels' if config.data.space == 'pixels' else 'latent pixels'}"
 
 
-def train_routing(config: ConfigDict) -> RoutingSpec:
+def train_routing(config: RunConfig) -> RoutingSpec:
     """How training routes, at any shape; checks that groups and capacity come out whole at the square.
 
     Raises:
         UserError: naming the numbers that do not fit.
     """
-    e, tokens = config.moe, kept_tokens(config)
-    size = 0 if e.group_size == "image" else int(e.group_size)
-    kind: RoutingKind = "expert_choice" if e.routing == "dense" else e.routing
-    spec = RoutingSpec(kind, e.capacity_factor, size, e.combine, e.gate)
-    if e.routing != "dense":
+    tokens = kept_tokens(config)
+    spec = narrow(RoutingSpec, config.moe)
+    if config.moe.routing != "dense":
         micro_batch = config.train.batch_size // config.train.accumulate
-        check_capacity(group_tokens(micro_batch * tokens, tokens, size), e.num_experts, e.capacity_factor)
+        group = group_tokens(micro_batch * tokens, tokens, spec.group_size)
+        check_capacity(group, config.moe.num_experts, spec.capacity_factor)
     return spec
 
 
-def sample_settings(config: ConfigDict, shape: Shape | None = None) -> SampleSettings:
+def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSettings:
     """How sampling integrates and routes images of one shape.
 
     Raises:
@@ -118,8 +103,8 @@ def sample_settings(config: ConfigDict, shape: Shape | None = None) -> SampleSet
     """
     s, tokens = config.sample, image_tokens(config, shape)
     base = replace(train_routing(config), capacity_factor=s.capacity_factor or config.moe.capacity_factor)
-    sizes = {"pair": 2 * tokens, "image": tokens}
-    size = sizes.get(str(s.group_size)) or int(s.group_size)
+    sizes = {PAIR: 2 * tokens, IMAGE: tokens}
+    size = sizes.get(s.group_size) or int(s.group_size)
     if size > 2 * tokens or (2 * tokens) % size:
         raise UserError(
             f"--config.sample.group_size={size}: an image has {tokens} tokens ({_named(config, shape)}), with its unconditional "
@@ -135,22 +120,17 @@ def sample_settings(config: ConfigDict, shape: Shape | None = None) -> SampleSet
     if config.moe.routing != "dense" and shape in (None, square(config)):
         for group in {size, alone} if s.guidance != 1 else {alone}:
             check_capacity(group, config.moe.num_experts, base.capacity_factor)
-    return SampleSettings(
-        steps=s.steps,
-        sampler=s.sampler,
-        guidance=s.guidance,
-        guidance_interval=tuple(s.guidance_interval),
-        time_shift=s.time_shift,
-        spacing=s.spacing,
-        batch_size=s.batch_size,
-        path=config.flow.path,
+    return narrow(
+        SampleSettings,
+        s,
+        process=make_process(config.flow, s),
         prediction=config.flow.prediction,
         routing=replace(base, group_size=alone),
         paired_routing=replace(base, group_size=size),
     )
 
 
-def check_batch(config: ConfigDict, mesh: Mesh | AbstractMesh, shapes: Sequence[Shape] | None = None) -> None:
+def check_batch(config: RunConfig, mesh: Mesh | AbstractMesh, shapes: Sequence[Shape] | None = None) -> None:
     """Batch and routing groups of training must split evenly over the mesh, and validation must route every image alone.
 
     Args:
@@ -193,24 +173,11 @@ def _other_mesh(parts: int, ways: int, mesh: Mesh | AbstractMesh) -> str:
     return f"give --config.mesh.tensor={tensor}, with {most} devices over the other axes, or take {most} devices"
 
 
-def training_objective(config: ConfigDict) -> objective.Objective:
-    """The loss's settings."""
-    f = config.flow
+def training_objective(config: RunConfig, null_text: Text) -> Denoise:
+    """Gives the loss.
+
+    Args:
+        null_text: the empty caption, leaves without B.
+    """
     weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
-    return objective.Objective(
-        path=f.path,
-        prediction=f.prediction,
-        time_mean=f.time_mean,
-        time_std=f.time_std,
-        mask_ratio=f.mask_ratio,
-        caption_dropout=f.caption_dropout,
-        aux_weight=weight,
-        routing=train_routing(config),
-    )
-
-
-def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
-    """The optimizer's settings."""
-    o = config.optimizer
-    names = OptimizerSpec.__dataclass_fields__.keys() - {"steps"}
-    return OptimizerSpec(**{name: o[name] for name in names}, steps=config.train.steps)
+    return narrow(Denoise, config.flow, aux_weight=weight, routing=train_routing(config), null_text=null_text)

@@ -6,7 +6,6 @@ one fixed size, so that the same compiled program makes it whatever else is aske
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,42 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ec_dit.core import sharding
-from ec_dit.flow import ddpm, sampler
-from ec_dit.flow.guidance import guide
-from ec_dit.flow.path import PathKind, Prediction
-from ec_dit.flow.sampler import Grid, SamplerKind, count_evaluations
-from ec_dit.models.objective import predict_fn
 from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.routing import RoutingSpec
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """How images are made; `routing` is for one image alone, `paired_routing` for it and its unconditional copy."""
-
-    steps: int
-    sampler: SamplerKind
-    guidance: float
-    guidance_interval: tuple[float, float]
-    time_shift: float
-    spacing: ddpm.Spacing
-    batch_size: int
-    path: PathKind
-    prediction: Prediction
-    routing: RoutingSpec
-    paired_routing: RoutingSpec
-
-    @property
-    def grid(self) -> Grid:
-        """The times of the steps."""
-        if self.path == "ddpm":
-            return sampler.ddpm_grid(self.steps, self.spacing)
-        return sampler.straight_grid(self.steps, self.time_shift)
-
-    @property
-    def evaluations(self) -> int:
-        """NFE per image; a guided evaluation counts twice."""
-        return count_evaluations(self.grid.times, self.sampler, self.guidance, self.guidance_interval)
+from ec_dit.sampling.guidance import PredictFn, guide
+from ec_dit.sampling.settings import SampleSettings
 
 
 def sample(
@@ -63,7 +31,7 @@ def sample(
         text: captions; null_text: the empty caption, leaves without B.
     """
     predict = guided_prediction(graphdef, settings, params, noise.shape[0], text, null_text)
-    return sampler.sample(predict, settings.prediction, noise, settings.grid, settings.sampler)
+    return settings.integrator(predict, settings.prediction, noise, settings.grid)
 
 
 def guided_prediction(
@@ -81,6 +49,17 @@ def guided_prediction(
         settings.guidance,
         settings.guidance_interval,
     )
+
+
+def predict_fn(model: TextToImage, routing: RoutingSpec) -> PredictFn:
+    """Gives the model's prediction over whole latents; the condition is an encoded `Text`."""
+
+    def predict(x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> jax.Array:
+        patch = model.dit.spec.patch
+        out_BSP, _ = model.predict(x_BYXZ, t_B, text, routing)
+        return unpatchify(out_BSP, patch, x_BYXZ.shape[1] // patch, x_BYXZ.shape[2] // patch)
+
+    return predict
 
 
 def image_noise(seed: int, prompt: str, index: int, shape_YXZ: tuple[int, ...]) -> np.ndarray:

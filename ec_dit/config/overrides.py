@@ -1,6 +1,5 @@
 """The config of a command line: --config=FILE.py[:ARG], and --config.key=value behind it."""
 
-import ast
 import importlib.util
 import inspect
 import re
@@ -11,17 +10,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ec_dit import checks
 from ec_dit import config as config_lib
-from ec_dit.core import paths
-from ec_dit.core.errors import UserError, did_you_mean, shortened
+from ec_dit.config import FREE, KEYS, RunConfig, checks
+from ec_dit.core import paths, settings
+from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.data import registry
+from ec_dit.data.spec import SYNTHETIC
 
 Change = tuple[str, str | None]  # a dotted key and what was written for it; None where nothing was
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _NUMBER = re.compile(r"-[\d.]")
-_YES, _NO = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
+_OPTIONS = "data.options"
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
@@ -49,8 +49,8 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
     return rest, changes
 
 
-def read(name: str | None, changes: Sequence[Change]) -> ConfigDict:
-    """The config of a file with overrides, valid and locked: no key can be added to it by mistake.
+def read(name: str | None, changes: Sequence[Change]) -> RunConfig:
+    """The config of a file with overrides, checked.
 
     Args:
         name: FILE.py, or FILE.py:ARG, as --config has it.
@@ -61,14 +61,12 @@ def read(name: str | None, changes: Sequence[Change]) -> ConfigDict:
     if not name:
         raise UserError("--config=FILE is needed, for example --config=configs/shapes.py")
     path, argument = locate(name)
-    start = load(path, argument)
-    checks.check_keys(start, f"{path}: ")
-    config = start.copy_and_resolve_references()
-    apply(config, changes)
+    start = config_lib.typed(load(path, argument), f"{path}: ")
+    config = apply(start, changes)
     checks.validate(config)
-    checks.check_use(start, config_lib.default())
+    checks.check_use(start, RunConfig())
     checks.check_use(config, start)
-    return config.lock()
+    return config
 
 
 def locate(name: str) -> tuple[Path, str]:
@@ -122,52 +120,50 @@ def _line(error: BaseException, path: Path) -> str:
     return f" (line {lines[-1]})" if lines and not isinstance(error, SyntaxError) else ""
 
 
-def apply(config: ConfigDict, changes: Sequence[Change]) -> None:
+def apply(config: RunConfig, changes: Sequence[Change]) -> RunConfig:
     """Sets the keys that a command line overrides.
 
     Raises:
         UserError: naming the nearest key, or what the key takes.
     """
     given: dict[str, str | None] = dict(changes)  # of a key that is given twice, the later value, as of any flag
-    known, options, source = config_lib.flatten(config_lib.default()), [], config.data.source
-    for key, text in given.items():
-        section, _, name = key.rpartition(".")
-        if key not in known and section not in config_lib.FREE:
-            raise UserError(_unknown(key, known))
-        if text is None and not isinstance(known.get(key), bool):
-            raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE.")
-        if section == "data.options":
-            options.append((name, text))  # they depend on the source, which may be given behind them
-        elif section in config_lib.FREE:
-            _put(config_lib.get(config, section), name, text)
+    values = settings.flatten(config)
+    source, options = config.data.source, []
+    for name, text in given.items():
+        section, _, last = name.rpartition(".")
+        if (name not in KEYS or name in FREE) and section not in FREE:
+            raise UserError(_unknown(name))
+        if text is None and not (name in KEYS and KEYS[name].kind is bool):
+            raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE.")
+        if section == _OPTIONS:
+            options.append((last, text))  # they depend on the source, which may be given behind them
+        elif section in FREE:
+            values[section] = {**values[section], last: text}
         else:
-            config_lib.put(config, key, _value(key, "true" if text is None else text, known[key]))
-    if config.data.source != source:
-        config.data.options = ConfigDict()  # they were those of the file's source
+            try:
+                values[name] = KEYS[name].parse("true" if text is None else text)
+            except ValueError as error:
+                raise UserError(f"--config.{error}.") from error
+    if values["data.source"] != source:
+        values[_OPTIONS] = {}  # they were those of the file's source
     if options:
-        _set_options(config, options)
+        values[_OPTIONS] = {**values[_OPTIONS], **_options(values["data.source"], options)}
+    return settings.assemble(RunConfig, values)
 
 
-def _set_options(config: ConfigDict, options: Sequence[Change]) -> None:
-    source = config.data.source
-    if source in ("", "synthetic"):
+def _options(source: str, options: Sequence[Change]) -> dict[str, Any]:
+    if source in ("", SYNTHETIC):
         raise UserError(
             f"--config.data.options.{options[0][0]}: options are those of a source, and --config.data.source is {source!r}."
         )
-    for name, value in registry.parse_options(source, [f"{name}={text}" for name, text in options]).items():
-        _put(config.data.options, name, value)
+    return registry.parse_options(source, [f"{name}={text}" for name, text in options])
 
 
-def _put(section: ConfigDict, name: str, value: Any) -> None:
-    """Sets a key of a section that may hold any, whatever was there."""
-    with section.ignore_type():
-        section[name] = value
-
-
-def _unknown(key: str, known: dict[str, Any]) -> str:
+def _unknown(key: str) -> str:
     """Says which keys there are instead."""
+    known = sorted(name for name in KEYS if name not in FREE)
     keys = [name for name in known if name.startswith(f"{key}.")]
-    if keys or key in config_lib.FREE:
+    if keys or key in FREE:
         listed = f"Its keys: {', '.join(name.removeprefix(f'{key}.') for name in keys)}. " if keys else ""
         return f"--config.{key} is a section. {listed}Write --config.{keys[0] if keys else f'{key}.NAME'}=VALUE."
     section = key.rpartition(".")[0]
@@ -175,36 +171,3 @@ def _unknown(key: str, known: dict[str, Any]) -> str:
     also = f" Keys of {section}: {', '.join(siblings)}." if section and siblings else ""
     hint = did_you_mean(f"--config.{key}", [f"--config.{name}" for name in known], cutoff=0.0)
     return f"unknown key --config.{key}{hint}.{also}"
-
-
-def _value(key: str, text: str, like: Any) -> Any:
-    """What a text stands for, of the kind that the key's default is of.
-
-    Raises:
-        UserError: naming the key, if it stands for nothing of that kind.
-    """
-    try:
-        if isinstance(like, bool):
-            return (text.lower() in _YES, text.lower() in _NO).index(True) == 0
-        if isinstance(like, int):
-            return int(text, 16 if text.lower().startswith("0x") else 10)
-        if isinstance(like, float):
-            return float(text)
-        return _tuple(text) if isinstance(like, tuple) else text
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:  # what literal_eval may raise
-        raise UserError(f"--config.{key}={shortened(text)}: must be {config_lib.TYPES[type(like)]}.") from error
-
-
-def _tuple(text: str) -> tuple[Any, ...]:
-    """A Python list or tuple; a single item, where there is neither comma nor bracket."""
-    if not text.strip():
-        return ()
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if set(text) & set(",([{"):
-            raise
-        value = text
-    if isinstance(value, dict | set):
-        raise TypeError(text)
-    return tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -2,25 +2,27 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from ec_dit import build, evaluation, feed, specs
 from ec_dit import config as config_lib
+from ec_dit.config import RunConfig, specs
 from ec_dit.core import lock, processes, sharding, stopping
 from ec_dit.core.tree import fingerprint, num_params
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.grid import SampleGrid
 from ec_dit.models import sizes
+from ec_dit.runs import evaluation, feed
+from ec_dit.runs.grid import SampleGrid
+from ec_dit.runs.workdir import Workdir
+from ec_dit.system import step as training_step
+from ec_dit.system.model import System, make_config_mesh, make_system
 from ec_dit.train import loop
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
 from ec_dit.train.flops import peak_flops
@@ -28,7 +30,6 @@ from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.optimizer import make_schedule
 from ec_dit.train.state import TrainState
 from ec_dit.train.trace import TraceOnSignal
-from ec_dit.workdir import Workdir
 
 # Keys that parameters are made for, beside those that give them their shapes.
 _MEANING = (
@@ -45,7 +46,7 @@ _MEANING = (
 )
 
 
-def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None:
+def run(config: RunConfig, path: str, say: Callable[[str], None]) -> str | None:
     """Trains to the config's last step, from the newest checkpoint of the workdir where there is one.
 
     SIGTERM to any process stops all of them after the same step, with a checkpoint of it.
@@ -71,24 +72,24 @@ def run(config: ConfigDict, path: str, say: Callable[[str], None]) -> str | None
         return None
 
 
-def _open_data(config: ConfigDict, say: Callable[[str], None]) -> Dataset | None:
-    specs.check_batch(config, build.make_config_mesh(config))  # before a data set is prepared for nothing
+def _open_data(config: RunConfig, say: Callable[[str], None]) -> Dataset | None:
+    specs.check_batch(config, make_config_mesh(config))  # before a data set is prepared for nothing
     specs.sample_settings(config)
     data = feed.open_data(config, say)
     if data is not None and data.encoding is not None:
-        specs.check_batch(config, build.make_config_mesh(config), data.shapes())
+        specs.check_batch(config, make_config_mesh(config), data.shapes())
     return data
 
 
 def _run(
-    config: ConfigDict, data: Dataset | None, path: str, say: Callable[[str], None], stop: stopping.StopSignal
+    config: RunConfig, data: Dataset | None, path: str, say: Callable[[str], None], stop: stopping.StopSignal
 ) -> str | None:
     tokenizer = None
     if data is not None and data.tokenizer_path is not None:
         tokenizer = Tokenizer.load(data.tokenizer_path)
     if data is not None and tokenizer is not None and processes.is_first():
         feed.warn_of_cut_captions(data, tokenizer, config.text.length, say)
-    system = build.make_system(config, tokenizer, encoding=None if data is None else data.encoding)
+    system = make_system(config, tokenizer, encoding=None if data is None else data.encoding)
     workdir = Workdir(path)
     if config.train.init_from and not workdir.has_begun():
         Workdir(config.train.init_from).check_start(system)  # says what is wrong before anything is written
@@ -100,7 +101,7 @@ def _run(
 
 
 def _train(
-    system: build.System,
+    system: System,
     data: Dataset | None,
     workdir: Workdir,
     held: lock.Lock,
@@ -112,8 +113,8 @@ def _train(
     kind = jax.devices()[0].device_kind
     say(f"devices: {system.mesh.size} x {kind}{hosts}; mesh {dict(system.mesh.shape)}; {workdir.path}")
 
-    tx = system.optimizer()
-    abstract, shardings = system.abstract_state(tx)
+    tx = training_step.optimizer(system)
+    abstract, shardings = training_step.abstract_state(system, tx)
     say(f"parameters: {num_params(abstract.params):,}")
     checkpointer = workdir.checkpointer(keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous)
     state, first_step = _newest_state(checkpointer, abstract_like(abstract, shardings), say)
@@ -131,8 +132,8 @@ def _train(
     ):
         callbacks, actions = _callbacks(system, data, loader, writer, checkpointer, stop, say)
         callbacks.append(trace)
-        batches = build.stream(system, loader.batches(first_step))
-        step_fn, steps = system.step(tx, shardings), config.train.steps
+        batches = training_step.stream(system, loader.batches(first_step))
+        step_fn, steps = training_step.make_train_step(system, tx, shardings), config.train.steps
         state, done, complete = loop.train(
             state,
             step_fn,
@@ -180,9 +181,9 @@ def _newest_state(
 
 
 def _first_state(
-    system: build.System, tx: optax.GradientTransformation, shardings: TrainState, say: Callable[[str], None]
+    system: System, tx: optax.GradientTransformation, shardings: TrainState, say: Callable[[str], None]
 ) -> TrainState:
-    state = system.init_state(tx, shardings)
+    state = training_step.init_state(system, tx, shardings)
     if not (path := system.config.train.init_from):
         return state
     for leaf in jax.tree.leaves((state.params, state.ema)):
@@ -208,7 +209,7 @@ def _first_state(
 
 
 def _callbacks(
-    system: build.System,
+    system: System,
     data: Dataset | None,
     loader: Loader | SyntheticLoader,
     writer: MetricWriter,
@@ -219,9 +220,9 @@ def _callbacks(
     config, last = system.config, system.config.train.steps
 
     def meta(done: int) -> dict[str, Any]:
-        where = {"examples_seen": done * config.train.batch_size, "seed": config.seed}
+        where: dict[str, Any] = {"examples_seen": done * config.train.batch_size, "seed": config.seed}
         where |= {"fingerprint": data.fingerprint if data else "synthetic"}
-        return {"config": json.loads(config_lib.to_json(config)), "data": where}
+        return {"config": config_lib.to_tree(config), "data": where}
 
     save = loop.SaveEvery(checkpointer, writer, config.checkpoint.every, meta)
     peak, origin = peak_flops(jax.devices()[0])
@@ -230,7 +231,7 @@ def _callbacks(
     image_flops = sizes.train_flops_per_image(
         spec, specs.kept_tokens(config), config.text.length, config.moe.capacity_factor, tower
     )
-    optimizer = specs.optimizer_spec(config)
+    schedule = make_schedule(config.optimizer, last, config.optimizer.learning_rate)
     progress = loop.Progress(
         writer,
         say,
@@ -242,11 +243,11 @@ def _callbacks(
         peak_flops=peak * system.mesh.size,
         describe=lambda records: ", ".join(loader.record_ids(records)),
         last_good=lambda: _last_good(checkpointer),
-        schedule=make_schedule(optimizer, optimizer.learning_rate),
+        schedule=schedule,
     )
     actions: list[loop.Every] = []
     if data is not None:
-        validate = functools.partial(_validate, system, data, writer, stop, say, system.validation())
+        validate = functools.partial(_validate, system, data, writer, stop, say, training_step.make_validation(system))
         recorded = functools.partial(writer.recorded, f"validation_loss/{data.splits[-1]}")  # all in one line
         actions.append(loop.Every(config.log.validate_every, last, progress, validate, recorded))
         if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, stop, say)):
@@ -262,7 +263,7 @@ def _last_good(checkpointer: Checkpointer) -> str:
 
 
 def _validate(
-    system: build.System,
+    system: System,
     data: Dataset,
     writer: MetricWriter,
     stop: stopping.StopSignal,
@@ -284,7 +285,7 @@ def _validate(
         rows, most = feed.make_rows(system, data, split, augment=False), -(-config.log.validate_images // size)
         for arrays in stop.between(fixed_batches(rows, batch_size=size, max_batches=most, share=system.share)):
             positions = sharding.place_parts(arrays["position_B"], system.mesh)
-            loss, images_seen = jax.device_get(loss_fn(state.ema, system.batch(arrays), positions))
+            loss, images_seen = jax.device_get(loss_fn(state.ema, training_step.place(system, arrays), positions))
             total, count = total + float(loss), count + int(images_seen)
         values[f"validation_loss/{split}"] = total / max(1, count)
     writer.scalars(done, values)

@@ -1,0 +1,124 @@
+"""What a config may hold: every check that needs neither devices nor data, so that a mistake shows before anything is compiled.
+
+What a key may be by itself stands where the key is declared; here is how keys must fit together.
+"""
+
+from ec_dit.config import RunConfig, unused
+from ec_dit.core import rounding, settings
+from ec_dit.core.errors import UserError
+from ec_dit.core.settings import shown
+from ec_dit.data import registry
+from ec_dit.data.spec import SYNTHETIC
+from ec_dit.flow.processes import PROCESSES
+from ec_dit.sampling.samplers import SAMPLERS
+
+
+def validate(config: RunConfig) -> None:
+    """Checks every value that can be checked without devices or data.
+
+    Raises:
+        UserError: naming the key, the value and what is allowed.
+    """
+    settings.check(config)
+    if config.data.options and config.data.source not in ("", SYNTHETIC):
+        registry.check_options(config.data.source, config.data.options)
+    _validate_together(config)
+
+
+def check_use(config: RunConfig, start: RunConfig) -> None:
+    """Refuses values that were changed and do nothing beside the others.
+
+    Args:
+        start: as the config was before.
+
+    Raises:
+        UserError: naming the key and what it is for.
+    """
+    for key, use in unused(config).items():
+        value, before = settings.get(config, key), settings.get(start, key)
+        if value != before:
+            kinds = ", ".join(repr(v) for v in use.values)
+            raise UserError(
+                f"--config.{key}={shown(value)} has no effect with {use.other}={settings.get(config, use.other)!r}: it is for "
+                f"{use.other} {'other than ' if use.excluded else ''}{kinds}. Leave it at {before!r}, or change "
+                f"{use.other}."
+            )
+
+
+def _validate_together(config: RunConfig) -> None:
+    """Checks values that must fit each other."""
+
+    def check(good: bool, key: str, wanted: str) -> None:
+        if not good:
+            raise UserError(f"--config.{key}={shown(settings.get(config, key))}: {wanted}.")
+
+    sparse, experts = config.moe.routing != "dense", config.moe.num_experts
+    check(
+        experts >= 2 if sparse else experts == 0,
+        "moe.num_experts",
+        f"routing '{config.moe.routing}' needs {'>= 2' if sparse else '0'}",
+    )
+    path, process = config.flow.path, PROCESSES[config.flow.path]
+    check(
+        config.flow.prediction in process.predictions,
+        "flow.prediction",
+        f"flow.path '{path}' needs {' or '.join(process.predictions)}",
+    )
+    fitting = [name for name, sampler in SAMPLERS.items() if process.is_ode or not sampler.needs_ode]
+    check(config.sample.sampler in fitting, "sample.sampler", f"flow.path '{path}' needs {' or '.join(fitting)}")
+    most = process.max_steps
+    check(most is None or config.sample.steps <= most, "sample.steps", f"{path} has {most} levels of noise")
+    size, patch = config.data.size, config.model.patch
+    check(size % patch == 0, "data.size", f"model.patch {patch} must divide it")
+    check(
+        config.model.num_heads % config.model.num_kv_heads == 0,
+        "model.num_kv_heads",
+        f"must divide num_heads {config.model.num_heads}",
+    )
+    check(
+        config.train.batch_size % config.train.accumulate == 0,
+        "train.accumulate",
+        f"must divide train.batch_size {config.train.batch_size}",
+    )
+    for key in ("fsdp", "expert", "tensor"):
+        check(
+            [config.mesh.data, config.mesh.fsdp, config.mesh.expert, config.mesh.tensor].count(-1) < 2
+            or getattr(config.mesh, key) != -1,
+            f"mesh.{key}",
+            "only one axis may be -1, all that are left",
+        )
+    if config.data.source in ("shapes", "emoji"):
+        check(config.text.encoder == "tower", "text.encoder", f"data.source '{config.data.source}' needs 'tower'")
+    for suite in config.eval.suites:
+        check(
+            suite == config.data.source == "shapes",
+            "eval.suites",
+            f"suite {shown(suite)} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
+        )
+    rounding.kept_tokens((size // patch) ** 2, config.flow.mask_ratio)
+    if config.text.encoder == "tower":
+        check(
+            config.text.width % config.text.tower_heads == 0,
+            "text.tower_heads",
+            f"must divide text.width {config.text.width}",
+        )
+    if config.data.space == "pixels":
+        check(config.data.channels == 3, "data.channels", "pixels have 3 channels")
+
+
+def check_data_is_named(config: RunConfig) -> None:
+    """Refuses to train on nothing.
+
+    Raises:
+        UserError: if there is neither a data set nor synthetic data.
+    """
+    if config.data.source == SYNTHETIC or config.data.path:
+        return
+    how = "python -m ec_dit.prepare --source=... --out=DIR"
+    if config.data.space == "latents":
+        raise UserError(
+            f"--config.data.path is empty: this config trains on cached latents and text embeddings; make them with {how} "
+            "--vae=DIR --text_encoder=DIR. To measure its speed on random ones: --config.data.source=synthetic. A structure of "
+            "the paper is tried on pictures with --config=configs/xl_32e.py:smoke and the like."
+        )
+    raise UserError(f"--config.data.path is empty: give the folder of a data set made by {how}.")

@@ -1,0 +1,118 @@
+"""The paper's loss: a network predicts, of pictures mixed with noise, the velocity, the data or the noise."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ec_dit.core import rounding
+from ec_dit.flow import loss as flow_loss
+from ec_dit.flow.process import Process, even_times
+from ec_dit.flow.processes import FlowSpec, make_process
+from ec_dit.models.dit import take_tokens
+from ec_dit.models.text_to_image import Batch, Text, TextToImage
+from ec_dit.nn.embeddings import patchify
+from ec_dit.nn.moe import RouterStats
+from ec_dit.nn.routing import RoutingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoise(FlowSpec):
+    """Implements `base.Objective`.
+
+    Attributes:
+        aux_weight: of the load-balancing loss.
+        routing: of the sparse blocks.
+        null_text: the empty caption, leaves without B.
+    """
+
+    aux_weight: float
+    routing: RoutingSpec
+    null_text: Text
+
+    @property
+    def process(self) -> Process:
+        """The way from data to noise."""
+        return make_process(self)
+
+    def loss(self, model: TextToImage, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes the mean loss of a batch, plus the weighted load-balancing loss.
+
+        Dropped tokens enter neither attention nor routing nor the loss.
+
+        Args:
+            key: of times, noise, dropped tokens and dropped captions.
+
+        Returns:
+            (loss, parts): 'loss' without the auxiliary term, 'level_sum' and 'level_count' (LEVELS,), and per sparse block (L,)
+            'router/untaken', 'router/max_experts', 'router/gate_entropy', 'router/dropped', 'router/aux_loss'.
+        """
+        images, rows, columns, _ = batch.image_BYXZ.shape
+        key_t, key_noise, key_keep, key_drop = jax.random.split(key, 4)
+        t_B = self.process.draw_times(key_t, images)
+        noise_BYXZ = jax.random.normal(key_noise, batch.image_BYXZ.shape)
+        tokens = rows * columns // model.dit.spec.patch**2
+        keep_BS = keep_tokens(key_keep, images, tokens, self.mask_ratio)
+        text = drop_captions(key_drop, batch.text, self.null_text, self.caption_dropout)
+
+        loss_B, stats = self._losses(model, batch.image_BYXZ, noise_BYXZ, t_B, text, keep_BS)
+        level_sum, level_count = flow_loss.by_level(loss_B, t_B)
+        parts = {"loss": loss_B.mean(), "level_sum": level_sum, "level_count": level_count} | router_metrics(stats)
+        aux = 0.0 if stats is None else self.aux_weight * stats.aux_loss.sum()
+        return parts["loss"] + aux, parts
+
+    def validation_loss(self, model: TextToImage, batch: Batch, position_B: jax.Array) -> jax.Array:
+        """Computes the loss of each image (B,) with every token, its own caption, and noise and time fixed by `position_B` alone.
+
+        Positions count the images of the set, int32 from 0 on: consecutive ones cover all noise levels evenly, which record
+        numbers, taken in strides, need not. Dropping and masking do not apply; the routing does.
+        """
+        t_B = self.process.nearest_time(even_times(position_B))
+        keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(0), position))(position_B)
+        noise_BYXZ = jax.vmap(lambda key: jax.random.normal(key, batch.image_BYXZ.shape[1:]))(keys)
+        return self._losses(model, batch.image_BYXZ, noise_BYXZ, t_B, batch.text, None)[0]
+
+    def _losses(
+        self,
+        model: TextToImage,
+        x0_BYXZ: jax.Array,
+        noise_BYXZ: jax.Array,
+        t_B: jax.Array,
+        text: Text,
+        keep_BS: jax.Array | None,
+    ) -> tuple[jax.Array, RouterStats | None]:
+        process, patch = self.process, model.dit.spec.patch
+        text = model.encode(text)
+        x_BYXZ = process.diffuse(x0_BYXZ, noise_BYXZ, t_B)
+        target_BYXZ = process.target(self.prediction, x_BYXZ, x0_BYXZ, noise_BYXZ, t_B)
+        out_BSP, stats = model.predict(x_BYXZ, t_B, text, self.routing, keep_BS)
+        x_BSP, target_BSP = (patchify(image, patch) for image in (x_BYXZ, target_BYXZ))
+        if keep_BS is not None:
+            x_BSP, target_BSP = take_tokens(x_BSP, keep_BS), take_tokens(target_BSP, keep_BS)
+        return flow_loss.squared_error(process.compared(self.prediction, x_BSP, out_BSP, t_B), target_BSP), stats
+
+
+def keep_tokens(key: jax.Array, batch: int, tokens: int, mask_ratio: float) -> jax.Array | None:
+    """Draws which tokens of each image stay in training: (B, S (1 - ratio)) sorted indices, or None when all do.
+
+    Every image draws its own uniformly random subset, as MaskDiT does (2306.09305).
+    """
+    if not mask_ratio:
+        return None
+    order_BS = jnp.argsort(jax.random.uniform(key, (batch, tokens)), axis=1)
+    return jnp.sort(order_BS[:, : rounding.kept_tokens(tokens, mask_ratio)], axis=1)
+
+
+def drop_captions(key: jax.Array, text: Text, null_text: Text, rate: float) -> Text:
+    """Replaces a share of the captions by the null caption."""
+    if not rate:
+        return text
+    drop_B = jax.random.bernoulli(key, rate, (text.tokens.shape[0],))
+    return jax.tree.map(lambda a, null: jnp.where(drop_B.reshape(-1, *(1,) * null.ndim), null, a), text, null_text)
+
+
+def router_metrics(stats: RouterStats | None) -> dict[str, jax.Array]:
+    """Gives the scalars of RouterStats, per sparse block."""
+    if stats is None:
+        return {}
+    return {f"router/{name}": value for name, value in stats._asdict().items() if name != "experts_BS"}

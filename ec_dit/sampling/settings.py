@@ -1,0 +1,96 @@
+"""How pictures are sampled: the `sample` section of a config, and what is made of it for pictures of one shape."""
+
+from dataclasses import dataclass
+
+from ec_dit.core.settings import COUNT, SIZE, key, only, unless
+from ec_dit.flow.ddpm import Spacing
+from ec_dit.flow.process import Grid, Prediction, Process
+from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.sampling.samplers import SAMPLERS, Sampler, count_evaluations
+
+PAIR = "pair"  # the size of a routing group: conditional and unconditional tokens of one image
+_SPARSE = unless("moe.routing", "dense")
+
+
+def _group_size(value: str) -> str | None:
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 12 else 0
+    return None if value in (IMAGE, PAIR) or 1 <= number <= COUNT else f"give a number of tokens, or {IMAGE} or {PAIR}"
+
+
+def _interval(value: tuple[float, ...]) -> str | None:
+    good = len(value) == 2 and all(isinstance(t, int | float) and not isinstance(t, bool) for t in value)
+    return None if good and 0 <= value[0] < value[1] <= 1 else "give two times, 0 <= low < high <= 1"
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """The `sample` section."""
+
+    steps: int = key(50, "of the sampler", at_least=1, at_most=SIZE, resumable=True)
+    sampler: str = key(
+        "heun",
+        "rectified flow: any; ddpm: ddim (on straight lines the same as euler), dpmpp_2m",
+        choices=lambda: tuple(SAMPLERS),
+        resumable=True,
+    )
+    spacing: Spacing = key(
+        "linspace", "which of ddpm's levels sampling visits", use=only("flow.path", "ddpm"), resumable=True
+    )
+    guidance: float = key(3.0, "classifier-free guidance scale; 1 = off", at_least=0, resumable=True)
+    guidance_interval: tuple[float, float] = key(
+        (0.0, 1.0), "times t at which guidance acts", check=_interval, resumable=True
+    )
+    time_shift: float = key(
+        1.0,
+        "> 1 spends more steps near noise (SD3, eq. 23)",
+        above=0,
+        use=only("flow.path", "rectified"),
+        resumable=True,
+    )
+    group_size: str = key(
+        PAIR,
+        "pair: conditional and unconditional tokens of one image; image: each by itself; or a number",
+        check=_group_size,
+        use=_SPARSE,
+        resumable=True,
+    )
+    capacity_factor: float = key(0.0, "0 = as in training", at_least=0, at_most=SIZE, use=_SPARSE, resumable=True)
+    batch_size: int = key(
+        64,
+        "images sampled at once; fixed, padded, so that it cannot change an image",
+        at_least=1,
+        at_most=COUNT,
+        resumable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(SampleSpec):
+    """How images of one shape are made.
+
+    Attributes:
+        process: that the network was trained in.
+        prediction: what its output means.
+        routing: for one image alone.
+        paired_routing: for it and its unconditional copy.
+    """
+
+    process: Process
+    prediction: Prediction
+    routing: RoutingSpec
+    paired_routing: RoutingSpec
+
+    @property
+    def integrator(self) -> Sampler:
+        """The sampler itself."""
+        return SAMPLERS[self.sampler]
+
+    @property
+    def grid(self) -> Grid:
+        """The times of the steps."""
+        return self.process.grid(self.steps)
+
+    @property
+    def evaluations(self) -> int:
+        """NFE per image; a guided evaluation counts twice."""
+        return count_evaluations(self.grid.times, self.integrator, self.guidance, self.guidance_interval)

@@ -1,0 +1,90 @@
+"""How a system is trained: its optimizer and state, the step, the validation loss, and batches on the mesh."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from ec_dit.config import specs
+from ec_dit.core import sharding
+from ec_dit.models.text_to_image import Batch, Text
+from ec_dit.system.model import System
+from ec_dit.train import state as train_state
+from ec_dit.train.optimizer import make_optimizer
+from ec_dit.train.state import TrainState, state_shardings
+from ec_dit.train.step import make_step
+
+
+def optimizer(system: System) -> optax.GradientTransformation:
+    """Makes the config's optimizer for the system's parameters."""
+    return make_optimizer(system.config.optimizer, system.config.train.steps, system.infos)
+
+
+def abstract_state(system: System, tx: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
+    """Gives (shapes, shardings) of the training state; takes no memory."""
+    abstract = jax.eval_shape(lambda: train_state.init_state(system.init_params, tx, system.config.seed))
+    return abstract, state_shardings(abstract, system.infos, system.mesh)
+
+
+def init_state(system: System, tx: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """Makes a fresh state, every device its own part."""
+    # Dozens of random draws run once: on CPU, optimising their code takes several times as long as running it plain.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+    def init() -> TrainState:
+        return train_state.init_state(system.init_params, tx, system.config.seed)
+
+    with jax.set_mesh(system.mesh):
+        return jax.jit(init, out_shardings=shardings, compiler_options=options)()
+
+
+def make_train_step(system: System, tx: optax.GradientTransformation, shardings: TrainState) -> jax.stages.Wrapped:
+    """Makes the jitted training step, of batches as `place` gives them. Lower it to inspect what would run."""
+    objective = specs.training_objective(system.config, system.null_text())
+
+    def loss_fn(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        # A micro-batch is a slice of the batch: say again how it lies.
+        batch = jax.tree.map(lambda a: sharding.constrain(a, "batch", *(None,) * (a.ndim - 1)), batch)
+        return objective.loss(nnx.merge(system.graphdef, params), batch, key)
+
+    config = system.config
+    step = make_step(loss_fn, tx, config.optimizer.ema_decay, config.train.accumulate)
+    outputs = (shardings, sharding.replicated(system.mesh))
+    return jax.jit(step, out_shardings=outputs, donate_argnums=0, compiler_options=system.compiler_options)
+
+
+def make_validation(system: System) -> Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Makes the jitted (params, batch, positions) -> (sum of the images' losses, number of images).
+
+    Images of any shape are routed as sampling routes an image alone; position -1 leaves an image out.
+    """
+    objective = specs.training_objective(system.config, system.null_text())
+
+    def loss_fn(params: Any, batch: Batch, position_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        _, rows, columns, _ = batch.image_BYXZ.shape
+        alone = replace(objective, routing=specs.sample_settings(system.config, (rows, columns)).routing)
+        real_B = position_B >= 0
+        model = nnx.merge(system.graphdef, params)
+        loss_B = alone.validation_loss(model, batch, jnp.maximum(position_B, 0))
+        return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
+
+    return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
+
+
+def place(system: System, arrays: dict[str, np.ndarray]) -> Batch:
+    """Places a loader's arrays of this process as one global batch on the mesh."""
+    image_BYXZ = arrays["image_BYXZ" if "image_BYXZ" in arrays else "latent_BYXZ"]
+    tokens = arrays["ids_BT" if "ids_BT" in arrays else "text_BTM"]
+    batch: Batch = sharding.place_parts(Batch(image_BYXZ, Text(tokens, arrays["mask_BT"])), system.mesh)
+    return batch
+
+
+def stream(system: System, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yields a loader's batches on the devices, tagged with their record numbers."""
+    for arrays in batches:
+        yield place(system, arrays), arrays["record_B"]
