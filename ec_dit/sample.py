@@ -94,8 +94,8 @@ def work() -> None:
     interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
 
     from ec_dit.config import checks, specs
-    from ec_dit.eval.folder import PictureFolder
     from ec_dit.runs import evaluation
+    from ec_dit.runs.pictures import PictureFolder
     from ec_dit.runs.workdir import Workdir
     from ec_dit.system.captions import Captions
     from ec_dit.system.painter import Painter

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ec_dit import sample
 from ec_dit.core.stopping import StopSignal
-from ec_dit.eval.base import Evaluation
+from ec_dit.evaluators.base import Evaluation
 from ec_dit.runs import evaluation
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.workdir import Workdir

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ec_dit.core.stopping import Stopped, StopSignal
-from ec_dit.eval.base import Evaluation
+from ec_dit.evaluators.base import Evaluation
 from ec_dit.runs import evaluation, feed, training
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.workdir import Workdir

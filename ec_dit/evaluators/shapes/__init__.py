@@ -6,8 +6,8 @@ import numpy as np
 
 from ec_dit.data.sheet import contact_sheet
 from ec_dit.data.sources.shapes_scene import ShapesOptions, eval_prompts
-from ec_dit.eval.base import Evaluation, Generate
-from ec_dit.eval.shapes import score
+from ec_dit.evaluators.base import Evaluation, Generate
+from ec_dit.evaluators.shapes.scoring import score
 
 _PROMPT_SEED = 20_000  # of the prompts; one list for everybody, so that figures compare
 _SHEET_PER_TASK = 8
@@ -30,7 +30,7 @@ class ShapesEvaluator:
         self._options = options
 
     def run(self, generate: Generate, progress: Callable[[int, int], None]) -> Evaluation:
-        """Scores one image per prompt; see `eval.base.Evaluator`."""
+        """Scores one image per prompt; see `evaluators.base.Evaluator`."""
         total = len(self._captions)
         made: list[np.ndarray] = []
         seen: dict[str, int] = {}

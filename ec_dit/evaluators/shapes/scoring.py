@@ -12,7 +12,7 @@ import numpy as np
 
 from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE
 from ec_dit.data.sources.shapes_scene import stands
-from ec_dit.eval.shapes_vision import Found, find_objects
+from ec_dit.evaluators.shapes.vision import Found, find_objects
 
 
 def agrees(found: Sequence[Found], requirement: Mapping[str, Any]) -> bool:

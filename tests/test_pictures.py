@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ec_dit.core.errors import UserError
-from ec_dit.eval.folder import PictureFolder
+from ec_dit.runs.pictures import PictureFolder
 
 
 def draw(path, texts, count=1, shade=0):
