@@ -25,10 +25,11 @@ from PIL import Image
 
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.tree import num_params
-from ec_dit.data import files, filters, images, stored
+from ec_dit.data import images, stored
 from ec_dit.data.records import Record
 from ec_dit.encoders import clip, vae
 from ec_dit.nn import param
+from ec_dit.preparation import files, filters
 
 _WIDTHS, _SMALL_WIDTHS = [128, 256, 512, 512], [8, 8, 16, 16]
 _LENGTH = 77

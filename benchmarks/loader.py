@@ -57,8 +57,9 @@ def write(folder: Path, records: int, lengths: tuple[int, int]) -> None:
     """A set of one picture again and again, which nobody looks at."""
     from PIL import Image
 
-    from ec_dit.data import writing
-    from ec_dit.data.records import Record, Shard, ranges
+    from ec_dit.data.records import Record
+    from ec_dit.preparation import writing
+    from ec_dit.preparation.source import Shard, ranges
 
     buffer = io.BytesIO()
     Image.new("RGB", (256, 256)).save(buffer, "PNG")

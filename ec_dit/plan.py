@@ -18,10 +18,10 @@ from etils import epath
 
 from ec_dit import cli
 from ec_dit.config import RunConfig, checks, overrides
+from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import paths, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.topology import CPU, Topology, parse
-from ec_dit.data.spec import SYNTHETIC
 
 DOES_NOT_FIT = 1
 _TELL_SECONDS = 30  # between signs of life while something is compiled

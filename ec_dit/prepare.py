@@ -15,14 +15,14 @@ from absl import flags
 from ec_dit import cli
 from ec_dit.core import paths, seeds
 from ec_dit.core.errors import UserError
+from ec_dit.preparation import registry
 
 if TYPE_CHECKING:
-    from ec_dit.data.writing import EncodingPlan
+    from ec_dit.preparation.writing import EncodingPlan
 
 # Flags that are options of a source, with the names they have there.
 _OPTIONS = {name: name for name in ("path", "captions", "font", "placement", "ground", "seed", "validation_share")}
 _OF_SHAPES = {"num_train": "train", "num_validation": "validation"}
-_DRAWN = ("shapes", "emoji")  # sources with an image_size of their own
 _MOST_DRAWN, _LARGEST = 10**9, 2**16  # pictures, pixels of a side
 _FILTERS = ("min_size", "max_pixels", "max_aspect", "min_caption", "max_caption", "duplicate_bits")
 _OF_ENCODED = (
@@ -50,7 +50,7 @@ def _flags() -> flags.FlagValues:
     def switch(name: str, meaning: str) -> None:
         flags.DEFINE_bool(name, False, meaning, flag_values=values)
 
-    text("source", "What to prepare: shapes, emoji, folder, webdataset, parquet, coco or tfds:NAME.")
+    text("source", f"What to prepare: {', '.join(registry.NAMES)}.")
     place(
         "out",
         "Folder to write; it must not exist yet, be empty, or hold what an interrupted call of this command left.",
@@ -151,7 +151,8 @@ def prepare(values: flags.FlagValues) -> None:
         raise UserError("--vae and --text_encoder go together: give both, or none to store pictures as they are")
     _refuse_unused(values)
 
-    from ec_dit.data import filters, ownership, registry, writing
+    from ec_dit.data.layout import SKIPPED
+    from ec_dit.preparation import filters, ownership, writing
 
     chosen: dict[str, Any] = {
         option: values[flag].value for flag, option in _OPTIONS.items() if values[flag].value is not None
@@ -160,7 +161,7 @@ def prepare(values: flags.FlagValues) -> None:
         chosen |= {option: values[flag].value for flag, option in _OF_SHAPES.items() if values[flag].value is not None}
     if "captions" in chosen:
         chosen["captions"] = tuple(chosen["captions"])
-    drawn = values.source in _DRAWN
+    drawn = values.source in registry.DRAWN
     if drawn and values.image_size is not None:
         chosen["image_size"] = values.image_size
     others = registry.parse_options(values.source, values.option)
@@ -184,12 +185,14 @@ def prepare(values: flags.FlagValues) -> None:
         overwrite=values.overwrite,
         say=cli.say,
     )
-    cli.say(f"{report.table()}\n\n{paths.at(values.out) / ownership.SKIPPED} lists every example that was skipped.")
+    cli.say(f"{report.table()}\n\n{paths.at(values.out) / SKIPPED} lists every example that was skipped.")
 
 
 def _refuse_unused(values: flags.FlagValues) -> None:
     """Flags that would change nothing are mistakes."""
-    of_pictures = ("vocab_size", "tokenizer") if values.source in _DRAWN else ("image_size", "vocab_size", "tokenizer")
+    of_pictures = (
+        ("vocab_size", "tokenizer") if values.source in registry.DRAWN else ("image_size", "vocab_size", "tokenizer")
+    )
     for name in of_pictures if values.vae else _OF_ENCODED:
         if values[name].present:
             raise UserError(
@@ -211,9 +214,9 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     import jax.numpy as jnp
 
     from ec_dit.core.mesh import MESH_AXES, make_mesh
-    from ec_dit.data import resolution
-    from ec_dit.data.writing import EncodingPlan
     from ec_dit.encoders.frozen import FrozenEncoders, folders
+    from ec_dit.preparation import resolution
+    from ec_dit.preparation.writing import EncodingPlan
 
     side, step = values.resolution, values.bucket_step
     if step is None:

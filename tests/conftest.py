@@ -43,3 +43,41 @@ def randomise():
         )
 
     return randomise
+
+
+@pytest.fixture
+def counting():
+    """Builds a source whose pictures hold their number, from fields of its options."""
+    from tests import sets  # here, as it imports much that few tests need
+
+    return lambda **options: sets.CountingSource(sets.CountingOptions(**options))
+
+
+@pytest.fixture(scope="session")
+def numbers(tmp_path_factory):
+    """A prepared data set of 23 training and 7 validation records."""
+    from ec_dit.data import dataset
+    from tests import sets
+
+    out = tmp_path_factory.mktemp("sets") / "numbers"
+    sets.write(sets.CountingSource(), out)
+    return dataset.open(out)
+
+
+@pytest.fixture(scope="session")
+def words(numbers):
+    """The tokenizer of `numbers`."""
+    from ec_dit.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(numbers.tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory):
+    """Encoded records of three shapes, 13 + 7 + 3 for training and 5 + 2 for validation; half have a mirror image."""
+    from ec_dit.data import dataset
+    from tests import sets
+
+    out = tmp_path_factory.mktemp("sets") / "mixed"
+    sets.write(sets.MixedSource(), out, encoding=sets.plan())
+    return dataset.open(out)

@@ -14,7 +14,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ec_dit import main, prepare
 from ec_dit.core.errors import UserError
-from ec_dit.data.sources.emoji import EmojiOptions, EmojiSource
+from ec_dit.preparation.sources.drawn.emoji import EmojiOptions, EmojiSource
 from tests.encoders import text_folders, tiny_vae
 
 SETTINGS = """

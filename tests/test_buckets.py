@@ -11,12 +11,12 @@ import pytest
 from ec_dit.core import buckets, paths
 from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
 from ec_dit.core.processes import STOPPED
-from ec_dit.data import dataset, workplace
+from ec_dit.data import dataset
 from ec_dit.data.loader import Loader
 from ec_dit.data.rows import EncodedRows
+from ec_dit.preparation import workplace
 from ec_dit.train.checkpoint import Checkpointer
-from tests import gcs_server, runs
-from tests.data import sets
+from tests import gcs_server, runs, sets
 from tests.train.test_checkpoint import newest
 from tests.train.test_checkpoint import state as checkpoint_state
 

@@ -44,7 +44,10 @@ def test_every_key_keeps_its_type(key):
             r"moe.routing='expert_choise': choose one of .*did you mean expert_choice\?",
         ),
         ({"optimizer__name": "sgd"}, r"optimizer.name='sgd': choose one of rmsprop, adamw, muon"),
-        ({"data__source": "shape"}, r"data.source='shape': choose one of shapes, emoji, folder, .*did you mean shapes"),
+        (
+            {"data__source": "shape"},
+            r"data.source='shape': choose one of emoji, shapes, coco, folder, .*did you mean shapes",
+        ),
         ({"train__steps": 0}, r"train.steps=0: must be at least 1"),
         ({"optimizer__clip_norm": -1.0}, r"optimizer.clip_norm=-1.0: must not be negative"),
         ({"flow__mask_ratio": 1.0}, r"flow.mask_ratio=1.0: must be at least 0 and less than 1"),
@@ -104,7 +107,7 @@ def test_what_changes_memory_alone_may_change_and_what_looks_so_says_why():
     assert line.startswith("train.accumulate: 1 -> 2 (each micro-batch draws noise")
     assert "with fewer devices, or less memory, give model.remat=full" in line
     (line,) = config.difference(old, changed(**sparse, moe__group_size="512"))
-    assert line.startswith("moe.group_size: 1024 -> 512 (it decides which tokens compete")
+    assert line.startswith('moe.group_size: "1024" -> "512" (it decides which tokens compete')
 
 
 def test_length_of_a_run_may_change_only_where_the_schedule_ignores_it():

@@ -133,11 +133,12 @@ def random_run(path, routing, **overrides):
 
 
 def build_tokenizer(folder):
-    from ec_dit.data import tokenizer
+    from ec_dit.data.tokenizer import Tokenizer
+    from ec_dit.preparation import vocabulary
 
-    model = tokenizer.train(["a red circle", "two blue squares", "a green star and a pink moon"] * 5, 60)
+    model = vocabulary.train(["a red circle", "two blue squares", "a green star and a pink moon"] * 5, 60)
     (folder / "tokenizer.model").write_bytes(model)
-    return tokenizer.Tokenizer(model)
+    return Tokenizer(model)
 
 
 PIXART_LIKE = {
@@ -291,7 +292,7 @@ def test_training_starts_with_converted_parameters(tmp_path, capsys):
         ([f"--config.train.init_from={tmp_path / 'nowhere'}"], "is no workdir of a run"),
         (
             [f"--config.train.init_from={tmp_path / 'dense'}"],
-            "moe.num_experts: 0 -> 8\n  moe.routing: dense -> expert_choice",
+            'moe.num_experts: 0 -> 8\n  moe.routing: "dense" -> "expert_choice"',
         ),
     ):
         assert main.main(["main", *sparse, *change, f"--workdir={tmp_path / 'else'}"]) == 2
@@ -299,7 +300,7 @@ def test_training_starts_with_converted_parameters(tmp_path, capsys):
         assert not (tmp_path / "else").exists()  # no config that would lock the right one out
     other = [f"--config.train.init_from={tmp_path / 'on'}", "--config.moe.gate=score"]
     assert main.main(["main", *sparse, *still, *other, f"--workdir={tmp_path / 'score'}"]) == 0
-    assert "note: they were made with another moe.gate: normalized -> score" in capsys.readouterr().out
+    assert 'note: they were made with another moe.gate: "normalized" -> "score"' in capsys.readouterr().out
 
 
 def test_mistakes(pixart, tmp_path, capsys):

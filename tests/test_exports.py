@@ -291,11 +291,11 @@ def test_numbers_that_are_not_finite_are_not_written(model, tmp_path, capsys):
     [
         (
             {"model__width": 48, "model__bias": False, "text__tower_blocks": 2},
-            ["model.bias: True -> False", "model.width: 32 -> 48", "text.tower_blocks: 1 -> 2"],
+            ["model.bias: true -> false", "model.width: 32 -> 48", "text.tower_blocks: 1 -> 2"],
         ),
         (
             {"moe__routing": "expert_choice", "moe__num_experts": 4},
-            ["moe.num_experts: 0 -> 4", "moe.routing: dense ->"],
+            ["moe.num_experts: 0 -> 4", 'moe.routing: "dense" ->'],
         ),
     ],
 )

@@ -14,6 +14,7 @@ from ec_dit.data import dataset
 from ec_dit.data.records import Record
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.runs import feed
+from tests import helpers
 
 
 def small(path):
@@ -47,7 +48,7 @@ def test_a_second_run_takes_data_that_another_finished_just_before(tmp_path, mon
     monkeypatch.setattr(feed.datasets, "is_there", lambda path: False)
     assert feed.open_data(small(tmp_path / "set"), lambda line: None).fingerprint == found.fingerprint
     other = small(tmp_path / "set")
-    other.data.options.train = 9
+    other = helpers.change(other, data__options={**other.data.options, "train": 9})
     with pytest.raises(UserError, match=r"has train 8 instead of 9: give another --config.data.path, or remove it"):
         feed.open_data(other, lambda line: None)
 

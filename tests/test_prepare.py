@@ -15,10 +15,10 @@ from ec_dit import prepare
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
 from ec_dit.data.images import decode
-from ec_dit.data.records import ranges
-from ec_dit.data.sources import folder as folder_source
+from ec_dit.preparation.source import ranges
+from ec_dit.preparation.sources.found import folder as folder_source
 from tests import encoded_sets as sets
-from tests.data.sets import hashes
+from tests.sets import hashes
 
 ENCODERS = ["--vae=/nonexistent/vae", "--text_encoder=/nonexistent/t5"]
 SHAPES = ["--source=shapes", "--num_train=30", "--num_validation=5", "--vocab_size=100"]

@@ -15,7 +15,8 @@ from ec_dit.core import digests
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import tokenizer as tokenizers
 from ec_dit.data.encoding import Encoding
-from ec_dit.data.sources.shapes_scene import ShapesOptions
+from ec_dit.preparation import vocabulary
+from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
 from ec_dit.runs import evaluation
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system.model import make_system
@@ -43,7 +44,7 @@ READERS = {
 
 
 def tokenizer():
-    return tokenizers.Tokenizer(tokenizers.train(["a red circle", "two blue squares", "a pink moon"] * 5, 60))
+    return tokenizers.Tokenizer(vocabulary.train(["a red circle", "two blue squares", "a pink moon"] * 5, 60))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ec_dit.config.data import DataSpec
 from ec_dit.core import json_file, seeds, settings, topology
+from ec_dit.core.differences import differences
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.mesh import MeshSpec
 from ec_dit.core.settings import COUNT, Use, key, section, shown
-from ec_dit.data.spec import DataSpec
 from ec_dit.flow.processes import FlowSpec
 from ec_dit.models.spec import MEMORY, ModelSpec, MoESpec, TextSpec
 from ec_dit.sampling.settings import SampleSpec
@@ -248,15 +249,13 @@ def from_tree(saved: Mapping[str, Any]) -> RunConfig:
 
 def difference(old: RunConfig, new: RunConfig) -> list[str]:
     """Lines 'key: old -> new' for every key that must not change within one workdir but did, if it does anything in either."""
-    a, b = (_listed(config) for config in (old, new))
     idle = unused(old).keys() & unused(new).keys()
     lines = []
-    for name in sorted(a.keys() | b.keys()):
-        known = KEYS[name if name in KEYS else name.rpartition(".")[0]]
-        fixed = not known.facts.resumable or (name == "train.steps" and new.optimizer.schedule != "constant")
-        if a.get(name) != b.get(name) and fixed and known.name not in idle:
-            because = f" ({known.facts.because})" if known.facts.because else ""
-            lines.append(f"{name}: {a.get(name, '(none)')} -> {b.get(name, '(none)')}{because}")
+    for each in differences(_listed(old), _listed(new)):
+        known = KEYS[each.name if each.name in KEYS else each.name.rpartition(".")[0]]
+        fixed = not known.facts.resumable or (each.name == "train.steps" and new.optimizer.schedule != "constant")
+        if fixed and known.name not in idle:
+            lines.append(f"{each} ({known.facts.because})" if known.facts.because else str(each))
     return lines
 
 

@@ -4,12 +4,12 @@ What a key may be by itself stands where the key is declared; here is how keys m
 """
 
 from ec_dit.config import RunConfig, unused
+from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import rounding, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import shown
-from ec_dit.data import registry
-from ec_dit.data.spec import SYNTHETIC
 from ec_dit.flow.processes import PROCESSES
+from ec_dit.preparation import registry
 from ec_dit.sampling.samplers import SAMPLERS
 
 
@@ -87,7 +87,7 @@ def _validate_together(config: RunConfig) -> None:
             f"mesh.{key}",
             "only one axis may be -1, all that are left",
         )
-    if config.data.source in ("shapes", "emoji"):
+    if config.data.source in registry.DRAWN:
         check(config.text.encoder == "tower", "text.encoder", f"data.source '{config.data.source}' needs 'tower'")
     for suite in config.eval.suites:
         check(

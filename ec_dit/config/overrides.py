@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from ec_dit import config as config_lib
 from ec_dit.config import FREE, KEYS, RunConfig, checks
+from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import paths, settings
 from ec_dit.core.errors import UserError, did_you_mean
-from ec_dit.data import registry
-from ec_dit.data.spec import SYNTHETIC
+from ec_dit.preparation import registry
 
 Change = tuple[str, str | None]  # a dotted key and what was written for it; None where nothing was
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig, checks
+from ec_dit.config.data import DataSpec
 from ec_dit.conversion.model import Model, Say, make_system, native_table
 from ec_dit.core import export, hub, name_map, processes, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
-from ec_dit.data.encoding import FILE as ENCODING
 from ec_dit.data.encoding import Encoding
-from ec_dit.data.spec import DataSpec
+from ec_dit.data.layout import ENCODING
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import frozen, text
 from ec_dit.flow import ddpm

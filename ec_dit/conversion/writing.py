@@ -15,7 +15,7 @@ from ec_dit.core import export, name_map, paths, processes, settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import flag_names
 from ec_dit.core.tree import named_leaves, num_params
-from ec_dit.data.encoding import FILE as ENCODING
+from ec_dit.data.layout import ENCODING
 from ec_dit.models import native, pixart
 from ec_dit.runs.workdir import Workdir
 

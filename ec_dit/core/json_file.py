@@ -16,6 +16,7 @@ from ec_dit.core.errors import DamageError, UserError
 _Kind = TypeVar("_Kind")
 # What readers raise that take damaged content for what it should be.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError)
+_LARGEST = 2**63 - 1
 SEAL = "sha256"  # the key of a sealed object's digest
 
 
@@ -87,7 +88,7 @@ def typed(content: Any, kind: type[_Kind], where: str, advice: str = "") -> _Kin
         DamageError: where it is of another kind.
     """
     with whole(where, advice):
-        return _typed(content, kind, "the whole")
+        return fit(content, kind, "the whole")
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,26 +112,35 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _typed(value: Any, kind: Any, name: str) -> Any:
-    """`value` as the annotation has it: lists become tuples, whole numbers floats."""
+def fit(value: Any, kind: Any, name: str = "the value") -> Any:
+    """Gives a decoded JSON value as an annotation has it: lists become tuples, whole numbers floats.
+
+    Args:
+        name: of the value, for the message.
+
+    Raises:
+        ValueError: where it is of another kind, or a whole number of more than 64 bits.
+    """
     origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if kind is Any:
         return value
+    if type(value) is int and not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name} has more than 64 bits")
     if origin in (types.UnionType, typing.Union):
         for part in parts:
             with contextlib.suppress(ValueError):
-                return _typed(value, part, name)
+                return fit(value, part, name)
     elif dataclasses.is_dataclass(origin) and isinstance(value, dict):
         return _object(value, origin, name)
     elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
         _, item = parts or (str, Any)
-        return {key: _typed(each, item, f"{name}, {key!r}") for key, each in value.items()}
-    elif origin is tuple and isinstance(value, list):
+        return {key: fit(each, item, f"{name}, {key!r}") for key, each in value.items()}
+    elif origin is tuple and isinstance(value, list | tuple):
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         if len(kinds) == len(value):
-            return tuple(_typed(each, part, name) for each, part in zip(value, kinds, strict=True))
+            return tuple(fit(each, part, name) for each, part in zip(value, kinds, strict=True))
     elif origin in (list, Sequence) and isinstance(value, list):
-        return [_typed(each, parts[0] if parts else Any, name) for each in value]
+        return [fit(each, parts[0] if parts else Any, name) for each in value]
     elif kind is float and type(value) is int:
         return float(value)
     elif type(value) is kind or (kind in (None, types.NoneType) and value is None):
@@ -146,7 +156,7 @@ def _object(value: dict[str, Any], kind: Any, name: str) -> Any:
             raise ValueError(f"{name} has no {key!r}")
     if unknown := value.keys() - fields.keys():
         raise ValueError(f"{name} has a {min(unknown)!r}, which is none of its keys")
-    return kind(**{key: _typed(each, hints[key], repr(key)) for key, each in value.items()})
+    return kind(**{key: fit(each, hints[key], repr(key)) for key, each in value.items()})
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Data sets on disk, read at random: pictures, or latents and embeddings, as TFDS files in ArrayRecord, without TensorFlow.
 
 A finished folder holds the records, TFDS's description of them, `report.json`, `skipped.jsonl`, and `tokenizer.model` or
-`encoding.safetensors`. `writing.write` makes one.
+`encoding.safetensors`. `preparation.writing.write` makes one.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from etils import epath
 
 from ec_dit.core import json_file, paths, terminal
 from ec_dit.core.errors import UserError
-from ec_dit.data import files, ownership, stored, units
+from ec_dit.data import layout, stored
 from ec_dit.data.encoding import Encoding
-from ec_dit.data.ownership import ENCODING, INCOMPLETE, REPORT, SKIPPED, TOKENIZER
+from ec_dit.data.layout import BLOCK, DESCRIPTION, ENCODING, INCOMPLETE, REPORT, SKIPPED, TOKENIZER
 from ec_dit.data.reading import Examples, fields
 from ec_dit.data.records import Record
-from ec_dit.data.report import Report
+from ec_dit.data.report import Report, read_report
 from ec_dit.data.stored import EncodedRecord
 
 _VERIFIED_BYTES = 2**30  # of files whose content `open` compares with the report: a second or two
@@ -128,7 +128,7 @@ class Dataset:
             )
         text, parts, start = self.encoding.facts["text"], [], 0
         for name, size in self.report.shapes[split].items():
-            _, shape = units.split_of(f"{split}_{name}")
+            _, shape = layout.split_of(f"{split}_{name}")
             examples = self._examples(f"{split}_{name}")
             channels = len(self.encoding.mean_Z)
             codec = stored.Codec((*shape, channels), text["width"], text["length"], text["type"])
@@ -138,13 +138,13 @@ class Dataset:
 
     def _examples(self, name: str) -> Examples:
         lengths = self.lengths[name]
-        names = [files.file_name(self.report.source, name, unit, len(lengths)) for unit in range(len(lengths))]
+        names = [layout.file_name(self.report.source, name, unit, len(lengths)) for unit in range(len(lengths))]
         return Examples([str(self.path / file) for file in names], lengths)
 
     def shapes(self) -> list[tuple[int, int]]:
         """Rows and columns of the latents of all splits; none of pictures."""
         names = [f"{split}_{name}" for split, of in self.report.shapes.items() for name in of]
-        return sorted({units.split_of(name)[1] for name in names})
+        return sorted({layout.split_of(name)[1] for name in names})
 
 
 def is_there(path: str | PurePath) -> bool:
@@ -169,7 +169,7 @@ def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open
         raise UserError(f"there is no data set at {folder}. {how}")
     if not (folder / REPORT).exists() or (folder / INCOMPLETE).exists():
         raise UserError(f"{folder} is not a finished data set (no {REPORT}). {how}")
-    report = ownership.report(folder)
+    report = read_report(folder)
     again = f"{how} --overwrite."
     _check_sizes(folder, report, again)
     if not paths.is_remote(folder):
@@ -179,7 +179,7 @@ def open(path: str | PurePath) -> Dataset:  # noqa: A001 - reads as dataset.open
     encoding = None
     if ENCODING in report.files:
         encoding = Encoding.from_bytes((folder / ENCODING).read_bytes(), str(folder / ENCODING), again)
-    lengths = files.lengths(folder, again)
+    lengths = _lengths(folder, again)
     _check_lengths(folder, report, lengths, again)
     return Dataset(folder, report, fingerprint, lengths, encoding)
 
@@ -193,14 +193,26 @@ def _check_sizes(folder: epath.Path, report: Report, again: str) -> None:
             raise json_file.damaged(str(folder), f"{name} is {state}", again)
 
 
+def _lengths(folder: epath.Path, advice: str) -> dict[str, list[int]]:
+    """Reads how many records of each split are in every file.
+
+    Raises:
+        UserError: the file that says so is damaged; `advice` says what to do.
+    """
+    path = folder / DESCRIPTION
+    with json_file.whole(str(path), advice):
+        splits = json_file.read(path, advice)["splits"]
+        return {str(split["name"]): [int(length) for length in split["shardLengths"]] for split in splits}
+
+
 def _check_lengths(folder: epath.Path, report: Report, lengths: Mapping[str, Sequence[int]], again: str) -> None:
     """Compares what the two descriptions of the records say."""
     kept: dict[str, int] = {}
     for name, of_files in lengths.items():
-        split = units.split_of(name)[0] if report.shapes else name
+        split = layout.split_of(name)[0] if report.shapes else name
         kept[split] = kept.get(split, 0) + sum(of_files)
     if kept != report.kept:
-        raise json_file.damaged(str(folder), f"{files.DESCRIPTION} and {REPORT} count other records", again)
+        raise json_file.damaged(str(folder), f"{DESCRIPTION} and {REPORT} count other records", again)
 
 
 def _check_content(folder: epath.Path, report: Report, again: str) -> None:
@@ -208,12 +220,12 @@ def _check_content(folder: epath.Path, report: Report, again: str) -> None:
     blocks = [(name, i, digest) for name, (_, digests) in report.files.items() for i, digest in enumerate(digests)]
     random.shuffle(blocks)
     left = _VERIFIED_BYTES
-    for name, i, digest in sorted(blocks, key=lambda block: "array_record" in block[0]):
+    for name, i, digest in sorted(blocks, key=lambda block: layout.is_record_file(block[0])):
         if left <= 0:
             return
         with (folder / name).open("rb") as file:
-            file.seek(i * files.BLOCK)
-            data = file.read(files.BLOCK)
+            file.seek(i * BLOCK)
+            data = file.read(BLOCK)
         left -= len(data)
         if hashlib.sha256(data).hexdigest() != digest:
             raise json_file.damaged(str(folder), f"the content of {name} is not what was prepared", again)

@@ -9,9 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from ec_dit.core import json_file
-from ec_dit.data.plans import difference
-
-FILE = "encoding.safetensors"
+from ec_dit.core.differences import differences
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Encoding:
 
     def difference(self, other: "Encoding") -> list[str]:
         """Lines 'autoencoder.sha256: old -> new' for all that makes latents or embeddings of another kind."""
-        return difference(_kind(self.facts), _kind(other.facts))
+        return list(map(str, differences(_kind(self.facts), _kind(other.facts))))
 
 
 _FACTS = {

@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ec_dit.core.errors import UserError
-from ec_dit.data import png, profiles
+from ec_dit.data import png, profiles, signatures
 from ec_dit.data.room import Room
-from ec_dit.data.sources import kinds
 
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 if importlib.util.find_spec("PIL.AvifImagePlugin"):  # of Pillow 11.3 and later
@@ -69,7 +68,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise HugeImageError(f"huge: more than {max_pixels:,} pixels") from error
     except Image.UnidentifiedImageError as error:
-        known = kinds.is_picture(data[: kinds.HEAD])
+        known = signatures.is_picture(data[: signatures.HEAD])
         raise ImageError("damaged image: no more than its beginning is there" if known else "not a picture") from error
     except Exception as error:  # Decoders raise anything (OSError, SyntaxError, struct.error, ...) on damaged bytes.
         raise ImageError(f"damaged image: {error}") from error

@@ -2,17 +2,20 @@
 
 import bisect
 import collections
+import contextlib
+import errno
 import itertools
+import os
 import resource
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ec_dit.core import paths
-from ec_dit.data import files
 
 _OPEN, _OPEN_REMOTE = 512, 4096  # of a process: files of a disk take a descriptor each, those of a bucket a request
 
@@ -40,7 +43,7 @@ class Examples:
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
         reader = _reader(self._files[number])
-        with files.system_errors(self._files[number]):
+        with system_errors(self._files[number]):
             (data,) = reader.read([index - start])
         return data
 
@@ -51,13 +54,25 @@ def fields(data: bytes) -> dict[str, Any]:
     return {name: (value.bytes_list.value or value.int64_list.value)[0] for name, value in found.items()}
 
 
+@contextlib.contextmanager
+def system_errors(path: Path | str) -> Iterator[None]:
+    """ArrayRecord's errors carry the system's as text alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        for code in errno.errorcode:
+            if f": {os.strerror(code)}" in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+
+
 def _reader(file: str) -> Any:
     """The open file; opened outside of the lock, so that a bucket opens many at a time."""
     with _lock:
         if file in _readers:
             _readers.move_to_end(file)
             return _readers[file]
-    with files.system_errors(file):
+    with system_errors(file):
         reader = array_record_module.ArrayRecordReader(
             file, options="readahead_buffer_size:0", file_reader_buffer_size=32768
         )

@@ -5,9 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ec_dit.core import json_file
+from etils import epath
 
-FORMAT = 2  # Of a data set's folder.
+from ec_dit.core import json_file
+from ec_dit.core.errors import UserError
+from ec_dit.data.layout import FORMAT, REPORT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,23 @@ class Report:
             became = ", ".join(f"{name} {what}" for name, what in self.published.items())
             lines.append(f"published splits: {became}")
         return "\n".join([*lines, *([f"not read: {listed(self.unread)}"] if self.unread else [])])
+
+
+def read_report(folder: epath.Path) -> Report:
+    """Reads the report of the data set in a folder.
+
+    Raises:
+        UserError: it is damaged, or of another layout.
+    """
+    path = folder / REPORT
+    # Without it nobody knows what may be replaced.
+    advice = f"Remove {folder} and prepare the data set again, or prepare it somewhere else."
+    found = json_file.read(path, advice)
+    if type(version := found.get("format")) is int and version != FORMAT:
+        raise UserError(
+            f"{folder} has layout {version}, this version reads layout {FORMAT}; prepare it again with --overwrite"
+        )
+    return Report.from_json(found, str(path), advice)
 
 
 def listed(counts: Mapping[str, int]) -> str:

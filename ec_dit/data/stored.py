@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ec_dit.data.files import Fields
 from ec_dit.data.records import Record
 
+Fields = Mapping[str, bytes | bool]  # of a tf.train.Example
 TEXT_TYPES = ("bfloat16", "int8")
 _LATENT = np.dtype(np.float16)  # finer than bfloat16, and latents are far inside its range
 

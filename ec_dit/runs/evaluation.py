@@ -13,9 +13,9 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.stopping import StopSignal
 from ec_dit.core.terminal import Progress
 from ec_dit.data import images
-from ec_dit.data.sources.shapes_scene import ShapesOptions
 from ec_dit.evaluators.base import Evaluation, Evaluator
 from ec_dit.evaluators.shapes import ShapesEvaluator
+from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.settings import SampleSettings
 from ec_dit.system.model import System

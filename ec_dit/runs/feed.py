@@ -5,20 +5,21 @@ import json
 from collections.abc import Callable
 
 from ec_dit.config import RunConfig, checks
+from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import processes, settings
+from ec_dit.core.differences import differences
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset as datasets
-from ec_dit.data import registry, writing
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader
-from ec_dit.data.ownership import TakenError
 from ec_dit.data.rows import CACHE_BYTES, EncodedRows, PictureRows, Rows
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import frozen
+from ec_dit.preparation import registry, writing
+from ec_dit.preparation.ownership import TakenError
 from ec_dit.system.model import System
 
-SELF_PREPARED = ("shapes", "emoji")  # sources that need nothing from the user
 _CAPTIONS_CHECKED = 500
 
 
@@ -29,32 +30,37 @@ def open_data(config: RunConfig, say: Callable[[str], None]) -> Dataset | None:
         UserError: if there is none and it cannot be made here.
     """
     checks.check_data_is_named(config)
-    d = config.data
-    if d.source == "synthetic":
+    source, path = config.data.source, config.data.path
+    if source == SYNTHETIC:
         return None
-    if d.source in SELF_PREPARED:
+    if source in registry.DRAWN:
         with processes.first_goes_ahead("the data set"):  # the others find it, or prepare it on a disk of their own
-            if not datasets.is_there(d.path):
-                say(f"preparing {d.source} in {d.path}")
-                source = registry.make_source(d.source, dict(d.options))
-                first = processes.is_first()
-                # One after the other. Where another run made something else meanwhile, the comparison below says so.
-                with processes.alone(), contextlib.suppress(TakenError):
-                    report = writing.write(source, d.path, progress=first, say=say)  # waits for who makes it already
-                    say(report.table())
-    data = datasets.open(d.path)
-    processes.check_same(data.fingerprint, f"the data set at {d.path}")
+            if not datasets.is_there(path):
+                _prepare(config, say)
+    data = datasets.open(path)
+    processes.check_same(data.fingerprint, f"the data set at {path}")
     _check_kind(config, data)
-    found = {"source": data.report.source} | dict(data.report.options)
-    wanted = ({"source": d.source} if d.source else {}) | dict(d.options)
+    noted = {"source": data.report.source} | dict(data.report.options)
+    wanted = ({"source": source} if source else {}) | dict(config.data.options)
     plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the report
-    if wrong := [
-        f"{key} {found.get(key)} instead of {value}" for key, value in plain.items() if found.get(key) != value
-    ]:
+    wrong = [f"{each.name} {each.old} instead of {each.new}" for each in differences(noted, noted | plain)]
+    if wrong:
         raise UserError(
-            f"the data set at {d.path} has {', '.join(wrong)}: give another --config.data.path, or remove it."
+            f"the data set at {path} has {', '.join(wrong)}: give another --config.data.path, or remove it."
         )
     return data
+
+
+def _prepare(config: RunConfig, say: Callable[[str], None]) -> None:
+    """Makes the data set of a source that needs nothing from the user."""
+    name, path = config.data.source, config.data.path
+    say(f"preparing {name} in {path}")
+    source = registry.make_source(name, dict(config.data.options))
+    first = processes.is_first()
+    # One after the other. Where another run made something else meanwhile, the comparison with the config says so.
+    with processes.alone(), contextlib.suppress(TakenError):
+        report = writing.write(source, path, progress=first, say=say)  # waits for who makes it already
+        say(report.table())
 
 
 def _check_kind(config: RunConfig, data: Dataset) -> None:

@@ -17,12 +17,13 @@ from ec_dit import cli
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig
 from ec_dit.core import digests, json_file, paths, processes, settings
+from ec_dit.core.differences import differences
 from ec_dit.core.digests import DigestedFiles
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.data.dataset import Dataset
-from ec_dit.data.encoding import FILE as _ENCODING
 from ec_dit.data.encoding import Encoding
+from ec_dit.data.layout import ENCODING as _ENCODING
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.system.model import System, make_system
 from ec_dit.train.checkpoint import Checkpointer
@@ -264,13 +265,11 @@ class Workdir:
             )
         theirs = settings.replaced(self.config(), system.config, "mesh", "model.attention")
         held, here = (_shapes(each) for each in (make_system(theirs, own, encoding=self.encoding()), system))
-        if apart := sorted(name for name in held.keys() | here.keys() if held.get(name) != here.get(name)):
+        if arrays := list(differences(held, here)):
             lines = [line for line in config_lib.difference(theirs, system.config) if line.startswith(_STRUCTURE)]
             raise UserError(
-                f"--config.train.init_from={self.path} holds another model: {len(apart)} arrays differ, such as {apart[0]} "
-                f"({held.get(apart[0], 'not there')} -> {here.get(apart[0], 'none')}), since\n  "
-                + "\n  ".join(lines)
-                + "\nSet these keys as they are there, or start from other parameters."
+                f"--config.train.init_from={self.path} holds another model: {len(arrays)} arrays differ, such as {arrays[0]}, "
+                "since\n  " + "\n  ".join(lines) + "\nSet these keys as they are there, or start from other parameters."
             )
         if self._checkpoints().newest_record() is None:
             raise UserError(f"--config.train.init_from={self.path}: there is no finished checkpoint in it.")

@@ -11,9 +11,9 @@ from ec_dit.core import json_file
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
 from ec_dit.data.encoding import Encoding
-from ec_dit.data.records import Skipped
-from tests.data import sets
-from tests.data.sets import CountingOptions, CountingSource, MixedSource, write
+from ec_dit.preparation.source import Skipped
+from tests import sets
+from tests.sets import CountingOptions, CountingSource, MixedSource, write
 
 
 def wrong_section(name, data):

@@ -10,9 +10,10 @@ import pytest
 
 from ec_dit.core.errors import TryAgain, UserError, explain
 from ec_dit.data import dataset
-from ec_dit.data.records import Record, Skipped, everything
-from tests.data import sets
-from tests.data.sets import Listed, write
+from ec_dit.data.records import Record
+from ec_dit.preparation.source import Skipped, everything
+from tests import sets
+from tests.sets import Listed, write
 
 
 def test_records_come_back_as_they_were(numbers, counting):

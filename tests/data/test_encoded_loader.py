@@ -8,7 +8,7 @@ import pytest
 from ec_dit.data import loader
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.rows import EncodedRows
-from tests.data import sets
+from tests import sets
 from tests.data.batches import SHARES, assert_same, joined, shares_of, take
 
 SIZES = {(2, 2): 13, (2, 3): 7, (3, 2): 3}

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from ec_dit.core.errors import TryAgain, UserError
-from ec_dit.data import dataset, filters, loader, writing
+from ec_dit.data import dataset, loader
 from ec_dit.data.images import to_uint8
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.records import Record
 from ec_dit.data.rows import PictureRows
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.process import even_times
-from tests.data import sets
+from ec_dit.preparation import filters, writing
+from tests import sets
 from tests.data.batches import SHARES, assert_same, joined, shares_of, take
 
 

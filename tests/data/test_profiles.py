@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from ec_dit.data import filters, images
+from ec_dit.data import images
 from ec_dit.data.records import Record
+from ec_dit.preparation import filters
 from tests.data import icc
 
 P3, ADOBE = icc.rgb_profile("p3", 2.2), icc.rgb_profile("adobe", 2.2)

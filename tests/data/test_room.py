@@ -13,8 +13,8 @@ from ec_dit.data.loader import fixed_batches
 from ec_dit.data.room import Room
 from ec_dit.data.rows import PictureRows
 from ec_dit.data.tokenizer import Tokenizer
-from tests.data.sets import Listed, Record, write
 from tests.data.test_profiles import encoded
+from tests.sets import Listed, Record, write
 
 
 def test_no_more_is_held_than_there_is():

@@ -5,7 +5,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.data.rows import EncodedRows, PictureRows, choose
-from tests.data import sets
+from tests import sets
 
 
 def draws(rows, index, count, seed=0):

@@ -6,6 +6,7 @@ import sentencepiece
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import tokenizer
+from ec_dit.preparation import vocabulary
 
 CAPTIONS = [
     f"{n} {color} {shape}"
@@ -17,7 +18,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def small():
-    return tokenizer.Tokenizer(tokenizer.train(CAPTIONS * 20, 200))
+    return tokenizer.Tokenizer(vocabulary.train(CAPTIONS * 20, 200))
 
 
 def texts(tokens, ids_BT, mask_BT):
@@ -59,9 +60,9 @@ def test_unknown_characters_are_marked(small):
 
 
 def test_training_is_deterministic_and_shrinks():
-    assert tokenizer.train(CAPTIONS, 200) == tokenizer.train(iter(CAPTIONS), 200)
+    assert vocabulary.train(CAPTIONS, 200) == vocabulary.train(iter(CAPTIONS), 200)
     for captions in (["a"], ["a a a"], ["日本語 été"], CAPTIONS):
-        model = tokenizer.Tokenizer(tokenizer.train(captions, 5000))
+        model = tokenizer.Tokenizer(vocabulary.train(captions, 5000))
         assert 3 < model.vocab_size < 5000
         ids_BT, mask_BT = model.encode(captions, 64)
         assert texts(model, ids_BT, mask_BT) == captions
@@ -74,9 +75,9 @@ def test_survives_pickling(small):
 
 def test_mistakes_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no captions"):
-        tokenizer.train(["", "  "], 100)
+        vocabulary.train(["", "  "], 100)
     with pytest.raises(UserError, match=r"vocab_size=8 .* raise vocab_size"):
-        tokenizer.train(CAPTIONS, 8)
+        vocabulary.train(CAPTIONS, 8)
     with pytest.raises(UserError, match=r"cannot read the tokenizer .*none.model: No such file"):
         tokenizer.Tokenizer.load(tmp_path / "none.model")
     (tmp_path / "bad.model").write_bytes(b"nonsense")
@@ -86,6 +87,6 @@ def test_mistakes_say_what_to_do(tmp_path):
 
 def test_words_of_a_small_corpus_are_whole_pieces():
     captions = [f"a {color} circle and a {other} square" for color in ("red", "purple") for other in ("green", "blue")]
-    model = tokenizer.Tokenizer(tokenizer.train(captions * 5, 4096))
+    model = tokenizer.Tokenizer(vocabulary.train(captions * 5, 4096))
     assert [model.length(caption) for caption in captions] == [8] * 4  # seven words and the end
     assert model.length("") == 1

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from ec_dit.data.sources.shapes import ShapesSource
-from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE
-from ec_dit.data.sources.shapes_scene import TASKS, ShapesOptions
 from ec_dit.evaluators.shapes.scoring import agrees, check, score
 from ec_dit.evaluators.shapes.vision import Found, find_objects
+from ec_dit.preparation.drawing.shapes_draw import OUTLINES, PALETTE
+from ec_dit.preparation.drawing.shapes_scene import TASKS, ShapesOptions
+from ec_dit.preparation.sources.drawn.shapes import ShapesSource
 
 ALL = ShapesOptions(shapes=tuple(OUTLINES), colors=tuple(PALETTE), ground="textured")
 DIFFICULTIES = {

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ec_dit.data.sheet import contact_sheet
-from ec_dit.data.sources.shapes_scene import ShapesOptions, eval_prompts
 from ec_dit.evaluators.base import Evaluation, Generate
 from ec_dit.evaluators.shapes.scoring import score
+from ec_dit.preparation.drawing.shapes_scene import ShapesOptions, eval_prompts
 
 _PROMPT_SEED = 20_000  # of the prompts; one list for everybody, so that figures compare
 _SHEET_PER_TASK = 8

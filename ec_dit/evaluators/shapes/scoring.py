@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE
-from ec_dit.data.sources.shapes_scene import stands
 from ec_dit.evaluators.shapes.vision import Found, find_objects
+from ec_dit.preparation.drawing.shapes_draw import OUTLINES, PALETTE
+from ec_dit.preparation.drawing.shapes_scene import stands
 
 
 def agrees(found: Sequence[Found], requirement: Mapping[str, Any]) -> bool:
-    """Whether the objects found are the ones required (see data.sources.shapes_scene for the form of a requirement)."""
+    """Whether the objects found are the ones required (see preparation/drawing/shapes_scene.py for the form of a requirement)."""
     left = list(found)
     matched: list[Found] = []
     for item in requirement["include"]:

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from ec_dit.data.sources.shapes_draw import OUTLINES, PALETTE, coverage
+from ec_dit.preparation.drawing.shapes_draw import OUTLINES, PALETTE, coverage
 
 _MARGIN = 3  # pixels kept around an object when outlines are laid over it
 _GROUND_CHROMA = 50.0  # largest max(RGB) - min(RGB) of a ground pixel; palette colours have more than 100
