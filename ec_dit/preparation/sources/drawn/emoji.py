@@ -48,7 +48,7 @@ class EmojiSource:
 
     name = "emoji"
     holds_out = False
-    libraries = ("emoji",)
+    libraries: tuple[str, ...] = ("emoji",)
 
     def __init__(self, options: EmojiOptions):
         glyphs = all_glyphs()
