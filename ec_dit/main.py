@@ -1,8 +1,9 @@
 """Trains: python -m ec_dit.main --config=configs/shapes.py --workdir=DIR [--config.key=value ...].
 
-Run again with the same arguments, it goes on from the last checkpoint. --config=FILE:smoke shrinks a config to a few
-CPU steps. The last line printed is the fingerprint of the final parameters. SIGTERM stops a run after the step it is at, with
-a checkpoint, and exit code 75: start it again to go on.
+--config takes a file, or the name of a config that comes with the package (--config=shapes); with :smoke behind it (shapes:smoke)
+it is shrunk to a few CPU steps. Run again with the same arguments, it goes on from the last checkpoint. The last line printed is
+the fingerprint of the final parameters. SIGTERM stops a run after the step it is at, with a checkpoint, and exit code 75: start
+it again to go on.
 """
 
 import functools
@@ -21,7 +22,7 @@ from ec_dit.core.errors import UserError
 def define_flags() -> flags.FlagValues:
     """The flags of one call, apart from the config's keys."""
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
+    cli.define_config(values)
     cli.define_path("workdir", "Folder of the run: checkpoints, metrics, images.", flag_values=values)
     cli.define_processes(values)
     cli.define_help(values)

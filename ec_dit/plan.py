@@ -30,7 +30,7 @@ _TELL_SECONDS = 30  # between signs of life while something is compiled
 def define_flags() -> flags.FlagValues:
     """The flags of one call, apart from the config's keys."""
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:smoke.", flag_values=values)
+    cli.define_config(values)
     flags.DEFINE_string(
         "topology", None, "Such as v5p:8x8x8, or cpu:8; the config's own by default.", flag_values=values
     )

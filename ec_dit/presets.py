@@ -75,7 +75,7 @@ def from_run(workdir: str) -> ConfigDict:
         UserError: if there is none.
     """
     if not workdir:
-        raise UserError("give the workdir to start from: --config=configs/from_run.py:DIR")
+        raise UserError("give the workdir to start from: --config=from_run:DIR")
     path = paths.at(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is no workdir of a run: there is no {path}.")
@@ -119,6 +119,6 @@ def variant(c: ConfigDict, arg: str) -> ConfigDict:
     """
     if arg not in ("", "smoke"):
         raise UserError(
-            f"config argument ':{arg}' is unknown. Use --config=configs/{c.name}.py, or :smoke for a short CPU run."
+            f"config argument ':{arg}' is unknown. Use --config={c.name}, or {c.name}:smoke for a short CPU run."
         )
     return smoke(c) if arg else c

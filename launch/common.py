@@ -20,7 +20,7 @@ def define_tpu(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "name", None, "Of the queued resource and its node; by default from the config.", flag_values=values
     )
-    flags.DEFINE_string("config", None, "Config file, FILE.py or FILE.py:ARG.", flag_values=values)
+    cli.define_config(values)
     flags.DEFINE_string("project", None, "GCP project; default: CLOUDSDK_CORE_PROJECT.", flag_values=values)
     flags.DEFINE_string("zone", None, "GCP zone; default: CLOUDSDK_COMPUTE_ZONE.", flag_values=values)
     flags.DEFINE_bool(
@@ -44,7 +44,7 @@ def define_job(values: flags.FlagValues) -> None:
     """What running needs beside `define_tpu`."""
     flags.DEFINE_string("workdir", None, "Folder of the run, gs://BUCKET/DIR.", flag_values=values)
     flags.DEFINE_string(
-        "code", "wheel", "wheel: this checkout; or git+https://HOST/REPOSITORY@REVISION.", flag_values=values
+        "code", "wheel", "wheel: the code that runs here; or git+https://HOST/REPOSITORY@REVISION.", flag_values=values
     )
     flags.DEFINE_multi_string(
         "env",
@@ -69,7 +69,7 @@ def load_config(values: flags.FlagValues) -> tuple[ConfigDict, Path, str]:
         UserError: without one, or if it does not load.
     """
     if not values.config:
-        raise UserError("--config=FILE is needed, for example --config=configs/m_64e.py")
+        raise UserError("--config=FILE is needed, or a name of the package's own, for example --config=m_64e")
     path, argument = overrides.locate(values.config)
     return overrides.load(path, argument), path, argument
 

@@ -7,18 +7,14 @@ import datetime as dt
 import hashlib
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ec_dit.core.errors import UserError
-from launch import gcloud
+from launch import gcloud, wheel
 
-ROOT = Path(__file__).parents[1]
 _ROOT = '"${EC_DIT_ROOT:-/var/tmp/ec_dit}"'  # on a host; the same for all who log in
 _REPORT = re.compile(r"ec_dit host=(\S+) job=(\S+) state=(none|running|exited)(?: code=(\w+))?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -35,7 +31,7 @@ class Job:
         arguments: the rest of the command line of ec_dit.main.
         workdir: a gs:// path.
         env: exported before; values are never printed, but lie in the bucket.
-        code: wheel (of this checkout), or what pip takes in its place, such as git+https://HOST/REPOSITORY@REVISION.
+        code: wheel (of the code that runs here), or what pip takes in its place, such as git+https://HOST/REPOSITORY@REVISION.
     """
 
     config: Path
@@ -109,8 +105,11 @@ def ship(job: Job, run: gcloud.Runner) -> str:
     with tempfile.TemporaryDirectory(
         prefix="ec_dit-"
     ) as local:  # values of variables lie in it: it goes, in a dry run too
-        install = _build_wheel(Path(local)).name if job.code == "wheel" else job.code
-        files = {"host.sh": (ROOT / "launch" / "host.sh").read_text(encoding="utf-8"), "job.sh": job.script(install)}
+        install = wheel.make(Path(local)).name if job.code == "wheel" else job.code
+        files = {
+            "host.sh": Path(__file__).with_name("host.sh").read_text(encoding="utf-8"),
+            "job.sh": job.script(install),
+        }
         for name, text in (
             files | {"env.sh": job.exports(), job.config.name: job.config.read_text(encoding="utf-8")}
         ).items():
@@ -119,22 +118,6 @@ def ship(job: Job, run: gcloud.Runner) -> str:
             path.chmod(0o600)
         run(gcloud.storage_copy([str(path) for path in sorted(Path(local).iterdir())], f"{folder}/"))
     return folder
-
-
-def _build_wheel(folder: Path) -> Path:
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    with tempfile.TemporaryDirectory() as copy:  # building leaves files in the sources
-        sources = Path(copy)
-        shutil.copytree(ROOT / "ec_dit", sources / "ec_dit", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, sources / name)
-        done = subprocess.run(
-            [*build, f"--wheel-dir={folder}", str(sources)], capture_output=True, text=True, check=False
-        )
-    wheels = list(folder.glob("*.whl"))
-    if not wheels:
-        raise UserError(f"the wheel cannot be built: {done.stderr.strip()[-500:]} (or give --code=git+https://...)")
-    return wheels[0]
 
 
 def start_command(folder: str, name: str) -> str:

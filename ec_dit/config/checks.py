@@ -119,6 +119,6 @@ def check_data_is_named(config: RunConfig) -> None:
         raise UserError(
             f"--config.data.path is empty: this config trains on cached latents and text embeddings; make them with {how} "
             "--vae=DIR --text_encoder=DIR. To measure its speed on random ones: --config.data.source=synthetic. A structure of "
-            "the paper is tried on pictures with --config=configs/xl_32e.py:smoke and the like."
+            "the paper is tried on pictures with --config=xl_32e:smoke and the like."
         )
     raise UserError(f"--config.data.path is empty: give the folder of a data set made by {how}.")

@@ -1,4 +1,4 @@
-"""The config of a command line: --config=FILE.py[:ARG], and --config.key=value behind it."""
+"""The config of a command line: --config=NAME[:ARG] or FILE.py[:ARG], and --config.key=value behind it."""
 
 import importlib.util
 import inspect
@@ -53,13 +53,13 @@ def read(name: str | None, changes: Sequence[Change]) -> RunConfig:
     """The config of a file with overrides, checked.
 
     Args:
-        name: FILE.py, or FILE.py:ARG, as --config has it.
+        name: NAME, FILE.py, or one of them with :ARG behind it, as --config has it.
 
     Raises:
         UserError: if the file does not load, a key does not exist, or a value is not what its key takes.
     """
     if not name:
-        raise UserError("--config=FILE is needed, for example --config=configs/shapes.py")
+        raise UserError("--config=FILE is needed, or a name of the package's own, for example --config=shapes")
     path, argument = locate(name)
     start = config_lib.typed(load(path, argument), f"{path}: ")
     config = apply(start, changes)
@@ -69,18 +69,31 @@ def read(name: str | None, changes: Sequence[Change]) -> RunConfig:
     return config
 
 
+def packaged() -> dict[str, Path]:
+    """Finds the config files that come with the package, by name: configs/ of a clone, ec_dit/configs where it is installed."""
+    package = Path(__file__).parents[1]
+    folder = package / "configs"
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
 def locate(name: str) -> tuple[Path, str]:
-    """(the file, its argument) of FILE.py or FILE.py:ARG.
+    """(the file, its argument) of NAME, a config of the package's own, or FILE.py, each perhaps with :ARG behind it.
 
     Raises:
         UserError: if there is no such file; names the nearest.
     """
     file, _, argument = name.partition(":")
+    own = packaged()
+    if file in own:
+        return own[file], argument
     path = paths.home_expanded(file)
     if path.is_dir():
         raise UserError(f"--config={name}: {path} is a folder; choose a file in it.")
     if not path.is_file():
-        raise UserError(f"there is no config file {path}{did_you_mean(str(path), map(str, path.parent.glob('*.py')))}.")
+        nearest = did_you_mean(str(path), map(str, path.parent.glob("*.py"))) or did_you_mean(path.stem, own)
+        raise UserError(f"there is no config file {path}{nearest or '; the package has ' + ', '.join(own)}.")
     return path, argument
 
 
