@@ -13,16 +13,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from ec_dit import cli
 from ec_dit.core import paths, processes, terminal
 from ec_dit.core.errors import UserError
-
-if TYPE_CHECKING:
-    from ec_dit.config import RunConfig
 
 _MOST = 10_000_000  # pictures of a call
 
@@ -93,48 +90,34 @@ def work() -> None:
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
     interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
 
-    from ec_dit.config import checks, specs
-    from ec_dit.runs import evaluation
+    from ec_dit.runs import evaluation, loaded
     from ec_dit.runs.pictures import PictureFolder
-    from ec_dit.runs.workdir import Workdir
-    from ec_dit.system.captions import Captions
-    from ec_dit.system.painter import Painter
 
-    workdir = Workdir(FLAGS.workdir)
-    own_config = workdir.config()
-    run_config = _changed(own_config, interval)
     out = PictureFolder(FLAGS.out, texts, FLAGS.num)
     if processes.is_first():
         out.check()  # before the model is loaded for nothing
-    checks.validate(run_config)
-    checks.check_use(run_config, own_config)
-    system, params, step = workdir.load(run_config, ema=FLAGS.ema, step=FLAGS.step)
-    captions = Captions(system)
-    painter = Painter(system, captions)
-    factor = painter.autoencoder.factor
-    shape = specs.square(run_config) if pixels is None else _latent_shape(pixels, factor, run_config.model.patch)
-    settings = specs.sample_settings(run_config, shape)
-    generator = painter.generator(settings, shape)
-    cut = out.numbers_of(captions.cuts)
+    run = loaded.load(FLAGS.workdir, ema=FLAGS.ema, step=FLAGS.step, changes=_changes(interval))
+    generator = run.generator(pixels)
+    cut = out.numbers_of(run.captions.cuts)
     if cut:
         shown = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
         cli.say(
-            f"warning: cut, as the model reads {run_config.text.length} tokens at most: {len(cut)} prompts, {shown}"
+            f"warning: cut, as the model reads {run.config.text.length} tokens at most: {len(cut)} prompts, {shown}"
         )
 
     prompts_drawn, indices = zip(*out.jobs, strict=True)
-    made = generator.batches(params, prompts_drawn, indices, FLAGS.seed)
+    made = generator.batches(run.params, prompts_drawn, indices, FLAGS.seed)
     if not processes.is_first():
         collections.deque(made, maxlen=0)  # the first process writes
         return
     facts = {
         "seed": FLAGS.seed,
         "workdir": FLAGS.workdir,
-        "config": run_config.name,
-        "step": step,
+        "config": run.config.name,
+        "step": run.step,
         "weights": "ema" if FLAGS.ema else "params",
-        "shape": "x".join(str(side * factor) for side in shape),
-        **evaluation.describe(system, settings),
+        "shape": "x".join(str(side * run.factor) for side in generator.shape_YXZ[:2]),
+        **evaluation.describe(run.system, generator.settings),
         "cut": cut,
     }
     with out.writing(facts) as record, terminal.Progress("drawing", len(out.jobs), "images") as progress:
@@ -143,18 +126,18 @@ def work() -> None:
                 out.write(text, index, image)
             progress.update(len(batch))
         record["images_not_finite"] = generator.broken
-    told = f"{out.told}; {settings.evaluations} network evaluations each"
+    told = f"{out.told}; {generator.settings.evaluations} network evaluations each"
     cli.say("\n".join(filter(None, (told, generator.warning))))
 
 
-def _changed(run_config: "RunConfig", interval: tuple[float, float] | None) -> "RunConfig":
-    """A run's config with what flags say otherwise."""
+def _changes(interval: tuple[float, float] | None) -> dict[str, Any]:
+    """What flags say otherwise than the run's config, by its keys."""
     from ec_dit.core import settings
 
     changes: dict[str, Any] = {f"sample.{name}": FLAGS[name].value for name in _OVERRIDES}
     changes |= {"sample.guidance_interval": interval, "text.path": FLAGS.text_encoder}
     changes |= {"data.autoencoder": FLAGS.autoencoder, **settings.prefixed("mesh", cli.mesh_of(FLAGS))}
-    return settings.changed(run_config, {key: value for key, value in changes.items() if value is not None})
+    return {key: value for key, value in changes.items() if value is not None}
 
 
 def _pixels(text: str) -> tuple[int, int]:
@@ -162,19 +145,6 @@ def _pixels(text: str) -> tuple[int, int]:
         raise UserError(f"--shape={text}: give height x width in pixels, e.g. 384x640")
     rows, columns = map(int, text.split("x"))
     return rows, columns
-
-
-def _latent_shape(pixels: tuple[int, int], factor: int, patch: int) -> tuple[int, int]:
-    """Rows and columns of the latents of such pictures."""
-    rows, columns = pixels
-    step = factor * patch  # pixels per side of a token
-    if rows % step or columns % step:
-        near = "x".join(str(max(1, round(side / step)) * step) for side in pixels)
-        raise UserError(
-            f"--shape={rows}x{columns}: both sides must be multiples of {step} pixels (autoencoder {factor} x patch {patch}); "
-            f"the nearest is {near}"
-        )
-    return rows // factor, columns // factor
 
 
 def _interval(parts: Sequence[str]) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from ec_dit.core.tree import named_leaves
 from ec_dit.nn.routing import IMAGE, RoutingSpec
 from ec_dit.system import step as training_step
 from ec_dit.system.painter import Painter
-from ec_dit.train.checkpoint import abstract_like
 from tests import helpers
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ def generator(routing="expert_choice", devices=1, shape=None, **overrides):
     system = helpers.make_system(c, jax.devices()[:devices])
     params = random_params(system)
     draw = Painter(system).generator(shape=shape)
-    draw._decode = lambda images: (
+    draw.decode = lambda images: (
         images,
         np.isfinite(images).all((1, 2, 3)),
     )  # floats, not pixels: rounding would hide differences
@@ -146,8 +145,9 @@ def test_weights_loaded_for_sampling_in_half_precision_draw_the_same():
     """Matrices are held in the dtype in which they are used; the router and everything that is no matrix in float32."""
     draw, params = generator(model__dtype="bfloat16")
     system = helpers.make_system(helpers.tiny_config(model__dtype="bfloat16"), jax.devices()[:1])
-    abstract = abstract_like(*system.abstract_state(system.optimizer())).params
-    held = jax.tree.map(lambda a, like: a.astype(like.dtype), params, system.sampling_params(abstract))
+    held = jax.tree.map(
+        lambda a, like: a.astype(like.dtype), params, system.sampling_params(system.abstract_params())
+    )
     halved = [name for name, leaf in named_leaves(held) if leaf.dtype != np.float32]
     assert any("w_up_EDF" in name for name in halved) and not any("router" in name for name in halved)
     np.testing.assert_array_equal(draw(held, ["abc"], [0], seed=1), draw(params, ["abc"], [0], seed=1))

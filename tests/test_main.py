@@ -11,7 +11,6 @@ from PIL import Image
 
 from ec_dit import convert, evaluate, main, prepare, sample
 from ec_dit.core import lock, paths, processes
-from ec_dit.core.errors import UserError
 from ec_dit.runs import evaluation
 from ec_dit.train.metrics import read_metrics
 
@@ -137,12 +136,6 @@ def test_sampling_another_shape(workdir, tmp_path, capsys):
     assert "must be multiples of 4 pixels (autoencoder 1 x patch 4); the nearest is 20x32" in capsys.readouterr().err
     assert sample.main([*common, "--spacing=leading"]) == 2
     assert "spacing='leading' has no effect with flow.path='rectified'" in capsys.readouterr().err
-
-
-def test_shapes_count_in_latent_pixels():
-    assert sample._latent_shape((384, 640), 8, 2) == (48, 80)
-    with pytest.raises(UserError, match=r"multiples of 16 pixels \(autoencoder 8 x patch 2\); the nearest is 384x640"):
-        sample._latent_shape((380, 640), 8, 2)
 
 
 @pytest.mark.slow

@@ -229,13 +229,17 @@ def _keys(config: type, prefix: str) -> Iterator[Key]:
 
 
 def assemble(config: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Makes a dataclass of sections from the value of every key, by dotted name, each of its key's kind."""
+    """Makes a dataclass of sections from the value of every key, by dotted name, each of its key's kind.
+
+    A field that is neither key nor section keeps its default.
+    """
     hints = typing.get_type_hints(config)
     parts = {
         field.name: assemble(hints[field.name], values, f"{prefix}{field.name}.")
         if dataclasses.is_dataclass(hints[field.name])
         else values[f"{prefix}{field.name}"]
         for field in dataclasses.fields(config)  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[field.name]) or _FACTS in field.metadata
     }
     return config(**parts)
 

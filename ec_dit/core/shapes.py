@@ -24,6 +24,7 @@ AXES: dict[str, str] = {
     "R": "requests of a routing group, in the order they are served (token choice)",
     "C": "capacity: tokens one expert takes from one group",
     "L": "stacked blocks",
+    "U": "evaluations of the network on the way from noise to data, in their order",
     "A": "modulation vectors of a block (shift, scale, gate, twice)",
     "V": "vocabulary",
 }

@@ -12,7 +12,7 @@ from ec_dit.nn import param
 from ec_dit.nn.embeddings import LATENT_PIXEL, PatchEmbed, SizeEmbed, TimeEmbed, patchify, sincos_2d
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
-from ec_dit.nn.moe import STATS_AXES, RouterStats
+from ec_dit.nn.moe import RouterStats, stacked_axes
 from ec_dit.nn.routing import RoutingSpec
 from ec_dit.nn.stack import Stack
 
@@ -75,9 +75,7 @@ class DiT(nnx.Module):
             the statistics of the sparse blocks stacked on L, None for a dense model.
         """
         kept = None if keep_BS is None else ("batch", None)
-        stats = (
-            RouterStats._make((None, *axes) if axes else () for axes in STATS_AXES) if self.spec.num_sparse else None
-        )
+        stats = stacked_axes(routing) if self.spec.num_sparse else None
         run = param.per_device(
             self,
             functools.partial(DiT._forward, routing=routing),

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ec_dit.core import sharding
 from ec_dit.nn import param
 from ec_dit.nn.mlp import gelu
-from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, group_tokens, route
+from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, gates_by_token, group_tokens, route
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
@@ -33,6 +33,7 @@ class RouterStats(NamedTuple):
         dropped: share of token-choice requests that found no slot.
         aux_loss: load-balancing loss before its weight.
         experts_BS: int32, the number of experts on every token.
+        gate_BSE: the gate of every expert on every token, NaN where it did not take it; None unless the routing reports gates.
     """
 
     untaken: jax.Array
@@ -41,10 +42,18 @@ class RouterStats(NamedTuple):
     dropped: jax.Array
     aux_loss: jax.Array
     experts_BS: jax.Array
+    gate_BSE: jax.Array | None = None
 
 
 # Logical axes of the statistics: scalars, and experts by image.
-STATS_AXES: Any = RouterStats._make([(), (), (), (), (), ("batch", None)])
+STATS_AXES: Any = RouterStats((), (), (), (), (), ("batch", None))  # type: ignore[arg-type]
+
+
+def stacked_axes(spec: RoutingSpec) -> Any:
+    """Gives the logical axes of the statistics of several layers, stacked on L."""
+    gates = ("batch", None, None) if spec.report_gates else None
+    every = STATS_AXES._replace(gate_BSE=gates)
+    return RouterStats._make(axes and (None, *axes) for axes in every)
 
 
 def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
@@ -122,7 +131,11 @@ class MoE(nnx.Module):
         slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
         slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
         out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
-        return out_GSD.reshape(x_BSD.shape), _stats(routing, scores_GSE, (images, tokens))
+        stats = _stats(routing, scores_GSE, (images, tokens))
+        if spec.report_gates:
+            gate_GSE = gates_by_token(routing, group_size, spec.routing)
+            stats = stats._replace(gate_BSE=gate_GSE.reshape(images, tokens, -1))
+        return out_GSD.reshape(x_BSD.shape), stats
 
     def _experts(self, slots_EGCD: jax.Array) -> jax.Array:
         """Each expert's feed-forward layer on its own slots."""

@@ -35,6 +35,7 @@ class RoutingSpec:
         capacity_factor: f_c; C = S f_c / E, rounded up.
         group_size: S, tokens that are routed together; IMAGE for the tokens of one image, whatever their number.
         gate: 'normalized' makes experts that are copies of one feed-forward layer give its output.
+        report_gates: whether the layer's statistics hold every gate, which takes memory; no key of a config.
     """
 
     routing: RoutingKind = "expert_choice"
@@ -53,6 +54,7 @@ class RoutingSpec:
         "the softmaxed score (Algorithm 1), or that divided by the sum over the experts that took the token (upcycled models)",
         use=only("moe.routing", "expert_choice"),
     )
+    report_gates: bool = False
 
 
 class Routing(NamedTuple):
@@ -163,6 +165,18 @@ def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
     first_GSE = asks_GRE[:, :group_size].astype(jnp.float32)
     aux_loss = experts * (first_GSE.mean(1) * scores_GSE.mean(1)).sum(-1).mean()
     return Routing(index_GEC, gate_GEC, experts_GS, dropped=1 - served_GR.mean(dtype=jnp.float32), aux_loss=aux_loss)
+
+
+def gates_by_token(routing: Routing, group_size: int, kind: RoutingKind) -> jax.Array:
+    """Gives the gate of every expert on every token (G, S, E), float32; NaN where the expert did not take the token."""
+    index_GEC = routing.index_GEC
+    if kind == "token_choice":  # expert choice leaves no slot empty
+        index_GEC = jnp.where(routing.gate_GEC > 0, index_GEC, group_size)  # out of bounds: 'drop' writes nothing
+
+    def spread(gate_C: jax.Array, index_C: jax.Array) -> jax.Array:
+        return jnp.full(group_size, jnp.nan, jnp.float32).at[index_C].set(gate_C, mode="drop")
+
+    return jax.vmap(jax.vmap(spread))(routing.gate_GEC, index_GEC).swapaxes(1, 2)
 
 
 def _normalized(scores_GSE: jax.Array, index_GEC: jax.Array) -> jax.Array:

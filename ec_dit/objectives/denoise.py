@@ -115,4 +115,6 @@ def router_metrics(stats: RouterStats | None) -> dict[str, jax.Array]:
     """Gives the scalars of RouterStats, per sparse block."""
     if stats is None:
         return {}
-    return {f"router/{name}": value for name, value in stats._asdict().items() if name != "experts_BS"}
+    return {
+        f"router/{name}": value for name, value in stats._asdict().items() if name not in ("experts_BS", "gate_BSE")
+    }

@@ -17,33 +17,49 @@ from jax.sharding import Mesh
 from ec_dit.core import sharding
 from ec_dit.models.text_to_image import Text, TextToImage
 from ec_dit.nn.embeddings import unpatchify
+from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing import RoutingSpec
 from ec_dit.sampling.guidance import PredictFn, guide
 from ec_dit.sampling.settings import SampleSettings
 
+Watch = Callable[[jax.Array, RouterStats | None], None]  # (t_B, statistics of the sparse blocks), at every evaluation
+
 
 def sample(
-    graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, noise: jax.Array, text: Text, null_text: Text
+    graphdef: nnx.GraphDef,
+    settings: SampleSettings,
+    params: Any,
+    noise: jax.Array,
+    text: Text,
+    null_text: Text,
+    watch: Watch | None = None,
 ) -> jax.Array:
     """Noise (B, Y, X, Z) to clean latents; pure, to be jitted.
 
     Args:
         text: captions; null_text: the empty caption, leaves without B.
+        watch: called at every evaluation of the network; a guided one has 2 B images, the captions' at even places.
     """
-    predict = guided_prediction(graphdef, settings, params, noise.shape[0], text, null_text)
+    predict = guided_prediction(graphdef, settings, params, noise.shape[0], text, null_text, watch)
     return settings.integrator(predict, settings.prediction, noise, settings.grid)
 
 
 def guided_prediction(
-    graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, batch: int, text: Text, null_text: Text
+    graphdef: nnx.GraphDef,
+    settings: SampleSettings,
+    params: Any,
+    batch: int,
+    text: Text,
+    null_text: Text,
+    watch: Watch | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """(x, scalar t) -> the guided prediction for `batch` images; arguments as `sample` has them."""
     model: TextToImage = nnx.merge(graphdef, params)
     null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
     condition, null = model.encode(text), model.encode(null_text)
     return guide(
-        predict_fn(model, settings.routing),
-        predict_fn(model, settings.paired_routing),
+        predict_fn(model, settings.routing, watch),
+        predict_fn(model, settings.paired_routing, watch),
         condition,
         null,
         settings.guidance,
@@ -51,12 +67,14 @@ def guided_prediction(
     )
 
 
-def predict_fn(model: TextToImage, routing: RoutingSpec) -> PredictFn:
+def predict_fn(model: TextToImage, routing: RoutingSpec, watch: Watch | None = None) -> PredictFn:
     """Gives the model's prediction over whole latents; the condition is an encoded `Text`."""
 
     def predict(x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> jax.Array:
         patch = model.dit.spec.patch
-        out_BSP, _ = model.predict(x_BYXZ, t_B, text, routing)
+        out_BSP, stats = model.predict(x_BYXZ, t_B, text, routing)
+        if watch is not None:
+            watch(t_B, stats)
         return unpatchify(out_BSP, patch, x_BYXZ.shape[1] // patch, x_BYXZ.shape[2] // patch)
 
     return predict
@@ -93,18 +111,13 @@ class Generator:
         null_text: Text,
         compiler_options: dict[str, str] | None = None,
     ):
-        self.settings = settings
-        self._mesh, self._shape_YXZ = mesh, shape_YXZ
+        self.graphdef, self.settings, self.mesh, self.shape_YXZ = graphdef, settings, mesh, shape_YXZ
         ways = sharding.batch_ways(mesh)
         self._batch_size = -(-settings.batch_size // ways) * ways  # the devices share a batch evenly
-        self._encode, self._decode = encode, decode
-        self._null_text = null_text
+        self._encode, self.decode = encode, decode
+        self._null_text, self._compiler_options = null_text, compiler_options
         self.made = self.broken = 0
-        self._sample = jax.jit(
-            lambda params, *args: sample(graphdef, settings, params, *args),
-            out_shardings=sharding.replicated(mesh),  # every process gets every image
-            compiler_options=compiler_options,
-        )
+        self._sample = self.compile(sample)
 
     def batches(
         self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int
@@ -115,14 +128,30 @@ class Generator:
             part = slice(start, min(start + size, len(prompts)))
             padded = list(prompts[part]) + [""] * (size - (part.stop - part.start))
             numbers = list(indices[part]) + [0] * (size - (part.stop - part.start))
-            noise = np.stack([image_noise(seed, p, i, self._shape_YXZ) for p, i in zip(padded, numbers, strict=True)])
-            with jax.set_mesh(self._mesh):
-                given = sharding.place((noise, self._encode(padded)), self._mesh)
-                x = self._sample(params, *given, self._null_text)
-            image_BYXZ, finite_B = (array[: part.stop - part.start] for array in self._decode(jax.device_get(x)))
+            noise = np.stack([image_noise(seed, p, i, self.shape_YXZ) for p, i in zip(padded, numbers, strict=True)])
+            x = self._sample(params, noise, padded)
+            image_BYXZ, finite_B = (array[: part.stop - part.start] for array in self.decode(jax.device_get(x)))
             self.made += len(image_BYXZ)
             self.broken += int(np.count_nonzero(~finite_B))
             yield part, image_BYXZ
+
+    def compile(self, function: Callable[..., Any]) -> Callable[[Any, np.ndarray, Sequence[str]], Any]:
+        """Makes of a function like `sample` one of (parameters, noise, prompts) that runs on the mesh.
+
+        Its batch is one that `sharding.batch_ways` of the mesh divides; every process gets all of its results.
+        """
+        program = jax.jit(
+            lambda params, *args: function(self.graphdef, self.settings, params, *args),
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options=self._compiler_options,
+        )
+
+        def run(params: Any, noise_BYXZ: np.ndarray, prompts: Sequence[str]) -> Any:
+            with jax.set_mesh(self.mesh):
+                given = sharding.place((noise_BYXZ, self._encode(prompts)), self.mesh)
+                return program(params, *given, self._null_text)
+
+        return run
 
     def __call__(self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int) -> np.ndarray:
         """All images at once, uint8 (N, rows, columns, 3), in the order of the prompts."""
