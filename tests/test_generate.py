@@ -145,9 +145,7 @@ def test_weights_loaded_for_sampling_in_half_precision_draw_the_same():
     """Matrices are held in the dtype in which they are used; the router and everything that is no matrix in float32."""
     draw, params = generator(model__dtype="bfloat16")
     system = helpers.make_system(helpers.tiny_config(model__dtype="bfloat16"), jax.devices()[:1])
-    held = jax.tree.map(
-        lambda a, like: a.astype(like.dtype), params, system.sampling_params(system.abstract_params())
-    )
+    held = jax.tree.map(lambda a, like: a.astype(like.dtype), params, system.sampling_params(system.abstract_params()))
     halved = [name for name, leaf in named_leaves(held) if leaf.dtype != np.float32]
     assert any("w_up_EDF" in name for name in halved) and not any("router" in name for name in halved)
     np.testing.assert_array_equal(draw(held, ["abc"], [0], seed=1), draw(params, ["abc"], [0], seed=1))
