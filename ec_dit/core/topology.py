@@ -1,47 +1,17 @@
-"""Slices of TPUs: which there are, and how they are written, such as v5p:8x8x8.
-
-Names and shapes: cloud.google.com/tpu/docs/v4, /v5p, /v5e, /v6e.
-"""
+"""Slices of TPUs, and how they are written, such as v5p:8x8x8; which there are stands in core/hardware.py."""
 
 import math
 from dataclasses import dataclass
 
+from ec_dit.core import hardware
 from ec_dit.core.errors import UserError, did_you_mean, shortened
+from ec_dit.core.hardware import TPUS, Chip
 
-_CUBES = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16".split()
-_SQUARES = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
 _CUBE = 4  # larger three-dimensional slices are made of cubes of 4 x 4 x 4 chips
 CPU, _MOST_CPUS = "cpu", 4096
 _LONGEST = 20  # letters in which a mistyped name is looked for
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A kind of TPU.
-
-    Attributes:
-        prefix: of accelerator types.
-        cores: by which an accelerator type counts each chip.
-        shapes: that an accelerator type stands for, one for each number of chips.
-        most: chips of the largest slice.
-        cubes: whether every box of whole cubes is a slice too.
-    """
-
-    prefix: str
-    cores: int
-    shapes: tuple[str, ...]
-    most: int
-    cubes: bool
-
-
-GENERATIONS = {
-    "v4": Generation("v4", 2, tuple(_CUBES), 4096, cubes=True),
-    "v5p": Generation("v5p", 2, tuple(_CUBES), 8960, cubes=True),
-    "v5e": Generation("v5litepod", 1, tuple(_SQUARES), 256, cubes=False),
-    "v6e": Generation("v6e", 1, tuple(_SQUARES), 256, cubes=False),
-}
 _ALIASES = {"v5litepod": "v5e"}
-NAMES = (*GENERATIONS, *_ALIASES)
+NAMES = (*TPUS, *_ALIASES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +19,7 @@ class Topology:
     """A slice, or the emulated devices of one CPU.
 
     Attributes:
-        name: one of GENERATIONS, or cpu.
+        name: one of `hardware.TPUS`, or cpu.
         sides: devices along each dimension.
     """
 
@@ -70,11 +40,16 @@ class Topology:
         return math.prod(self.sides)
 
     @property
+    def chip(self) -> Chip:
+        """What one device can do."""
+        return hardware.EMULATED if self.name == CPU else TPUS[self.name].chip
+
+    @property
     def accelerator_type(self) -> str:
         """Such as v5p-1024, by the number of chips; empty for CPUs."""
         if self.name == CPU:
             return ""
-        generation = GENERATIONS[self.name]
+        generation = TPUS[self.name]
         return f"{generation.prefix}-{self.chips * generation.cores}"
 
 
@@ -97,20 +72,22 @@ def parse(text: str, flag: str = "--topology", *, cpus: bool = True) -> Topology
         if len(sides) > 1 or not 1 <= sides[0] <= _MOST_CPUS:
             raise UserError(f"{given}: give the number of emulated devices, from cpu:1 to cpu:{_MOST_CPUS}.")
         return Topology(name, sides)
-    if name not in GENERATIONS:
+    if name not in TPUS:
         also = ", and cpu:8 for emulated devices" if cpus else ""
         hint = did_you_mean(name[:_LONGEST], NAMES) if name else ""
         raise UserError(f"{given}: write it as v5p:8x8x8; known are {', '.join(NAMES)}{also}{hint}.")
-    generation = GENERATIONS[name]
+    generation = TPUS[name]
     found = Topology(name, sides)
     if found.shape in generation.shapes or (
         generation.cubes
         and len(sides) == 3
         and all(side and side % _CUBE == 0 for side in sides)
-        and found.chips <= generation.most
+        and found.chips <= generation.most_chips
     ):
         return found
     more = (
-        f", and others of whole cubes {_CUBE}x{_CUBE}x{_CUBE} up to {generation.most} chips" if generation.cubes else ""
+        f", and others of whole cubes {_CUBE}x{_CUBE}x{_CUBE} up to {generation.most_chips} chips"
+        if generation.cubes
+        else ""
     )
     raise UserError(f"{given}: there is no such slice; {name} has the shapes {', '.join(generation.shapes)}{more}.")

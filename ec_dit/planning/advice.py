@@ -9,9 +9,9 @@ from typing import Any
 from ec_dit.config import RunConfig, checks, specs
 from ec_dit.core import settings
 from ec_dit.core.errors import UserError
+from ec_dit.core.hardware import Chip
 from ec_dit.core.mesh import MESH_AXES
 from ec_dit.planning import compile as compiler
-from ec_dit.planning.hardware import Chip
 from ec_dit.system.model import make_config_mesh
 
 Told = Callable[[str], AbstractContextManager[None]]

@@ -17,11 +17,11 @@ import numpy as np
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import sharding, topology
 from ec_dit.core.errors import UserError
+from ec_dit.core.hardware import TPUS, Chip
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.models.text_to_image import Batch, Text
-from ec_dit.planning.hardware import CHIPS, Chip
 from ec_dit.sampling.generator import guided_prediction
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
@@ -74,7 +74,7 @@ def devices(text: str) -> tuple[list[Any], Chip]:
         UserError: for a topology that there is not, or without the compiler for it.
     """
     wanted = topology.parse(text)
-    chip = CHIPS[wanted.name]
+    chip = wanted.chip
     if wanted.name == topology.CPU:
         here = jax.devices("cpu")
         if len(here) < wanted.chips:
@@ -83,7 +83,8 @@ def devices(text: str) -> tuple[list[Any], Chip]:
         return here[: wanted.chips], dataclasses.replace(chip, hbm_bytes=min(chip.hbm_bytes, memory))
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"chip_config_name": "megacore"} if wanted.name == "v4" else {}
+    name = TPUS[wanted.name].compiler_name
+    options: dict[str, Any] = {"chip_config_name": name} if name else {}
     if wanted.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:

@@ -13,13 +13,13 @@ from jax.sharding import AbstractMesh, Mesh
 
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import topology as topologies
+from ec_dit.core.hardware import Chip
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
 from ec_dit.models import sizes
 from ec_dit.models.paper import PAPER_HOURS
 from ec_dit.planning import compile as compiler
 from ec_dit.planning import hlo, kernels
 from ec_dit.planning.collectives import Collective, collectives
-from ec_dit.planning.hardware import CHIPS, Chip
 from ec_dit.planning.roofline import EFFICIENCY, Coordinates, Roofline, collective_seconds, exposed_seconds, roofline
 
 STEPS, BATCH = 800_000, 4096  # the paper's schedule
@@ -224,7 +224,7 @@ def make(config: RunConfig, topology: str, what: str) -> Report:
 def by_formula(config: RunConfig, topology: str, what: str) -> str:
     """What needs no compiler: parameters, state and model FLOPs of a chip, and how long computing takes at least."""
     wanted = topologies.parse(topology)
-    name, chip, chips = wanted.name, CHIPS[wanted.name], wanted.chips
+    name, chip, chips = wanted.name, wanted.chip, wanted.chips
     mesh = AbstractMesh(resolve_shape([getattr(config.mesh, axis) for axis in MESH_AXES], chips), MESH_AXES)
     if what == "train":
         specs.check_batch(config, mesh)

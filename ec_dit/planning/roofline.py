@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ec_dit.core.hardware import Chip
 from ec_dit.planning.collectives import Collective
-from ec_dit.planning.hardware import Chip
 from ec_dit.planning.kernels import Work
 
 Coordinates = Sequence[tuple[int, ...]]  # of every device, in the mesh's flat order

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ec_dit.config import RunConfig, specs
-from ec_dit.core import sharding
+from ec_dit.core import hardware, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.data.encoding import Encoding
@@ -58,7 +58,8 @@ class System:
         device = self.mesh.devices.flat[0]
         if device.platform != "tpu":
             return None
-        flat = "lite" in device.device_kind  # v5e, v6e: two-dimensional tori
+        tpu = hardware.tpu(device.device_kind)
+        flat = tpu is not None and not tpu.cubes
         return {key: value for key, value in self.config.tpu_options.items() if not (flat and key in _NOT_ON_FLAT)}
 
     @property

@@ -1,33 +1,18 @@
-"""What the devices could do: peak FLOP/s, the denominator of model FLOPs utilisation (MFU)."""
+"""The denominator of model FLOPs utilisation (MFU): what a device could do, known or measured."""
 
 import time
 
 import jax
 import jax.numpy as jnp
 
-# Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets. A v4 or v5p chip is one device (megacore).
-PEAK_FLOPS: dict[str, float] = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+from ec_dit.core import hardware
 
 
 def peak_flops(device: jax.Device) -> tuple[float, str]:
-    """(FLOP/s of one device, where the figure comes from): the longest name in the table that fits, else a measurement."""
+    """Gives (FLOP/s of one device, where the figure comes from): of core/hardware.py, or measured where that has none."""
     kind = device.device_kind
-    known = [name for name in PEAK_FLOPS if kind.startswith(name)]
-    if known:
-        return PEAK_FLOPS[max(known, key=len)], f"data sheet, {kind}"
+    if known := hardware.known_flops(kind):
+        return known, f"data sheet, {kind}"
     # Emulated CPU devices share the cores: each gets its part of what one large product reaches.
     return _measured_matmul() / jax.local_device_count(), f"measured float32 matmul, {kind}"
 

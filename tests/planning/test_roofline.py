@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
+from ec_dit.core.hardware import Chip
 from ec_dit.planning.collectives import Collective
-from ec_dit.planning.hardware import Chip
 from ec_dit.planning.kernels import Work
 from ec_dit.planning.roofline import EFFICIENCY, collective_seconds, exposed_seconds, roofline
 
