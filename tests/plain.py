@@ -128,9 +128,11 @@ def sinusoid(value):
 
 def positions(spec, rows, columns):
     """Sines and cosines of the column, then of the row, one token at a time."""
-    by_area = spec.grid / math.sqrt(rows * columns)
+    by_area = spec.tokens_per_side / math.sqrt(rows * columns)
     stretch_y, stretch_x = (
-        (by_area, by_area) if spec.position_fit == "area" else (spec.grid / rows, spec.grid / columns)
+        (by_area, by_area)
+        if spec.position_fit == "area"
+        else (spec.tokens_per_side / rows, spec.tokens_per_side / columns)
     )
     quarter = spec.width // 4
     rates = 10000.0 ** (-np.arange(quarter) / quarter)

@@ -1,29 +1,27 @@
-"""One transformer block: self-attention, cross-attention to the text, then a dense or a sparse feed-forward layer.
+"""What a transformer block is, whatever its kind, and the layers that every kind shares.
 
-As in PixArt-alpha the timestep modulates self-attention and feed-forward layer, not cross-attention. The router of a
-sparse block therefore reads image, text and timestep (paper, section 3).
+A kind of block is a class in a module of its own, with its formulas beside it, and a row of `models/blocks.py`.
 """
 
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.models.spec import DiTSpec
-from ec_dit.nn.attention import Attention
+from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
 from ec_dit.nn.moe import MoE, RouterStats
 from ec_dit.nn.routing import RoutingSpec
 
 
 class Condition(NamedTuple):
-    """What every block reads beside the tokens.
+    """What every block reads and none changes.
 
     Attributes:
         time: (B, D) embedding for `adaln`, (B, A, D) shared modulation for `adaln_single`.
-        text_BTM: text embeddings.
+        text_BTM: text embeddings, as they enter the first block.
         mask_BT: True where a text token is real.
     """
 
@@ -32,36 +30,64 @@ class Condition(NamedTuple):
     mask_BT: jax.Array
 
 
+class Streams(NamedTuple):
+    """What passes from block to block.
+
+    Attributes:
+        tokens_BSD: image tokens.
+        text_BTM: text, of the shape and type of `Condition.text_BTM`; None where blocks leave it as it is.
+    """
+
+    tokens_BSD: jax.Array
+    text_BTM: jax.Array | None
+
+
 class Block(nnx.Module):
-    """x + gate * attention, + cross-attention, + gate * feed-forward."""
+    """A transformer block.
+
+    Its sparse layer, where it has one, is its attribute `ffn`, by which a dense model's weights become experts
+    (`models/upcycle.py`).
+
+    Args:
+        spec: the model's structure.
+        sparse: whether the feed-forward layer of the image tokens has experts.
+        dtype: of the computation; parameters stay float32.
+
+    Raises:
+        UserError: if this kind of block cannot have that structure.
+    """
+
+    CHANGES_TEXT: ClassVar[bool] = False  # whether there is a text stream
 
     def __init__(self, spec: DiTSpec, sparse: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, hidden = spec.width, spec.ffn_factor * spec.width
-        heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
-        common: dict[str, Any] = {"bias": spec.bias, "dtype": dtype, "rngs": rngs}
-        how: dict[str, Any] = {"qk_norm": spec.qk_norm, "kernel": spec.attention, **common}
-        text_width = width if spec.text_projection else spec.text_width
-        self.modulation = (
-            TimeModulation(width, dtype=dtype, rngs=rngs)
-            if spec.modulation == "adaln"
-            else ModulationTable(width, rngs=rngs)
-        )
-        self.attention = Attention(width, width, *heads, **how)
-        self.cross_attention = Attention(width, text_width, *heads, zero_out=True, **how)
-        experts = spec.sparse.num_experts
-        self.ffn = MoE(width, hidden, experts, **common) if sparse else Mlp(width, hidden, **common)
+        raise NotImplementedError
 
     def __call__(
-        self, tokens_BSD: jax.Array, condition: Condition, routing: RoutingSpec
-    ) -> tuple[jax.Array, RouterStats | None]:
-        """One block; the second result is None for a dense one."""
-        modulation_BAD = self.modulation(condition.time)
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_BAD[:, a] for a in range(6))
+        self, streams: Streams, condition: Condition, routing: RoutingSpec
+    ) -> tuple[Streams, RouterStats | None]:
+        """Computes one block; the second result is None for a dense one."""
+        raise NotImplementedError
 
-        attended = self.attention(adaptive_norm(tokens_BSD, shift_a, scale_a))
-        tokens_BSD += (gate_a[:, None] * attended).astype(tokens_BSD.dtype)
-        tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT)
+    @staticmethod
+    def cost(spec: DiTSpec, sparse: bool, load: Load) -> Cost:
+        """Counts what the constructor makes and a call multiplies."""
+        raise NotImplementedError
 
-        x_BSD = adaptive_norm(tokens_BSD, shift_f, scale_f)
-        out_BSD, stats = self.ffn(x_BSD, routing) if isinstance(self.ffn, MoE) else (self.ffn(x_BSD), None)
-        return tokens_BSD + (gate_f[:, None] * out_BSD).astype(tokens_BSD.dtype), stats
+
+def make_feed_forward(spec: DiTSpec, sparse: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> MoE | Mlp:
+    """Makes the feed-forward layer of the image tokens."""
+    if sparse:
+        return MoE(spec.width, spec.hidden, spec.sparse.num_experts, bias=spec.bias, dtype=dtype, rngs=rngs)
+    return Mlp(spec.width, spec.hidden, bias=spec.bias, dtype=dtype, rngs=rngs)
+
+
+def feed_forward(ffn: MoE | Mlp, x_BSD: jax.Array, routing: RoutingSpec) -> tuple[jax.Array, RouterStats | None]:
+    """Applies it; the second result is None for a dense one."""
+    return ffn(x_BSD, routing) if isinstance(ffn, MoE) else (ffn(x_BSD), None)
+
+
+def feed_forward_cost(spec: DiTSpec, sparse: bool, load: Load) -> Cost:
+    """Counts it."""
+    if sparse:
+        return MoE.cost(spec.width, spec.hidden, spec.sparse.num_experts, bias=spec.bias, load=load)
+    return Mlp.cost(spec.width, spec.hidden, bias=spec.bias, rows=load.tokens)

@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ec_dit.models.block import Block, Condition
+from ec_dit.models.block import Condition, Streams
+from ec_dit.models.blocks import BLOCKS
 from ec_dit.models.spec import DiTSpec
-from ec_dit.nn import param
+from ec_dit.nn import modulation, param
+from ec_dit.nn.cost import Cost, Load, linear, total
 from ec_dit.nn.embeddings import LATENT_PIXEL, PatchEmbed, SizeEmbed, TimeEmbed, patchify, sincos_2d
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.modulation import ModulationTable, TimeModulation, adaptive_norm
+from ec_dit.nn.modulation import TimeModulation, adaptive_norm
 from ec_dit.nn.moe import RouterStats, stacked_axes
 from ec_dit.nn.routing import RoutingSpec
 from ec_dit.nn.stack import Stack
+
+_OUT_VECTORS = 2  # shift and scale of the output layer
 
 
 class DiT(nnx.Module):
@@ -28,25 +32,23 @@ class DiT(nnx.Module):
     def __init__(self, spec: DiTSpec, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.spec, self.dtype = spec, dtype
         width, patch_numbers = spec.width, spec.patch * spec.patch
-        single = spec.modulation == "adaln_single"
+        shares_modulation = spec.modulation == "adaln_single"
         self.patch_embed = PatchEmbed(patch_numbers * spec.channels, width, dtype=dtype, rngs=rngs)
         self.time_embed = TimeEmbed(width, dtype=dtype, rngs=rngs)
         self.size_embed = SizeEmbed(width, dtype=dtype, rngs=rngs) if spec.size_embedding else None
-        self.time_modulation = TimeModulation(width, dtype=dtype, rngs=rngs) if single else None
+        self.time_modulation = TimeModulation(width, dtype=dtype, rngs=rngs) if shares_modulation else None
         self.text_projection = (
             Mlp(spec.text_width, width, width, bias=True, dtype=dtype, rngs=rngs) if spec.text_projection else None
         )
 
         def make_blocks(pattern: tuple[bool, ...], rngs: nnx.Rngs) -> nnx.List:
-            return nnx.List(Block(spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern)
+            return nnx.List(BLOCKS[spec.block](spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern)
 
         self.stages = nnx.List(
             Stack(functools.partial(make_blocks, pattern), repeats, remat=spec.remat, rngs=rngs)
             for pattern, repeats in spec.stages()
         )
-        self.out_modulation = (
-            ModulationTable(width, 2, rngs=rngs) if single else TimeModulation(width, 2, dtype=dtype, rngs=rngs)
-        )
+        self.out_modulation = modulation.make(spec.modulation, width, _OUT_VECTORS, dtype=dtype, rngs=rngs)
         out_numbers = patch_numbers * spec.out_channels
         self.w_out_DP = param.matrix(rngs, (width, out_numbers), ("embed", None), "io", zero=True, hidden=False)
         self.b_out_P = param.table(jnp.zeros(out_numbers), (None,))
@@ -97,7 +99,9 @@ class DiT(nnx.Module):
         """The images of one device."""
         spec = self.spec
         rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
-        positions_SD = sincos_2d(rows, columns, spec.width, spec.grid, spec.position_scale, spec.position_fit)
+        positions_SD = sincos_2d(
+            rows, columns, spec.width, spec.tokens_per_side, spec.position_scale, spec.position_fit
+        )
         tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch)) + jnp.asarray(positions_SD, self.dtype)
         if keep_BS is not None:
             tokens_BSD = take_tokens(tokens_BSD, keep_BS)
@@ -111,23 +115,45 @@ class DiT(nnx.Module):
         shared = time_BD if self.time_modulation is None else self.time_modulation(time_BD)
         condition = Condition(shared, text_BTM, mask_BT)
 
-        def apply(blocks: nnx.List, tokens_BSD: jax.Array) -> tuple[jax.Array, list[RouterStats]]:
+        streams = Streams(tokens_BSD, text_BTM if BLOCKS[spec.block].CHANGES_TEXT else None)
+
+        def apply(blocks: nnx.List, streams: Streams) -> tuple[Streams, list[RouterStats]]:
             stats = []
             for block in blocks:
-                tokens_BSD, block_stats = block(tokens_BSD, condition, routing)
+                streams, block_stats = block(streams, condition, routing)
                 stats.append(block_stats)
-            return tokens_BSD, [s for s in stats if s is not None]
+            return streams, [s for s in stats if s is not None]
 
         stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
         for stage in self.stages:
-            tokens_BSD, stage_stats = stage(tokens_BSD, apply)
+            streams, stage_stats = stage(streams, apply)
             stats += stage_stats
 
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
         shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
-        tokens_BSD = adaptive_norm(tokens_BSD, shift_BD, scale_BD)
+        tokens_BSD = adaptive_norm(streams.tokens_BSD, shift_BD, scale_BD)
         out_BSP = tokens_BSD @ param.use(self.w_out_DP, self.dtype) + param.use(self.b_out_P, self.dtype)
         return out_BSP.astype(jnp.float32), jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
+
+    @staticmethod
+    def cost(spec: DiTSpec, load: Load) -> Cost:
+        """Counts the model's parameters, and the FLOPs of one prediction for one image."""
+        width, numbers, block = spec.width, spec.patch * spec.patch, BLOCKS[spec.block]
+        parts = [
+            PatchEmbed.cost(numbers * spec.channels, width, load.tokens),
+            TimeEmbed.cost(width),
+            modulation.cost(spec.modulation, width, _OUT_VECTORS),
+            linear(width, numbers * spec.out_channels, load.tokens, bias=True),
+        ]
+        if spec.modulation == "adaln_single":
+            parts.append(TimeModulation.cost(width))
+        if spec.size_embedding:
+            parts.append(SizeEmbed.cost(width))
+        if spec.text_projection:
+            parts.append(Mlp.cost(spec.text_width, width, width, bias=True, rows=load.text_tokens))
+        for pattern, repeats in spec.stages():
+            parts += [block.cost(spec, sparse, load) * repeats for sparse in pattern]
+        return total(parts)
 
 
 def take_tokens(tokens_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:

@@ -146,6 +146,7 @@ def config_of(spec: DiTSpec) -> dict[str, Any]:
         UserError: naming what PixArt's transformer does not have.
     """
     same = {
+        "block": "cross_attention",
         "modulation": "adaln_single",
         "bias": True,
         "qk_norm": False,

@@ -1,8 +1,7 @@
-"""Parameters and FLOPs by formula, without building anything: tests hold the formulas to the model itself.
+"""Parameters and FLOPs of whole models by formula, without building anything: sums of what stands beside the layers.
 
 Activated parameters are the paper's Algorithm 2: a dense model's, plus per sparse block (f_c - 1) more feed-forward
-layers and a router, dense + k (8 d^2 (f_c - 1) + E d) at ffn_factor 4. FLOPs count matrix products only, two for a
-multiply-add; norms, activations, gathers and recomputation (remat) count nothing, as in model FLOPs utilisation.
+layers and a router, dense + k (8 d^2 (f_c - 1) + E d) at ffn_factor 4.
 
     python -m ec_dit.models.sizes [--json | --markdown]     the paper's models
 """
@@ -12,13 +11,13 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 
+from ec_dit.models.dit import DiT
 from ec_dit.models.paper import AUTOENCODER_PARAMS, CAPACITY_FACTOR, PAPER, TEXT_ENCODER_PARAMS
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.nn.embeddings import TimeEmbed
-from ec_dit.nn.modulation import VECTORS
+from ec_dit.models.text_tower import TextTower
+from ec_dit.nn.cost import Load
 
 _IMAGE_TOKENS, _TEXT_LENGTH = 256, 77  # of the table: 256 x 256 pixels, a CLIP caption
-_OUT_VECTORS = 2  # shift and scale of the output layer
 
 
 @dataclass(frozen=True)
@@ -41,77 +40,19 @@ class Sizes:
 
 
 def sizes(spec: DiTSpec, capacity_factor: float = CAPACITY_FACTOR) -> Sizes:
-    """All the counts of one model; `capacity_factor` matters to `activated` and `flops_per_token`."""
-    dense = num_params(replace(spec, sparse=SparseSpec()))
-    router = spec.width * spec.sparse.num_experts
-    more = spec.num_sparse * ((capacity_factor - 1) * _feed_forward(spec) + router)
-    flops = forward_flops(spec, _IMAGE_TOKENS, _TEXT_LENGTH, capacity_factor) // _IMAGE_TOKENS
-    return Sizes(num_params(spec), dense + round(more), dense, spec.num_sparse, flops)
-
-
-def num_params(spec: DiTSpec) -> int:
-    """All parameters of the transformer."""
-    return sum(part_params(spec).values())
-
-
-def part_params(spec: DiTSpec) -> dict[str, int]:
-    """Parameters of each part, over all blocks."""
-    d, blocks, sparse = spec.width, spec.num_blocks, spec.num_sparse
-    patch_in, patch_out = (spec.patch**2 * z for z in (spec.channels, spec.out_channels))
-    per_block, shared = VECTORS * (d * d + d), 0
-    out_modulation = _OUT_VECTORS * (d * d + d)
-    if spec.modulation == "adaln_single":
-        per_block, shared, out_modulation = VECTORS * d, VECTORS * (d * d + d), _OUT_VECTORS * d
-    return {
-        "patch_embed": _linear(patch_in, d),
-        "time_embed": _linear(TimeEmbed.FEATURES, d) + _linear(d, d),
-        "size_embed": 2 * (_linear(TimeEmbed.FEATURES, d // 3) + _linear(d // 3, d // 3)) if spec.size_embedding else 0,
-        "text_projection": _linear(spec.text_width, d) + _linear(d, d) if spec.text_projection else 0,
-        "modulation": blocks * per_block + shared,
-        "self_attention": blocks * _attention(spec, d),
-        "cross_attention": blocks * _attention(spec, _context_width(spec)),
-        "feed_forward": (blocks - sparse) * _feed_forward(spec),
-        "router": sparse * d * spec.sparse.num_experts,
-        "experts": sparse * spec.sparse.num_experts * _feed_forward(spec),
-        "output": out_modulation + _linear(d, patch_out),
-    }
-
-
-def tower_params(tower: TowerSpec) -> int:
-    """All parameters of a jointly trained text tower."""
-    m = tower.width
-    return (tower.vocab_size + tower.length) * m + tower.num_blocks * 12 * m * m
+    """Counts one model; `capacity_factor` matters to `activated` and `flops_per_token`."""
+    load = Load(_IMAGE_TOKENS, _TEXT_LENGTH, capacity_factor)
+    ours, dense = DiT.cost(spec, load), DiT.cost(replace(spec, sparse=SparseSpec()), load)
+    return Sizes(ours.params, ours.activated, dense.params, spec.num_sparse, ours.flops // _IMAGE_TOKENS)
 
 
 def forward_flops(spec: DiTSpec, tokens: int, text_length: int, capacity_factor: float = CAPACITY_FACTOR) -> int:
-    """FLOPs of one velocity of one image. The picture's size, embedded once for a whole batch, is not counted.
+    """Counts the FLOPs of one prediction for one image.
 
     Args:
-        tokens: image tokens that enter the model: the kept ones in training, all of them in sampling.
-        text_length: T, padding included, since it is multiplied too.
-        capacity_factor: f_c, feed-forward layers per token in a sparse block; every slot counts, filled or not.
+        tokens, text_length, capacity_factor: as in `nn.cost.Load`.
     """
-    d, blocks, sparse, experts = spec.width, spec.num_blocks, spec.num_sparse, spec.sparse.num_experts
-    single, context = spec.modulation == "adaln_single", _context_width(spec)
-    inner, kv_inner = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-
-    per_image = TimeEmbed.FEATURES * d + d * d + (VECTORS if single else VECTORS * blocks + _OUT_VECTORS) * d * d
-    per_text_token = blocks * context * 2 * kv_inner
-    per_text_token += (spec.text_width * d + d * d) if spec.text_projection else 0
-    per_token = spec.patch**2 * (spec.channels + spec.out_channels) * d
-    per_token += blocks * d * (2 * inner + 2 * kv_inner)  # self-attention's projections
-    per_token += blocks * d * 2 * inner  # cross-attention's queries and output
-    per_token += blocks * 2 * inner * (tokens + text_length)  # q k^T and weights v, to the image and to the text
-    per_token += sparse * d * experts
-    feed_forwards = blocks - sparse + sparse * capacity_factor
-    per_token += round(feed_forwards * 2 * d * spec.ffn_factor * d)
-    return 2 * (per_image + text_length * per_text_token + tokens * per_token)
-
-
-def tower_forward_flops(tower: TowerSpec, text_length: int) -> int:
-    """FLOPs of one caption through the text tower."""
-    m = tower.width
-    return 2 * tower.num_blocks * text_length * (12 * m * m + 2 * m * text_length)
+    return DiT.cost(spec, Load(tokens, text_length, capacity_factor)).flops
 
 
 def train_flops_per_image(
@@ -121,8 +62,8 @@ def train_flops_per_image(
     capacity_factor: float = CAPACITY_FACTOR,
     tower: TowerSpec | None = None,
 ) -> int:
-    """FLOPs of one image in one training step, the numerator of MFU; the backward pass costs two forward ones."""
-    text = tower_forward_flops(tower, text_length) if tower else 0
+    """Counts the FLOPs of one image in one training step, the numerator of MFU; the backward pass costs two forward ones."""
+    text = TextTower.cost(tower, text_length).flops if tower else 0
     return 3 * (forward_flops(spec, kept_tokens, text_length, capacity_factor) + text)
 
 
@@ -199,7 +140,7 @@ def _worst_ratio(*, dense: bool) -> float:
     """Largest relative distance of our totals from the printed ones."""
     extra = TEXT_ENCODER_PARAMS + AUTOENCODER_PARAMS
     rows = [row for row in PAPER.values() if (row.routing == "dense") == dense]
-    return max(abs((num_params(row.spec) + extra) / (row.total * 1e9) - 1) for row in rows if row.total)
+    return max(abs((sizes(row.spec).total + extra) / (row.total * 1e9) - 1) for row in rows if row.total)
 
 
 def _billions(count: float) -> str:
@@ -208,26 +149,6 @@ def _billions(count: float) -> str:
 
 def _printed(billions: float | None) -> str:
     return "-" if billions is None else f"{billions:.2f}"
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-def _context_width(spec: DiTSpec) -> int:
-    return spec.width if spec.text_projection else spec.text_width
-
-
-def _feed_forward(spec: DiTSpec) -> int:
-    hidden = spec.ffn_factor * spec.width
-    return 2 * spec.width * hidden + (hidden + spec.width if spec.bias else 0)
-
-
-def _attention(spec: DiTSpec, context: int) -> int:
-    inner, kv_inner = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    weights = 2 * spec.width * inner + 2 * context * kv_inner
-    biases = inner + 2 * kv_inner + spec.width if spec.bias else 0
-    return weights + biases + (2 * spec.head_dim if spec.qk_norm else 0)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from ec_dit.nn.embeddings import PositionFit
 from ec_dit.nn.modulation import ModulationKind
 from ec_dit.nn.routing import IMAGE, RoutingKind, RoutingSpec
 
+BlockKind = Literal["cross_attention"]
 RematPolicy = Literal["none", "dots", "full"]
 _SPARSE = unless("moe.routing", "dense")
 # Instead of what decides more than memory.
@@ -66,6 +67,9 @@ class ModelSpec:
     head_dim: int = key(64, "K", at_least=1, at_most=SIZE)
     ffn_factor: int = key(4, "F / D", at_least=1, at_most=SIZE)
     patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE)
+    block: BlockKind = key(
+        "cross_attention", "what blocks are made of: cross_attention, the paper's, reads the text in each"
+    )
     modulation: ModulationKind = key(
         "adaln", "how time enters: each block with a map of its own, or one map for all (PixArt-alpha)"
     )
@@ -132,14 +136,29 @@ class DiTSpec(ModelSpec):
         return self.channels * (2 if self.learned_sigma else 1)
 
     @property
-    def grid(self) -> int:
+    def hidden(self) -> int:
+        """F, the inner width of feed-forward layers."""
+        return self.ffn_factor * self.width
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """H, N, K: heads, key-value heads, head dim."""
+        return self.num_heads, self.num_kv_heads, self.head_dim
+
+    @property
+    def context_width(self) -> int:
+        """M, of the text as blocks read it."""
+        return self.width if self.text_projection else self.text_width
+
+    @property
+    def tokens_per_side(self) -> int:
         """Tokens per side at the trained resolution."""
         return self.latent_size // self.patch
 
     @property
     def image_tokens(self) -> int:
         """Tokens of one image at the trained resolution."""
-        return self.grid**2
+        return self.tokens_per_side**2
 
     @property
     def num_sparse(self) -> int:

@@ -7,6 +7,7 @@ from flax import nnx
 from ec_dit.models.spec import TowerSpec
 from ec_dit.nn import param
 from ec_dit.nn.attention import Attention
+from ec_dit.nn.cost import Cost, always
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.stack import Stack
@@ -24,6 +25,13 @@ class TowerBlock(nnx.Module):
         """One block; what the mask hides is not attended to."""
         x_BTM += self.attention(layer_norm(x_BTM), mask_BT=mask_BT)
         return x_BTM + self.mlp(layer_norm(x_BTM))
+
+    @staticmethod
+    def cost(spec: TowerSpec, tokens: int) -> Cost:
+        """Counts a block, for a caption of so many tokens."""
+        width, heads = spec.width, spec.num_heads
+        attention = Attention.cost(width, width, heads, heads, width // heads, queries=tokens, keys=tokens)
+        return attention + Mlp.cost(width, 4 * width, rows=tokens)
 
 
 class TextTower(nnx.Module):
@@ -53,3 +61,8 @@ class TextTower(nnx.Module):
         x_BTM = param.use(self.token_VM)[ids_BT] + param.use(self.position_TM)[: ids_BT.shape[1]]
         x_BTM, _ = self.stack(x_BTM.astype(self.dtype), lambda block, x: (block(x, mask_BT), None))
         return layer_norm(x_BTM)
+
+    @staticmethod
+    def cost(spec: TowerSpec, tokens: int) -> Cost:
+        """Counts the tower, for a caption of so many tokens."""
+        return always((spec.vocab_size + spec.length) * spec.width) + TowerBlock.cost(spec, tokens) * spec.num_blocks

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.core import sharding
-from ec_dit.nn import param
+from ec_dit.nn import cost, param
+from ec_dit.nn.cost import Cost
 from ec_dit.nn.norms import RMSNorm
 
 AttentionKernel = Literal["xla", "cudnn"]
@@ -78,6 +79,11 @@ class Attention(nnx.Module):
         """
         x_BSD = x_BSD.astype(self.dtype)
         context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
+        mask = None if mask_BT is None else mask_BT[:, None, None, :]
+        return self.output(self.attend(*self.project(x_BSD, context_BTM), mask, offset_HST))
+
+    def project(self, x_BSD: jax.Array, context_BTM: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Makes queries (B, S, H, K) of x, keys and values (B, T, N, K) of the context, both of this layer's dtype."""
         q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, param.use(self.w_q_DHK, self.dtype))
         k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.use(self.w_k_MNK, self.dtype))
         v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.use(self.w_v_MNK, self.dtype))
@@ -87,7 +93,17 @@ class Attention(nnx.Module):
             v_BTNK += param.use(self.b_v_NK, self.dtype)
         if self.norm_q is not None and self.norm_k is not None:
             q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
-        mask = None if mask_BT is None else mask_BT[:, None, None, :]
+        return q_BSHK, k_BTNK, v_BTNK
+
+    def attend(
+        self,
+        q_BSHK: jax.Array,
+        k_BTNK: jax.Array,
+        v_BTNK: jax.Array,
+        mask: jax.Array | None = None,
+        offset_HST: jax.Array | None = None,
+    ) -> jax.Array:
+        """Takes the weighted means of values (B, S, H, K), where a mask that broadcasts to (B, H, S, T) is True."""
         if self.causal:
             earlier = jnp.tri(q_BSHK.shape[1], k_BTNK.shape[1], dtype=bool)[None, None]
             mask = earlier if mask is None else earlier & mask
@@ -100,7 +116,31 @@ class Attention(nnx.Module):
             attend = jax.checkpoint(attend, prevent_cse=False)
         elif mask is not None:  # cuDNN takes no mask of one row for all queries
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], q_BSHK.shape[1], mask.shape[3]))
-        out_BSHK = attend(q_BSHK, k_BTNK, v_BTNK, offset, mask)
+        return attend(q_BSHK, k_BTNK, v_BTNK, offset, mask)
+
+    def output(self, out_BSHK: jax.Array) -> jax.Array:
+        """Maps what the heads give back to the width (B, S, D)."""
         out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
         out_BSD = sharding.summed(out_BSD, "heads")
         return out_BSD + param.use(self.b_o_D, self.dtype) if self.bias else out_BSD
+
+    @staticmethod
+    def cost(
+        width: int,
+        context_width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool = False,
+        bias: bool = False,
+        queries: int,
+        keys: int,
+    ) -> Cost:
+        """Counts a layer of these sizes, for so many queries and keys of an image."""
+        inner, kv_inner = heads * head_dim, kv_heads * head_dim
+        of_queries = cost.linear(width, inner, queries, bias=bias) + cost.linear(inner, width, queries, bias=bias)
+        of_keys = cost.linear(context_width, kv_inner, keys, bias=bias) * 2
+        scores = cost.always(0, 2 * 2 * queries * keys * inner)  # q k^T, and the weights times v
+        norms = RMSNorm.cost(head_dim) * 2 if qk_norm else Cost()
+        return of_queries + of_keys + scores + norms

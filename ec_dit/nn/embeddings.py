@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from ec_dit.core.errors import UserError
-from ec_dit.nn import param
+from ec_dit.nn import cost, param
+from ec_dit.nn.cost import Cost
 from ec_dit.nn.mlp import Mlp
 
 PositionFit = Literal["area", "sides"]
@@ -21,16 +22,16 @@ def patchify(x_BYXZ: jax.Array, patch: int) -> jax.Array:
     b, y, x, z = x_BYXZ.shape
     if y % patch or x % patch:
         raise UserError(f"a {y} x {x} image or latent does not divide into patches of {patch} x {patch}.")
-    grid = x_BYXZ.reshape(b, y // patch, patch, x // patch, patch, z).transpose(0, 1, 3, 2, 4, 5)
-    return grid.reshape(b, (y // patch) * (x // patch), patch * patch * z)
+    patches = x_BYXZ.reshape(b, y // patch, patch, x // patch, patch, z).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(b, (y // patch) * (x // patch), patch * patch * z)
 
 
 def unpatchify(patches_BSP: jax.Array, patch: int, rows: int, columns: int) -> jax.Array:
     """The inverse of `patchify` for a grid of rows x columns patches."""
     b, _, p = patches_BSP.shape
     z = p // (patch * patch)
-    grid = patches_BSP.reshape(b, rows, columns, patch, patch, z).transpose(0, 1, 3, 2, 4, 5)
-    return grid.reshape(b, rows * patch, columns * patch, z)
+    pixels = patches_BSP.reshape(b, rows, columns, patch, patch, z).transpose(0, 1, 3, 2, 4, 5)
+    return pixels.reshape(b, rows * patch, columns * patch, z)
 
 
 def sincos_2d(
@@ -76,6 +77,11 @@ class TimeEmbed(nnx.Module):
     def __call__(self, t_B: jax.Array) -> jax.Array:
         return self.mlp(sinusoid(t_B, self.FEATURES))
 
+    @classmethod
+    def cost(cls, width: int) -> Cost:
+        """Counts a layer of this size."""
+        return Mlp.cost(cls.FEATURES, width, width, bias=True)
+
 
 class SizeEmbed(nnx.Module):
     """Rows and columns of the picture in pixels, and rows / columns -> (D,): PixArt-alpha's further conditions."""
@@ -91,6 +97,12 @@ class SizeEmbed(nnx.Module):
         ratio_BD = self.ratio(sinusoid(jnp.array([rows / columns]) / 1000, TimeEmbed.FEATURES))
         return jnp.concatenate([sides_BD, ratio_BD]).reshape(-1)
 
+    @staticmethod
+    def cost(width: int) -> Cost:
+        """Counts a layer of this size; it runs once for a whole batch, so that it costs an image no FLOPs."""
+        third = width // 3
+        return cost.always(2 * Mlp.cost(TimeEmbed.FEATURES, third, third, bias=True).params)
+
 
 class PatchEmbed(nnx.Module):
     """A linear map from patches (B, S, P) to tokens (B, S, D)."""
@@ -102,3 +114,8 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, patches_BSP: jax.Array) -> jax.Array:
         return patches_BSP.astype(self.dtype) @ param.use(self.w_PD, self.dtype) + param.use(self.b_D, self.dtype)
+
+    @staticmethod
+    def cost(patch_numbers: int, width: int, rows: int) -> Cost:
+        """Counts a layer of these sizes, for so many patches of an image."""
+        return cost.linear(patch_numbers, width, rows, bias=True)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.core import sharding
-from ec_dit.nn import param
+from ec_dit.nn import cost, param
+from ec_dit.nn.cost import Cost
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -47,3 +48,9 @@ class Mlp(nnx.Module):
         up = self.act(up + param.use(self.b_up_F, self.dtype) if self.bias else up)
         down = sharding.summed(up @ param.use(self.w_down_FD, self.dtype), "hidden")
         return down + param.use(self.b_down_D, self.dtype) if self.bias else down
+
+    @staticmethod
+    def cost(width: int, hidden: int, out: int | None = None, *, bias: bool = False, rows: int = 1) -> Cost:
+        """Counts a layer of these sizes, for so many vectors of an image."""
+        out = width if out is None else out
+        return cost.linear(width, hidden, rows, bias=bias) + cost.linear(hidden, out, rows, bias=bias)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.core import sharding
+from ec_dit.nn import cost as costs
 from ec_dit.nn import param
+from ec_dit.nn.cost import Cost
 from ec_dit.nn.norms import layer_norm
 
 ModulationKind = Literal["adaln", "adaln_single"]
@@ -43,6 +45,11 @@ class TimeModulation(nnx.Module):
         out_BAD = jnp.einsum("BI,IAD->BAD", cond_BI, w_IAD, preferred_element_type=jnp.float32) + b_AD
         return jax.lax.all_to_all(out_BAD, columns, 0, 2, tiled=True) if columns else out_BAD
 
+    @staticmethod
+    def cost(width: int, vectors: int = VECTORS) -> Cost:
+        """Counts a layer of these sizes."""
+        return costs.linear(width, vectors * width, bias=True)
+
 
 class ModulationTable(nnx.Module):
     """The shared modulation plus this block's (or the output layer's) own offsets."""
@@ -55,6 +62,25 @@ class ModulationTable(nnx.Module):
 
     def __call__(self, shared_BAD: jax.Array) -> jax.Array:
         return shared_BAD.astype(jnp.float32) + param.use(self.b_AD)
+
+    @staticmethod
+    def cost(width: int, vectors: int = VECTORS) -> Cost:
+        """Counts a layer of these sizes."""
+        return costs.always(vectors * width)
+
+
+def make(
+    kind: ModulationKind, width: int, vectors: int = VECTORS, *, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> TimeModulation | ModulationTable:
+    """Makes the modulation of a block, or of the output layer."""
+    if kind == "adaln":
+        return TimeModulation(width, vectors, dtype=dtype, rngs=rngs)
+    return ModulationTable(width, vectors, rngs=rngs)
+
+
+def cost(kind: ModulationKind, width: int, vectors: int = VECTORS) -> Cost:
+    """Counts what `make` makes."""
+    return (TimeModulation if kind == "adaln" else ModulationTable).cost(width, vectors)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)  # keeps x as it came, not its copies in float32

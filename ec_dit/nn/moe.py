@@ -13,8 +13,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ec_dit.core import sharding
-from ec_dit.nn import param
-from ec_dit.nn.mlp import gelu
+from ec_dit.nn import cost, param
+from ec_dit.nn.cost import Cost, Load
+from ec_dit.nn.mlp import Mlp, gelu
 from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, gates_by_token, group_tokens, route
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
@@ -146,6 +147,17 @@ class MoE(nnx.Module):
         down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), param.use(self.w_down_EFD, self.dtype))
         down = checkpoint_name(sharding.summed(down, "ffn"), EXPERT_PRODUCT)
         return down if self.b_down_ED is None else down + param.use(self.b_down_ED, self.dtype)[:, None, None]
+
+    @staticmethod
+    def cost(width: int, hidden: int, num_experts: int, *, bias: bool = False, load: Load) -> Cost:
+        """Counts a layer of these sizes: the router, all experts, and those that work on a token on average."""
+        expert, router = Mlp.cost(width, hidden, bias=bias), cost.linear(width, num_experts, load.tokens)
+        working = Cost(
+            num_experts * expert.params,
+            round(load.capacity_factor * expert.params),
+            load.tokens * round(load.capacity_factor * expert.flops),
+        )
+        return router + working
 
 
 def router_scores(x_GSD: jax.Array, w_router_DE: jax.Array) -> jax.Array:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ec_dit.nn import param
+from ec_dit.nn import cost, param
+from ec_dit.nn.cost import Cost
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -38,3 +39,8 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
         return (wide * param.use(self.scale_K)).astype(x.dtype)
+
+    @staticmethod
+    def cost(head_dim: int) -> Cost:
+        """Counts a layer of this size."""
+        return cost.always(head_dim)

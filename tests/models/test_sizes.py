@@ -1,9 +1,9 @@
-"""The formulas of models/sizes.py against what is built and what is traced; the table against the page in docs."""
+"""The formulas of whole models and of blocks against what is built and what is traced; the table against the page in docs."""
 
 import json
-import math
 import subprocess
 import sys
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +11,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
 from ec_dit.core import tree
 from ec_dit.models import sizes
+from ec_dit.models.block import Condition, Streams
+from ec_dit.models.blocks import BLOCKS
+from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.dit import DiT
 from ec_dit.models.paper import PAPER
-from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.spec import BlockKind, DiTSpec, SparseSpec, TowerSpec
 from ec_dit.models.text_tower import TextTower
+from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.routing import RoutingSpec
+from tests.nn.test_cost import traced_flops
 
 ROOT = Path(__file__).parents[2]
 SMALL = DiTSpec(width=32, num_blocks=5, num_heads=4, num_kv_heads=2, head_dim=8, text_width=24, latent_size=8)
@@ -40,32 +44,54 @@ def built_params(spec: DiTSpec) -> int:
     return tree.num_params(nnx.state(model, nnx.Param))
 
 
-def traced_flops(jaxpr) -> int:
-    """2 x multiply-adds of every dot_general in a jaxpr, scans counted as often as they run."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += repeats * sum(traced_flops(inner) for inner in jaxprs_in_params(equation.params))
-    return total
-
-
 @pytest.mark.parametrize("name", PAPER)
 def test_total_equals_the_built_model(name):
-    assert sizes.num_params(PAPER[name].spec) == built_params(PAPER[name].spec)
+    assert sizes.sizes(PAPER[name].spec).total == built_params(PAPER[name].spec)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_total_of_every_option_equals_the_built_model(name):
-    assert sizes.num_params(SPECS[name]) == built_params(SPECS[name])
+    assert sizes.sizes(SPECS[name]).total == built_params(SPECS[name])
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_block_costs_what_is_built_and_traced(kind, sparse):
+    """Of every kind, with a text stream or without; all other products of a model are those of `DiT` around it."""
+    spec = replace(SMALL, block=kind, sparse=SparseSpec(4), text_projection=True, bias=True, qk_norm=True)
+    make = nnx.eval_shape(lambda: BLOCKS[kind](spec, sparse, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(make)
+    text_BTM, mask_BT = jnp.zeros((1, 6, 32)), jnp.ones((1, 6), bool)
+    condition = Condition(jnp.zeros((1, 32)), text_BTM, mask_BT)
+    streams = Streams(jnp.zeros((1, 8, 32)), text_BTM if BLOCKS[kind].CHANGES_TEXT else None)
+    jaxpr = jax.make_jaxpr(lambda state: nnx.merge(graphdef, state)(streams, condition, RoutingSpec()))(state)
+    cost = BLOCKS[kind].cost(spec, sparse, Load(8, 6, 2.0))
+    assert (cost.params, cost.flops) == (tree.num_params(state), traced_flops(jaxpr.jaxpr))
+
+
+def test_a_tiny_block_by_hand():
+    """Width 4, one head of 2, hidden 8, text width 3; 5 tokens, 2 text tokens; two experts, one layer a token."""
+    spec = DiTSpec(
+        width=4, num_blocks=2, num_heads=1, num_kv_heads=1, head_dim=2, ffn_factor=2, text_width=3, sparse=SparseSpec(2)
+    )
+    modulation, projections, feed_forward = 6 * 4 * 4, 2 * 4 * 2, 2 * 4 * 8  # products of one vector
+    products = modulation
+    products += 5 * (2 * projections + 2 * 2 * 5)  # self-attention: q, k, v, output; scores and means over 5 tokens
+    products += 5 * (projections + 2 * 2 * 2) + 2 * (2 * 3 * 2)  # cross-attention: q and output, over 2 tokens; k, v
+    dense = CrossAttentionBlock.cost(spec, False, Load(5, 2, 1.0))
+    params = modulation + 6 * 4 + 2 * projections + projections + 2 * 3 * 2
+    assert dense == Cost(params + 64, params + 64, 2 * (products + 5 * feed_forward))
+    sparse = CrossAttentionBlock.cost(spec, True, Load(5, 2, 1.0))
+    assert sparse == Cost(params + 8 + 128, params + 8 + 64, 2 * (products + 5 * (feed_forward + 4 * 2)))
+
+
+def test_every_kind_of_block_is_in_the_table():
+    assert set(BLOCKS) == set(typing.get_args(BlockKind))
 
 
 def test_tower_total_equals_the_built_tower():
     tower = nnx.eval_shape(lambda: TextTower(TOWER, rngs=nnx.Rngs(0)))
-    assert sizes.tower_params(TOWER) == tree.num_params(nnx.state(tower, nnx.Param))
+    assert TextTower.cost(TOWER, TOWER.length).params == tree.num_params(nnx.state(tower, nnx.Param))
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -100,14 +126,14 @@ def test_tower_flops_equal_the_products_of_the_traced_tower():
     graphdef, state = nnx.split(nnx.eval_shape(lambda: TextTower(TOWER, rngs=nnx.Rngs(0))))
     ids_BT = jnp.zeros((3, TOWER.length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda state: nnx.merge(graphdef, state)(ids_BT, ids_BT == 0))(state)
-    assert 3 * sizes.tower_forward_flops(TOWER, TOWER.length) == traced_flops(jaxpr.jaxpr)
+    assert 3 * TextTower.cost(TOWER, TOWER.length).flops == traced_flops(jaxpr.jaxpr)
 
 
 def test_training_costs_three_forward_passes_of_model_and_tower():
     forward = sizes.forward_flops(SPECS["sparse"], 8, 6, 2.0)
     assert sizes.train_flops_per_image(SPECS["sparse"], 8, 6, 2.0) == 3 * forward
     with_tower = sizes.train_flops_per_image(SPECS["sparse"], 8, 6, 2.0, TOWER)
-    assert with_tower == 3 * (forward + sizes.tower_forward_flops(TOWER, 6))
+    assert with_tower == 3 * (forward + TextTower.cost(TOWER, 6).flops)
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if PAPER[name].routing != "dense"])
@@ -123,7 +149,7 @@ def test_activated_follows_the_capacity_factor():
     spec = PAPER["xl_8e"].spec
     one_more = sizes.sizes(spec, 3.0).activated - sizes.sizes(spec, 2.0).activated
     assert one_more == 14 * 8 * 1152**2
-    assert sizes.sizes(spec, 8.0).activated == sizes.num_params(spec)
+    assert sizes.sizes(spec, 8.0).activated == sizes.sizes(spec).total
 
 
 def test_rises_are_the_papers_own_differences():

@@ -67,4 +67,4 @@ def test_impossible_models_name_their_numbers(changes, words):
 
 
 def test_tokens():
-    assert (SMALL.grid, SMALL.image_tokens) == (16, 256)
+    assert (SMALL.tokens_per_side, SMALL.image_tokens) == (16, 256)
