@@ -17,6 +17,4 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("3xl_32e")
-    presets.pod(c, "v5p:4x8x8", expert=32, fsdp=-1)  # an expert of every sparse block a chip, in parts over fsdp
-    c.sample.batch_size = 256  # an image a chip
     return presets.variant(c, arg)

@@ -16,6 +16,4 @@ from ec_dit import presets
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg `smoke` shrinks it."""
     c = presets.paper("dense_m")
-    presets.pod(c, "v5p:8x8x8", fsdp=64, data=-1)  # weights in as many parts as those of the sparse twin's dense layers
-    c.sample.batch_size = 512  # an image a chip
     return presets.variant(c, arg)

@@ -4,12 +4,13 @@ from ml_collections import ConfigDict
 
 from ec_dit import config
 from ec_dit.core import paths, settings
+from ec_dit.core import topology as topologies
 from ec_dit.core.errors import UserError
 from ec_dit.models.paper import CAPACITY_FACTOR, PAPER
 
 
 def paper(name: str) -> ConfigDict:
-    """The default recipe with the structure and routing of one row of `models.paper.PAPER`."""
+    """The default recipe with the structure, routing and slice of one row of `models.paper.PAPER`."""
     row, c = PAPER[name], config.default()
     c.name = name
     spec = row.spec
@@ -17,6 +18,10 @@ def paper(name: str) -> ConfigDict:
         width=spec.width, num_blocks=spec.num_blocks, num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads
     )
     c.moe.update(routing=row.routing, num_experts=spec.sparse.num_experts, capacity_factor=CAPACITY_FACTOR)
+    # An expert of every sparse block a chip, in parts over fsdp; of a dense model the same parts of its dense layers.
+    experts = spec.sparse.num_experts
+    pod(c, row.topology, **({"expert": experts, "fsdp": -1} if experts else {"fsdp": row.dense_ways, "data": -1}))
+    c.sample.batch_size = topologies.parse(row.topology).chips  # an image a chip
     return c
 
 

@@ -5,9 +5,9 @@ choice open (per-block AdaLN, text width 1280), it is the one whose totals agree
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.nn.routing import RoutingKind
 
 CAPACITY_FACTOR = 2.0  # f_c, everywhere in the paper
 
@@ -24,13 +24,17 @@ class PaperRow:
         title: its name in the paper.
         spec: its structure.
         routing: how its sparse blocks route.
+        topology: the slice that it is trained on: the paper's where it names one for the size.
+        dense_ways: in how many parts the weights of its dense layers lie: of a size the same, and as many as most experts.
         total, activated: parameters in billions as the paper prints them, text encoder and autoencoder included; None
             where it prints none.
     """
 
     title: str
     spec: DiTSpec
-    routing: Literal["expert_choice", "token_choice", "dense"]
+    routing: RoutingKind
+    topology: str
+    dense_ways: int
     total: float | None = None
     activated: float | None = None
 
@@ -46,26 +50,34 @@ _DENSE_TOTAL = {"xl": 1.47, "xxl": 2.35, "3xl": 4.50, "m": 8.03}
 _EXPERTS = {"xl": (8, 16, 32), "xxl": (8, 16, 32), "3xl": (8, 16, 32), "m": (64,)}
 _SPARSE_FIGURES = {"xl_32e": (6.08, 1.62), "xxl_32e": (13.47, 2.71), "3xl_32e": (32.15, 5.18), "m_64e": (97.21, 8.27)}
 _TOKEN_CHOICE_SIZES = ("xl", "xxl")
+_TOPOLOGY = {"xl": "v4:4x4x8", "xxl": "v5p:4x8x8", "3xl": "v5p:4x8x8", "m": "v5p:8x8x8"}
 
 
 def _rows() -> dict[str, PaperRow]:
     rows = {}
+    slices = {size: (_TOPOLOGY[size], max(_EXPERTS[size])) for size in _SIZES}
     for size, spec in _SIZES.items():
         for experts in _EXPERTS[size]:
             name = f"{size}_{experts}e"
             sparse = replace(spec, sparse=SparseSpec(experts))
             rows[name] = PaperRow(
-                f"EC-DiT-{size.upper()}-{experts}E", sparse, "expert_choice", *_SPARSE_FIGURES.get(name, ())
+                f"EC-DiT-{size.upper()}-{experts}E",
+                sparse,
+                "expert_choice",
+                *slices[size],
+                *_SPARSE_FIGURES.get(name, ()),
             )
     for size, spec in _SIZES.items():
         dense = replace(spec, num_blocks=_DENSE_BLOCKS.get(size, spec.num_blocks))
         rows[f"dense_{size}"] = PaperRow(
-            f"Dense-{size.upper()}", dense, "dense", _DENSE_TOTAL[size], _DENSE_TOTAL[size]
+            f"Dense-{size.upper()}", dense, "dense", *slices[size], _DENSE_TOTAL[size], _DENSE_TOTAL[size]
         )
     for size in _TOKEN_CHOICE_SIZES:
         for experts in _EXPERTS[size]:
             sparse = replace(_SIZES[size], sparse=SparseSpec(experts))
-            rows[f"gs_{size}_{experts}e"] = PaperRow(f"GS-{size.upper()}-{experts}E", sparse, "token_choice")
+            rows[f"gs_{size}_{experts}e"] = PaperRow(
+                f"GS-{size.upper()}-{experts}E", sparse, "token_choice", *slices[size]
+            )
     return rows
 
 

@@ -274,7 +274,6 @@ def test_without_the_compiler_the_formulas_still_speak(monkeypatch, capsys):
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     c = presets.paper("m_64e")
-    presets.pod(c, "v5p:8x8x8", expert=64, fsdp=-1)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
         plan.plan(config.typed(c), None, "train", None)
     text = capsys.readouterr().out
