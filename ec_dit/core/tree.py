@@ -23,12 +23,6 @@ def num_params(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def global_norm(tree: Any) -> jax.Array:
-    """The L2 norm over all leaves, in float32."""
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
-
-
 def fingerprint(tree: Any) -> str:
     """64 hexadecimal digits for the names, shapes, dtypes and every bit of the arrays of `tree`.
 

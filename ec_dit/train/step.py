@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ec_dit.core.tree import global_norm
 from ec_dit.train.state import TrainState
 
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]  # (params, batch, key)
@@ -30,8 +29,9 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: floa
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        # Not optax.incremental_update, which rounds otherwise: a run that goes on must end in the same bits.
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        metrics |= {"grad_norm": global_norm(grads), "param_norm": global_norm(params)}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, state.key, params, ema, opt_state), metrics
 
     return step
