@@ -129,7 +129,7 @@ def per_device(
 ) -> Callable[..., Any]:
     """`function` run by each device of the mesh in context on its own parts; what travels is what `function` says.
 
-    Inside it the compiler lays nothing out by itself: `whole` gathers weights, `summed` adds up partial results, and
+    Inside it the compiler lays nothing out by itself: `gather` gathers weights, `psum` adds up partial results, and
     `mesh_axes` names the axes for other collectives. Without a mesh, on one device, or inside another `per_device`, it is the
     function as it is.
 
@@ -167,14 +167,14 @@ def mesh_axes(*logical: str) -> tuple[str, ...]:
     return _over(mesh, *logical)
 
 
-def whole(weight: jax.Array, axes: LogicalAxes, dtype: jnp.dtype) -> jax.Array:
-    """Inside `per_device`: this device's part of a weight, in `dtype`, gathered along the axes that also split the batch.
+def gather(weight: jax.Array, axes: LogicalAxes, dtype: jnp.dtype) -> jax.Array:
+    """Inside `per_device`: gathers a weight, in `dtype`, along the axes that also split the batch.
 
     In the backward pass its gradient is summed and scattered in `dtype`, then added up in float32 over devices that hold copies.
     The shards lie along a dimension of their own, in front of a matrix: in other places the TPU's compiler pads their rows, or
     turns the gradient's reduce-scatter into an all-reduce.
     """
-    weight = own(weight, axes).astype(dtype)
+    weight = vary(weight, axes).astype(dtype)
     for dimension, axis in enumerate(axes):
         if axis is None or axis in TOKENS_TRAVEL:
             continue
@@ -185,15 +185,15 @@ def whole(weight: jax.Array, axes: LogicalAxes, dtype: jnp.dtype) -> jax.Array:
     return weight
 
 
-def own(weight: jax.Array, axes: LogicalAxes) -> jax.Array:
-    """Inside `per_device`: a weight as this device's own copy, so that its gradient is added up over copies in its own dtype."""
+def vary(weight: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """Inside `per_device`: makes a weight vary over devices that hold copies, so that its gradient is summed in its own dtype."""
     sharded = mesh_axes(*(axis for axis in axes if axis))
     copies = tuple(axis for axis in mesh_axes("batch") if axis not in sharded)
     return jax.lax.pcast(weight, copies, to="varying") if copies else weight
 
 
-def summed(partial: jax.Array, axis: str) -> jax.Array:
-    """Inside `per_device`: the sum of a product over a dimension that the mesh splits beside the batch."""
+def psum(partial: jax.Array, axis: str) -> jax.Array:
+    """Inside `per_device`: sums partial products over a dimension that the mesh splits beside the batch."""
     over = tuple(a for a in mesh_axes(axis) if a not in RULES["batch"])
     return jax.lax.psum(partial, over) if over else partial
 

@@ -177,8 +177,8 @@ class ClipText(nnx.Module):
 
     def _forward(self, ids_BT: jax.Array) -> ClipOutput:
         """The captions of one device."""
-        tokens_BTM = param.use(self.token_VM, self.dtype)[ids_BT].astype(jnp.float32)
-        x_BTM = tokens_BTM + param.use(self.position_TM)[: ids_BT.shape[1]]
+        tokens_BTM = param.gather(self.token_VM, self.dtype)[ids_BT].astype(jnp.float32)
+        x_BTM = tokens_BTM + param.gather(self.position_TM)[: ids_BT.shape[1]]
         # Beside the states themselves go those that entered the block: after the last, the penultimate.
         (x_BTM, before_BTM), _ = self.stack((x_BTM, x_BTM), lambda block, xs: ((block(xs[0]), xs[0]), None))
         last_BTM = self.norm_out(x_BTM)
@@ -186,7 +186,7 @@ class ClipText(nnx.Module):
         end_B = jnp.argmax(ids_BT if eos_id is None else ids_BT == eos_id, axis=1)
         pooled_BM = jnp.take_along_axis(last_BTM, end_B[:, None, None], axis=1)[:, 0]
         if self.spec.projection is not None:
-            pooled_BM = pooled_BM.astype(self.dtype) @ param.use(self.w_pooled_MD, self.dtype)
+            pooled_BM = pooled_BM.astype(self.dtype) @ param.gather(self.w_pooled_MD, self.dtype)
         return ClipOutput(*(a.astype(self.dtype) for a in (last_BTM, before_BTM, pooled_BM)))
 
 

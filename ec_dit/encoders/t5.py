@@ -89,9 +89,9 @@ class GatedMlp(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         x_BTD = x_BTD.astype(self.dtype)
-        gate_BTF = gelu(x_BTD @ param.use(self.w_gate_DF, self.dtype))
-        up_BTF = x_BTD @ param.use(self.w_up_DF, self.dtype)
-        return sharding.summed((gate_BTF * up_BTF) @ param.use(self.w_down_FD, self.dtype), "hidden")
+        gate_BTF = gelu(x_BTD @ param.gather(self.w_gate_DF, self.dtype))
+        up_BTF = x_BTD @ param.gather(self.w_up_DF, self.dtype)
+        return sharding.psum((gate_BTF * up_BTF) @ param.gather(self.w_down_FD, self.dtype), "hidden")
 
 
 class T5Block(nnx.Module):
@@ -143,9 +143,9 @@ class T5Encoder(nnx.Module):
 
     def _forward(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """The captions of one device."""
-        x_BTM = param.use(self.token_VM, self.dtype)[ids_BT].astype(jnp.float32)
+        x_BTM = param.gather(self.token_VM, self.dtype)[ids_BT].astype(jnp.float32)
         class_ST = distance_classes(ids_BT.shape[1], self.spec.distances, self.spec.furthest)
-        offset_HST = param.use(self.distance_VH)[class_ST].transpose(2, 0, 1)
+        offset_HST = param.gather(self.distance_VH)[class_ST].transpose(2, 0, 1)
         x_BTM, _ = self.stack(x_BTM, lambda block, x: (block(x, mask_BT, offset_HST), None))
         return self.norm_out(x_BTM).astype(self.dtype)
 

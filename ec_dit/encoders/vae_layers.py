@@ -41,12 +41,12 @@ class Conv(nnx.Module):
         """(B, Y, X, D), or (B, Y / 2, X / 2, D)."""
         x_BYXD = jax.lax.conv_general_dilated(
             x_BYXI.astype(self.dtype),
-            param.use(self.w_YXID, self.dtype),
+            param.gather(self.w_YXID, self.dtype),
             window_strides=(2, 2) if self.halve else (1, 1),
             padding=((0, 1), (0, 1)) if self.halve else "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return x_BYXD + param.use(self.b_D, self.dtype)
+        return x_BYXD + param.gather(self.b_D, self.dtype)
 
 
 class Linear(nnx.Module):
@@ -59,7 +59,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x_BSI: jax.Array) -> jax.Array:
         """(B, S, D)."""
-        return x_BSI.astype(self.dtype) @ param.use(self.w_ID, self.dtype) + param.use(self.b_D, self.dtype)
+        return x_BSI.astype(self.dtype) @ param.gather(self.w_ID, self.dtype) + param.gather(self.b_D, self.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -79,7 +79,7 @@ class GroupNorm(nnx.Module):
         grouped = x_BYXD.astype(jnp.float32).reshape(b, y * x, self.groups, d // self.groups)
         grouped = grouped - grouped.mean((1, 3), keepdims=True)
         grouped = grouped * jax.lax.rsqrt(jnp.square(grouped).mean((1, 3), keepdims=True) + self.eps)
-        wide_BYXD = grouped.reshape(b, y, x, d) * param.use(self.scale_D) + param.use(self.shift_D)
+        wide_BYXD = grouped.reshape(b, y, x, d) * param.gather(self.scale_D) + param.gather(self.shift_D)
         return wide_BYXD.astype(x_BYXD.dtype)
 
 

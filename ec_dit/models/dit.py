@@ -132,7 +132,7 @@ class DiT(nnx.Module):
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
         shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
         tokens_BSD = adaptive_norm(streams.tokens_BSD, shift_BD, scale_BD)
-        out_BSP = tokens_BSD @ param.use(self.w_out_DP, self.dtype) + param.use(self.b_out_P, self.dtype)
+        out_BSP = tokens_BSD @ param.gather(self.w_out_DP, self.dtype) + param.gather(self.b_out_P, self.dtype)
         return out_BSP.astype(jnp.float32), jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
 
     @staticmethod

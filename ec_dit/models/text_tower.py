@@ -58,7 +58,7 @@ class TextTower(nnx.Module):
 
     def _forward(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """The captions of one device."""
-        x_BTM = param.use(self.token_VM)[ids_BT] + param.use(self.position_TM)[: ids_BT.shape[1]]
+        x_BTM = param.gather(self.token_VM)[ids_BT] + param.gather(self.position_TM)[: ids_BT.shape[1]]
         x_BTM, _ = self.stack(x_BTM.astype(self.dtype), lambda block, x: (block(x, mask_BT), None))
         return layer_norm(x_BTM)
 

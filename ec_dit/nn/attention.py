@@ -84,13 +84,13 @@ class Attention(nnx.Module):
 
     def project(self, x_BSD: jax.Array, context_BTM: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Makes queries (B, S, H, K) of x, keys and values (B, T, N, K) of the context, both of this layer's dtype."""
-        q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, param.use(self.w_q_DHK, self.dtype))
-        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.use(self.w_k_MNK, self.dtype))
-        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.use(self.w_v_MNK, self.dtype))
+        q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, param.gather(self.w_q_DHK, self.dtype))
+        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.gather(self.w_k_MNK, self.dtype))
+        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.gather(self.w_v_MNK, self.dtype))
         if self.bias:
-            q_BSHK += param.use(self.b_q_HK, self.dtype)
-            k_BTNK += param.use(self.b_k_NK, self.dtype)
-            v_BTNK += param.use(self.b_v_NK, self.dtype)
+            q_BSHK += param.gather(self.b_q_HK, self.dtype)
+            k_BTNK += param.gather(self.b_k_NK, self.dtype)
+            v_BTNK += param.gather(self.b_v_NK, self.dtype)
         if self.norm_q is not None and self.norm_k is not None:
             q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
         return q_BSHK, k_BTNK, v_BTNK
@@ -120,9 +120,9 @@ class Attention(nnx.Module):
 
     def output(self, out_BSHK: jax.Array) -> jax.Array:
         """Maps what the heads give back to the width (B, S, D)."""
-        out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.use(self.w_o_HKD, self.dtype))
-        out_BSD = sharding.summed(out_BSD, "heads")
-        return out_BSD + param.use(self.b_o_D, self.dtype) if self.bias else out_BSD
+        out_BSD = jnp.einsum("BSHK,HKD->BSD", out_BSHK, param.gather(self.w_o_HKD, self.dtype))
+        out_BSD = sharding.psum(out_BSD, "heads")
+        return out_BSD + param.gather(self.b_o_D, self.dtype) if self.bias else out_BSD
 
     @staticmethod
     def cost(

@@ -113,7 +113,7 @@ class PatchEmbed(nnx.Module):
         self.b_D = param.table(jnp.zeros(width), ("embed",))
 
     def __call__(self, patches_BSP: jax.Array) -> jax.Array:
-        return patches_BSP.astype(self.dtype) @ param.use(self.w_PD, self.dtype) + param.use(self.b_D, self.dtype)
+        return patches_BSP.astype(self.dtype) @ param.gather(self.w_PD, self.dtype) + param.gather(self.b_D, self.dtype)
 
     @staticmethod
     def cost(patch_numbers: int, width: int, rows: int) -> Cost:

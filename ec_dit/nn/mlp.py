@@ -44,10 +44,10 @@ class Mlp(nnx.Module):
             self.b_down_D = param.table(jnp.zeros(out), ("embed",))
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        up = x_BSD.astype(self.dtype) @ param.use(self.w_up_DF, self.dtype)
-        up = self.act(up + param.use(self.b_up_F, self.dtype) if self.bias else up)
-        down = sharding.summed(up @ param.use(self.w_down_FD, self.dtype), "hidden")
-        return down + param.use(self.b_down_D, self.dtype) if self.bias else down
+        up = x_BSD.astype(self.dtype) @ param.gather(self.w_up_DF, self.dtype)
+        up = self.act(up + param.gather(self.b_up_F, self.dtype) if self.bias else up)
+        down = sharding.psum(up @ param.gather(self.w_down_FD, self.dtype), "hidden")
+        return down + param.gather(self.b_down_D, self.dtype) if self.bias else down
 
     @staticmethod
     def cost(width: int, hidden: int, out: int | None = None, *, bias: bool = False, rows: int = 1) -> Cost:

@@ -37,8 +37,8 @@ class TimeModulation(nnx.Module):
 
     def __call__(self, time_BD: jax.Array) -> jax.Array:
         cond_BI = jax.nn.silu(time_BD.astype(self.dtype))
-        w_IAD = sharding.own(self.w_IAD[...], self.w_IAD.axes).astype(self.dtype)
-        b_AD = sharding.own(self.b_AD[...], self.b_AD.axes)
+        w_IAD = sharding.vary(self.w_IAD[...], self.w_IAD.axes).astype(self.dtype)
+        b_AD = sharding.vary(self.b_AD[...], self.b_AD.axes)
         columns = sharding.mesh_axes("embed")
         if columns:
             cond_BI = jax.lax.all_gather(cond_BI, columns, axis=0, tiled=True)
@@ -61,7 +61,7 @@ class ModulationTable(nnx.Module):
         self.b_AD = param.table(offsets_AD, (None, "embed"))
 
     def __call__(self, shared_BAD: jax.Array) -> jax.Array:
-        return shared_BAD.astype(jnp.float32) + param.use(self.b_AD)
+        return shared_BAD.astype(jnp.float32) + param.gather(self.b_AD)
 
     @staticmethod
     def cost(width: int, vectors: int = VECTORS) -> Cost:

@@ -127,7 +127,7 @@ class MoE(nnx.Module):
         group_size = group_tokens(images * tokens, tokens, spec.group_size)
         groups_GSD = x_BSD.reshape(-1, group_size, width)
         groups_GSD = groups_GSD.astype(jnp.float32)  # so that the gradient of a token in many slots adds up in float32
-        scores_GSE = router_scores(groups_GSD, param.use(self.w_router_DE))
+        scores_GSE = router_scores(groups_GSD, param.gather(self.w_router_DE))
         routing = route(scores_GSE, spec)
         slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
         slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
@@ -140,13 +140,13 @@ class MoE(nnx.Module):
 
     def _experts(self, slots_EGCD: jax.Array) -> jax.Array:
         """Each expert's feed-forward layer on its own slots."""
-        up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.use(self.w_up_EDF, self.dtype))
+        up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.gather(self.w_up_EDF, self.dtype))
         up = checkpoint_name(up, EXPERT_PRODUCT)
         if self.b_up_EF is not None:
-            up += param.use(self.b_up_EF, self.dtype)[:, None, None]
-        down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), param.use(self.w_down_EFD, self.dtype))
-        down = checkpoint_name(sharding.summed(down, "ffn"), EXPERT_PRODUCT)
-        return down if self.b_down_ED is None else down + param.use(self.b_down_ED, self.dtype)[:, None, None]
+            up += param.gather(self.b_up_EF, self.dtype)[:, None, None]
+        down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), param.gather(self.w_down_EFD, self.dtype))
+        down = checkpoint_name(sharding.psum(down, "ffn"), EXPERT_PRODUCT)
+        return down if self.b_down_ED is None else down + param.gather(self.b_down_ED, self.dtype)[:, None, None]
 
     @staticmethod
     def cost(width: int, hidden: int, num_experts: int, *, bias: bool = False, load: Load) -> Cost:

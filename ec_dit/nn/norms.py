@@ -25,7 +25,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = layer_norm(x.astype(jnp.float32), self.eps)
-        return (wide * param.use(self.scale_D) + param.use(self.shift_D)).astype(x.dtype)
+        return (wide * param.gather(self.scale_D) + param.gather(self.shift_D)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -38,7 +38,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (wide * param.use(self.scale_K)).astype(x.dtype)
+        return (wide * param.gather(self.scale_K)).astype(x.dtype)
 
     @staticmethod
     def cost(head_dim: int) -> Cost:

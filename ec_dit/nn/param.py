@@ -54,9 +54,9 @@ def table(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
     return nnx.Param(value.astype(jnp.float32), axes=tuple(axes), roles=None, hidden=False)
 
 
-def use(parameter: nnx.Param, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """A parameter as its layer computes with it: in `dtype`, and whole where the mesh splits the batch."""
-    return sharding.whole(parameter[...], parameter.axes, dtype)
+def gather(parameter: nnx.Param, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Gives a parameter as its layer computes with it: in `dtype`, gathered over the axes of the mesh that split the batch."""
+    return sharding.gather(parameter[...], parameter.axes, dtype)
 
 
 def per_device(
