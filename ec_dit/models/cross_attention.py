@@ -49,7 +49,7 @@ class CrossAttentionBlock(Block):
     @staticmethod
     def cost(spec: DiTSpec, sparse: bool, load: Load) -> Cost:
         """Counts what the constructor makes and a call multiplies."""
-        how = {"qk_norm": spec.qk_norm, "bias": spec.bias, "queries": load.tokens}
+        how: dict[str, Any] = {"qk_norm": spec.qk_norm, "bias": spec.bias, "queries": load.tokens}
         return (
             modulation.cost(spec.modulation, spec.width)
             + Attention.cost(spec.width, spec.width, *spec.heads, keys=load.tokens, **how)
