@@ -79,8 +79,9 @@ class Attention(nnx.Module):
         """
         x_BSD = x_BSD.astype(self.dtype)
         context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
+        q_BSHK, k_BTNK, v_BTNK = self.project(x_BSD, context_BTM)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
-        return self.output(self.attend(*self.project(x_BSD, context_BTM), mask, offset_HST))
+        return self.output(self.attend(q_BSHK, k_BTNK, v_BTNK, mask, offset_HST))
 
     def project(self, x_BSD: jax.Array, context_BTM: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Makes queries (B, S, H, K) of x, keys and values (B, T, N, K) of the context, both of this layer's dtype."""
