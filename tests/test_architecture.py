@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ec_dit.core.shapes import AXES
+from ec_dit.core.axes import AXES
 
 ROOT = Path(__file__).parents[1]
 CORE_ONLY = ("cli",)
@@ -119,7 +119,7 @@ def test_suffixes_and_einsums_use_the_legend(module):
     for name in names_of(modules()[module]):
         suffix = re.fullmatch(r"_?[a-z][a-z0-9_]*_([A-Z][A-Za-z0-9]*)", name)
         unknown = {letter for letter in suffix[1].upper() if letter.isalpha()} - AXES.keys() if suffix else set()
-        assert not unknown, f"{module}: {name} uses {sorted(unknown)}, not in core/shapes.py"
+        assert not unknown, f"{module}: {name} uses {sorted(unknown)}, not in core/axes.py"
     assert {letter.upper() for letter in einsum_letters(modules()[module])} <= AXES.keys()
 
 
