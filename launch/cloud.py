@@ -30,7 +30,7 @@ class Cloud:
             raise
         return gcloud.parse_resource(text) if text else None
 
-    def create(self, wanted: Slice, mode: str, extra: Sequence[str]) -> None:
+    def create(self, wanted: Slice, mode: gcloud.Mode, extra: Sequence[str]) -> None:
         """Asks for it."""
         self._run(self.tpu.create(wanted, mode, extra), timeout=1900)
 

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -32,7 +33,7 @@ def define_tpu(values: flags.FlagValues) -> None:
 
 def define_slice(values: flags.FlagValues) -> None:
     """What creating needs beside `define_tpu`."""
-    flags.DEFINE_enum("mode", "spot", gcloud.MODES, "How the slice is paid for.", flag_values=values)
+    flags.DEFINE_enum("mode", "spot", get_args(gcloud.Mode), "How the slice is paid for.", flag_values=values)
     flags.DEFINE_string("topology", None, "Such as v5e:4x4; the config's own by default.", flag_values=values)
     flags.DEFINE_string("service_account", None, "Of the hosts; it needs access to the bucket.", flag_values=values)
     flags.DEFINE_string("network", None, "VPC network.", flag_values=values)

@@ -11,13 +11,13 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ec_dit.core.errors import UserError
 from launch.slices import Slice
 
 GONE = ("SUSPENDED", "FAILED")  # final: a queued resource in these states never becomes active again
-MODES = ("spot", "reserved", "on_demand")
+Mode = Literal["spot", "reserved", "on_demand"]  # how a slice is paid for
 # What trying again does not mend.
 _PERMANENT = re.compile(
     r"PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|SERVICE_DISABLED|has not been used in project|is not supported"
@@ -134,8 +134,8 @@ class Tpu:
     def _where(self) -> tuple[str, str, str]:
         return f"--project={self.project}", f"--zone={self.zone}", "--quiet"
 
-    def create(self, wanted: Slice, mode: str, extra: Sequence[str] = ()) -> list[str]:
-        """Asks for the slice; `mode` is one of MODES.
+    def create(self, wanted: Slice, mode: Mode, extra: Sequence[str] = ()) -> list[str]:
+        """Asks for the slice.
 
         compute/tpus/queued-resources/create
         """

@@ -52,7 +52,7 @@ class Watcher:
 
     cloud: Cloud
     wanted: Slice
-    mode: str
+    mode: gcloud.Mode
     extra: Sequence[str]
     job: Job
     journal: Journal

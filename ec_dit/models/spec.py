@@ -11,7 +11,7 @@ from ec_dit.nn.modulation import ModulationKind
 from ec_dit.nn.routing import IMAGE, RoutingKind, RoutingSpec
 
 BlockKind = Literal["cross_attention"]
-RematPolicy = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "dots", "full"]  # from the one that keeps most to the one that keeps least
 _SPARSE = unless("moe.routing", "dense")
 # Instead of what decides more than memory.
 MEMORY = (

@@ -4,19 +4,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ec_dit.config import RunConfig, checks, specs
 from ec_dit.core import settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.hardware import Chip
 from ec_dit.core.mesh import MESH_AXES
+from ec_dit.models.spec import RematPolicy
 from ec_dit.planning import compile as compiler
 from ec_dit.system.model import make_config_mesh
 
 Told = Callable[[str], AbstractContextManager[None]]
 STATE = ("parameters", "optimizer", "ema")
-_REMAT = ("none", "dots", "full")  # from the one that keeps most to the one that keeps least
+_REMAT: tuple[RematPolicy, ...] = get_args(RematPolicy)  # from the one that keeps most to the one that keeps least
 _MOST_TRIALS = 4  # programs compiled in search of one that fits
 _MOST_ACCUMULATED = 1024
 
