@@ -16,7 +16,7 @@ from ec_dit.models.dit import DiT, take_tokens
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import patchify, unpatchify
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing import IMAGE, RoutingSpec
 from tests import plain
 
 SPEC = DiTSpec(
@@ -94,7 +94,7 @@ def test_a_dense_model_has_no_statistics(randomise):
     assert run(graphdef, params, example())[1] is None
 
 
-@pytest.mark.parametrize("group_size", [0, 16])  # the kept tokens of one image, or of both
+@pytest.mark.parametrize("group_size", [IMAGE, 16])  # the kept tokens of one image, or of both
 def test_dropped_tokens_influence_nothing(randomise, group_size):
     graphdef, params = randomise(build(SPEC))
     routing = RoutingSpec("expert_choice", 2.0, group_size)

@@ -339,7 +339,7 @@ def test_an_impossible_capacity_names_its_numbers(size, experts, factor, words):
 def test_group_tokens():
     assert group_tokens(4096, 256, 1024) == 1024
     assert group_tokens(4096, 256, 128) == 128
-    assert group_tokens(4096, 256, 0) == 256  # one image
+    assert group_tokens(4096, 256, "image") == 256  # one image
 
 
 @pytest.mark.parametrize("size", [1000, 8192, -4])
