@@ -30,7 +30,7 @@ KEPT = (
     "model_flops_per_chip",
 )
 KEPT += ("compiled_flops_per_chip", "hbm_traffic_bytes_per_chip", "collectives", "roofline", "step_seconds")
-KEPT += ("images_per_second", "mfu", "hours_800k", "paper_hours", "versions")
+KEPT += ("images_per_second", "mfu", "hours_800k", "paper_hours", "unknown_loops", "versions", "program")
 
 
 def jobs() -> list[str]:

@@ -1,11 +1,12 @@
 """Compiles a config's real step for a topology that need not be there: shapes in, the program of one device out."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,48 @@ class Compiled:
         # The peak that a CPU's compiler tells leaves out what the program makes on its way.
         on_cpu = self.system.mesh.devices.flat[0].platform == "cpu"
         return every if on_cpu else memory.peak_memory_in_bytes or every
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A step before it is compiled.
+
+    Attributes:
+        step: its program, of all devices.
+        system: whose step it is.
+        images: in a step, over all devices.
+        held: bytes on one device by kind: what goes into the program and stays.
+        seconds: that lowering took.
+    """
+
+    step: jax.stages.Lowered
+    system: System
+    images: int
+    held: dict[str, int]
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the compiler reads: the same compiler makes the same of it."""
+        options = sorted((self.system.compiler_options or {}).items())
+        place = (self.system.mesh.devices.flat[0].device_kind, coordinates(self.system.mesh), options)
+        return hashlib.sha256(f"{place}\n{self.step.as_text()}".encode()).hexdigest()
+
+    def compile(self) -> Compiled:
+        """Compiles it.
+
+        Raises:
+            DoesNotFit: if a chip has too little memory.
+            UserError: for whatever else the compiler refuses.
+        """
+        start = time.perf_counter()
+        try:
+            program = self.step.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise DoesNotFit(str(error), self.held) from error
+            raise UserError(f"the compiler refuses this step: {str(error).strip().splitlines()[0]}") from error
+        return Compiled(program, self.system, self.images, self.held, self.seconds + time.perf_counter() - start)
 
 
 def devices(text: str) -> tuple[list[Any], Chip]:
@@ -135,8 +178,8 @@ def make_system(config: RunConfig, on: Sequence[Any]) -> System:
     return systems.make_system(config, tokenizer, on)
 
 
-def train_step(config: RunConfig, on: Sequence[Any]) -> Compiled:
-    """The training step on a batch of the config's shapes."""
+def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
+    """Lowers the training step, on a batch of the config's shapes."""
     system = make_system(config, on)
     specs.check_batch(config, system.mesh)
     tx = training_step.optimizer(system)
@@ -145,7 +188,7 @@ def train_step(config: RunConfig, on: Sequence[Any]) -> Compiled:
     batch = _batch(system, config.train.batch_size)
     step = training_step.make_train_step(system, tx, shardings)
     size = {**_state_bytes(state), "batch": per_device_bytes(batch)}
-    return _compile(system, config.train.batch_size, size, lambda: step.lower(state, batch))
+    return _lower(system, config.train.batch_size, size, lambda: step.lower(state, batch))
 
 
 def held(config: RunConfig, on: Sequence[Any], what: str) -> dict[str, int]:
@@ -166,8 +209,8 @@ def _state_bytes(state: TrainState) -> dict[str, int]:
     return {kind: per_device_bytes(tree) for kind, tree in kinds.items()}
 
 
-def sample_step(config: RunConfig, on: Sequence[Any]) -> Compiled:
-    """One guided network evaluation of the sampler, with the weights in the dtype of the computation."""
+def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
+    """Lowers one guided network evaluation of the sampler, with the weights in the dtype of the computation."""
     system = make_system(config, on)
     settings = specs.sample_settings(config)
     params = system.sampling_params(system.abstract_params())
@@ -182,7 +225,7 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Compiled:
         return predict(noise, jnp.float32(0.5))
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
-    return _compile(system, images, size, lambda: step.lower(params, noise, text))
+    return _lower(system, images, size, lambda: step.lower(params, noise, text))
 
 
 def per_device_bytes(tree: Any) -> int:
@@ -210,14 +253,8 @@ def _on(system: System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def _compile(system: System, images: int, size: dict[str, int], lower: Any) -> Compiled:
+def _lower(system: System, images: int, size: dict[str, int], lower: Callable[[], jax.stages.Lowered]) -> Lowered:
     start = time.perf_counter()
     with jax.set_mesh(system.mesh):
-        lowered = lower()
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise DoesNotFit(str(error), size) from error
-        raise UserError(f"the compiler refuses this step: {str(error).strip().splitlines()[0]}") from error
-    return Compiled(program, system, images, size, time.perf_counter() - start)
+        step = lower()
+    return Lowered(step, system, images, size, time.perf_counter() - start)

@@ -36,6 +36,7 @@ class Report:
             of the seconds in which kernels run beside it.
         images: per step, over all chips.
         paper_hours: of the paper's run, None where it prints none.
+        digest: of what the compiler read, as `compile.Lowered` has it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Report:
     paper_hours: float | None
     compile_seconds: float
     unknown_loops: int
+    digest: str
 
     @property
     def fits(self) -> bool:
@@ -112,6 +114,7 @@ class Report:
                 "paper_hours": self.paper_hours,
                 "compile_seconds": self.compile_seconds,
                 "unknown_loops": self.unknown_loops,
+                "program": self.digest,
                 "versions": versions(),
             },
             indent=2,
@@ -184,8 +187,8 @@ def make(config: RunConfig, topology: str, what: str) -> Report:
         UserError: for a topology that nobody knows, or a config that does not fit it.
     """
     on, chip = compiler.devices(topology)
-    compiled = (compiler.train_step if what == "train" else compiler.sample_step)(config, on)
-    system = compiled.system
+    lowered = (compiler.train_step if what == "train" else compiler.sample_step)(config, on)
+    compiled, system = lowered.compile(), lowered.system
     text = compiled.program.as_text()
     assert text is not None
     program = hlo.parse(text)
@@ -218,6 +221,7 @@ def make(config: RunConfig, topology: str, what: str) -> Report:
         paper_hours=PAPER_HOURS.get(config.name),
         compile_seconds=compiled.seconds,
         unknown_loops=len(program.unknown_loops),
+        digest=lowered.digest,
     )
 
 
