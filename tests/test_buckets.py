@@ -72,7 +72,7 @@ def test_a_run_in_a_bucket_ends_as_one_on_a_disk(bucket, local, remote):
     assert [line["step"] for line in losses if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_it_goes_on_and_keeps_its_metrics(bucket, local):
     server, place = bucket
     arguments = ("gs://bucket/runs/two", f"--config.data.path={DATA}")
@@ -90,7 +90,7 @@ def test_killed_it_goes_on_and_keeps_its_metrics(bucket, local):
     assert set(steps) == {1, 2, 3, 4, 5, 6}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_evaluate_and_draw_from_a_bucket_into_it(bucket, remote):
     server, place = bucket
     several = {"devices": 2}

@@ -151,8 +151,15 @@ PIXART_LIKE = {
 }
 
 
-@pytest.mark.parametrize("routing", ["dense", "expert_choice"])
-@pytest.mark.parametrize("shards", [2**31, 4000])
+@pytest.mark.parametrize(
+    ("shards", "routing"),
+    [
+        (2**31, "expert_choice"),
+        (4000, "dense"),
+        pytest.param(2**31, "dense", marks=pytest.mark.exhaustive),
+        pytest.param(4000, "expert_choice", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_our_own_models_come_back_bit_for_bit(tmp_path, capsys, monkeypatch, routing, shards):
     monkeypatch.setattr(writing.export.write, "__defaults__", (shards,))
     params = random_run(tmp_path / "run", routing, model__num_blocks=5)
@@ -191,8 +198,15 @@ def test_a_dense_model_of_ours_goes_to_diffusers_and_back(tmp_path, capsys):
     assert (system.config.flow.path, system.config.flow.prediction) == ("rectified", "velocity")
 
 
-@pytest.mark.parametrize("like", ["pixart", "ours"])
-@pytest.mark.parametrize("mesh", ["-1,1,1,1", "1,2,4,1"])
+@pytest.mark.parametrize(
+    ("like", "mesh"),
+    [
+        ("pixart", "1,2,4,1"),
+        ("ours", "-1,1,1,1"),
+        pytest.param("pixart", "-1,1,1,1", marks=pytest.mark.exhaustive),
+        pytest.param("ours", "1,2,4,1", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_upcycled_model_starts_as_the_dense_one(like, mesh, pixart, tmp_path, capsys):
     path = pixart[2] if like == "pixart" else tmp_path / "run"
     if like == "ours":
@@ -219,6 +233,7 @@ def test_an_upcycled_model_starts_as_the_dense_one(like, mesh, pixart, tmp_path,
     np.testing.assert_array_equal(blocks[0]["ffn"]["w_up_DF"], dense["ffn"]["w_up_DF"][::2])
 
 
+@pytest.mark.exhaustive
 def test_a_converted_run_keeps_its_mesh_and_kernel(tmp_path, capsys):
     random_run(tmp_path / "run", "dense")
     path = tmp_path / "run" / "config.json"
@@ -249,6 +264,7 @@ def test_a_config_of_older_diffusers_is_read_by_its_files(tmp_path, capsys):
         assert told["sample"]["batch_size"] == 4  # of 4,096 tokens each
 
 
+@pytest.mark.exhaustive
 def test_noise_tells_the_copies_apart(tmp_path, capsys):
     random_run(tmp_path / "run", "dense", model__num_blocks=2)
     flags = {"from": "workdir", "path": tmp_path / "run", "upcycle": True, "noise": 0.1, "out": tmp_path / "grown"}
@@ -259,6 +275,7 @@ def test_noise_tells_the_copies_apart(tmp_path, capsys):
     assert np.abs(np.corrcoef((up - one).reshape(8, -1)) - np.eye(8)).max() < 0.1
 
 
+@pytest.mark.exhaustive
 def test_training_starts_with_converted_parameters(tmp_path, capsys):
     """With a learning rate of nothing, a run ends in the parameters it was given; and they are not asked for again."""
     smoke = ["--config=configs/shapes_dense.py:smoke", f"--config.data.path={tmp_path / 'data'}"]

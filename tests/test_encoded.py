@@ -295,6 +295,7 @@ def test_it_trains_resumes_validates_draws_and_samples(made, published, tmp_path
     np.testing.assert_allclose(np.asarray(text.tokens)[0][mask], states[mask], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_embeddings_in_eight_bits(made, published, tars, tmp_path, capsys):
     exact = stored(made[0])
     command = (*sets.BUCKETS, *FILTERS, CAPTIONS, "--flip", "--text_type=int8")

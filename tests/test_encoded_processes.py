@@ -88,6 +88,7 @@ def test_two_processes_make_the_same_bytes_as_one(place, unbroken):
     assert "kept, train" in ends[0][1] and "kept, train" not in ends[1][1]
 
 
+@pytest.mark.exhaustive
 def test_killed_together_another_number_of_processes_goes_on(place, unbroken):
     out = place / "shared"
     kill_all(runs.call_several(place, "prepare", 2, *command(place, out), devices=2), out, 3)
@@ -126,6 +127,7 @@ def shapes(place, unbroken):
     return [batch["latent_BYXZ"].shape for batch in itertools.islice(loader.batches(), STEPS)]
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_is_stopped_between_two_batches_of_a_bucket_ends_as_an_unbroken_one(place, whole, shapes):
     assert len(set(shapes)) == 3
     stop = next(step for step in range(3, STEPS - 4) if shapes[step - 1] == shapes[step])
@@ -140,6 +142,7 @@ def test_a_run_that_is_stopped_between_two_batches_of_a_bucket_ends_as_an_unbrok
     assert (fingerprint, runs.losses(place / "broken")) == whole
 
 
+@pytest.mark.exhaustive
 def test_eight_devices_train_as_one(place, whole, shapes):
     assert len(set(shapes[:6])) == 3
     runs.finish(train(place, "on8", "--config.train.steps=6", devices=8))

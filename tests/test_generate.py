@@ -1,6 +1,7 @@
 """An image depends on its prompt, seed, index and settings only."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ def random_params(system):
     return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
 
 
+@cache  # what is compiled once serves every test
 def generator(routing="expert_choice", devices=1, shape=None, **overrides):
     c = helpers.tiny_config(routing, **overrides)
     system = helpers.make_system(c, jax.devices()[:devices])
@@ -46,8 +48,15 @@ def test_alone_or_in_company(routing, group):
     assert np.abs(company[2] - company[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
-@pytest.mark.parametrize("group", ["pair", "image"])
+@pytest.mark.parametrize(
+    ("group", "routing"),
+    [
+        ("pair", "expert_choice"),
+        ("image", "token_choice"),
+        pytest.param("pair", "token_choice", marks=pytest.mark.exhaustive),
+        pytest.param("image", "expert_choice", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_pictures_of_another_shape(routing, group):
     """15 tokens, 8 experts: capacities of 3.75 and 7.5 are rounded up. On eight devices as on one, alone or in company."""
     draw, params = generator(routing, shape=(6, 10), sample__group_size=group)
@@ -67,8 +76,12 @@ def test_the_square_is_a_shape_like_any_other():
 
 @pytest.mark.parametrize(
     ("shape", "group"),
-    [(shape, group) for shape in ((8, 8), (6, 10), (4, 16)) for group in ("pair", "image")]
-    + [((8, 8), "8"), ((4, 16), "8")],  # which do not divide the 15 tokens of (6, 10)
+    [((6, 10), "pair"), ((4, 16), "8")]
+    + [
+        pytest.param(shape, group, marks=pytest.mark.exhaustive)
+        for shape, groups in (((8, 8), ("pair", "image", "8")), ((6, 10), ("image",)), ((4, 16), ("pair", "image")))
+        for group in groups
+    ],  # groups of 8 do not divide the 15 tokens of (6, 10)
 )
 def test_validation_routes_an_image_of_any_shape_alone(shape, group):
     c = helpers.tiny_config(sample__group_size=group)
@@ -93,7 +106,14 @@ def test_validation_routes_an_image_of_any_shape_alone(shape, group):
     np.testing.assert_allclose(together, loss_fn(params, batch, np.arange(16)).sum(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("mesh", [{}, {"mesh__expert": 8}, {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
+        pytest.param({}, marks=pytest.mark.exhaustive),
+        pytest.param({"mesh__expert": 8}, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_one_device_or_eight(mesh):
     """Also where neither the training batch nor the sampling batch splits over the devices."""
     draw, params = generator()

@@ -230,7 +230,7 @@ def test_before_the_first_checkpoint_settings_may_change(tmp_path, capsys):
     assert "optimizer.learning_rate: 0.001 -> 0.01" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cached_latents_and_embeddings_train_on_random_ones(tmp_path, capsys):
     arguments = ["main", "--config=configs/m_64e.py:smoke", f"--workdir={tmp_path / 'run'}", *EIGHT]
     arguments += ["--config.data.source=synthetic", "--config.data.space=latents", "--config.data.channels=4"]

@@ -1,6 +1,7 @@
 """One device against eight: the same losses and the same training on every mesh."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -81,42 +82,44 @@ def test_recommended_layouts_are_found_and_cover_eight_devices():
     assert all(np.prod(mesh) == 8 for kind in ("sparse", "dense") for mesh in recommended(kind))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("routing", "accumulate", "combine", "meshes"),
-    [
-        ("expert_choice", 1, "scatter", [(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), (1, 2, 2, 2)]),
-        ("expert_choice", 1, "one_hot", [(1, 2, 2, 2)]),
-        ("expert_choice", 2, "scatter", [(2, 2, 2, 1)]),
-        ("token_choice", 1, "scatter", [(1, 1, 8, 1)]),
-        ("dense", 1, "scatter", [(1, 2, 2, 2), *recommended("dense")]),
-        ("expert_choice", 1, "scatter", recommended("sparse")),
-    ],
-)
-def test_eight_devices_train_as_one(routing, accumulate, combine, meshes):
-    one = make(routing, ONE, accumulate, combine)
-    start = random_state(one)
-    losses_one, state_one = train(one, start)
-    moved_one = movement(start, state_one)
-    for name, moved in moved_one.items():
-        assert np.abs(moved).max() > 2e-5, f"{name} took no part"  # ten times what is tolerated below
-    for mesh in meshes:
-        losses, state = train(make(routing, mesh, accumulate, combine), start)
-        np.testing.assert_allclose(losses, losses_one, rtol=1e-5, err_msg=str(mesh))
-        for name, moved in movement(start, state).items():
-            np.testing.assert_allclose(moved, moved_one[name], rtol=1e-4, atol=2e-6, err_msg=f"{mesh} {name}")
+SHARED = {"bias": True, "modulation": "adaln_single"}
+FIRST = (1, 2, 2, 2)  # every axis but data, which only repeats what fsdp does to a batch
+
+
+def cases():
+    """Meshes for each kind of model; what the first ones show, the others repeat under more layouts."""
+    first = [("expert_choice", {}, FIRST), ("token_choice", SHARED, (2, 1, 2, 2))]
+    more = [("expert_choice", {}, mesh) for mesh in ((8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), *recommended("sparse"))]
+    more += [("expert_choice", {"combine": "one_hot"}, FIRST), ("expert_choice", {"accumulate": 2}, (2, 2, 2, 1))]
+    more += [("token_choice", SHARED, FIRST), ("token_choice", {}, (1, 1, 8, 1))]
+    more += [("dense", {}, mesh) for mesh in (FIRST, *recommended("dense"))]
+
+    def case(routing, options, mesh, *marks):
+        name = "-".join([routing, *map(str, options.values()), ",".join(map(str, mesh))])
+        group = pytest.mark.xdist_group("-".join(["meshes", routing, *options]))  # one worker runs the one device that they share
+        return pytest.param(routing, tuple(options.items()), mesh, marks=[group, *marks], id=name)
+
+    return [case(*row) for row in first] + [case(*row, pytest.mark.exhaustive) for row in more]
+
+
+@cache
+def on_one_device(routing, options):
+    """(start, losses, movement of each parameter)."""
+    system = make(routing, ONE, **dict(options))
+    start = random_state(system)
+    losses, state = train(system, start)
+    moved = movement(start, state)
+    for name, distance in moved.items():
+        assert np.abs(distance).max() > 2e-5, f"{name} took no part"  # ten times what is tolerated below
+    return start, losses, moved
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 2, 2, 2), (2, 1, 2, 2)])
-def test_biases_and_shared_modulation_train_on_every_mesh_too(mesh):
-    model = {"bias": True, "modulation": "adaln_single"}
-    one = make("token_choice", ONE, **model)
-    start = random_state(one)
-    losses_one, state_one = train(one, start)
-    losses, state = train(make("token_choice", mesh, **model), start)
+@pytest.mark.parametrize(("routing", "options", "mesh"), cases())
+def test_eight_devices_train_as_one(routing, options, mesh):
+    start, losses_one, moved_one = on_one_device(routing, options)
+    losses, state = train(make(routing, mesh, **dict(options)), start)
     np.testing.assert_allclose(losses, losses_one, rtol=1e-5)
-    moved_one = movement(start, state_one)
     for name, moved in movement(start, state).items():
         np.testing.assert_allclose(moved, moved_one[name], rtol=1e-4, atol=2e-6, err_msg=name)
 

@@ -26,14 +26,21 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(place):
-    """Losses by step of one process of eight devices, which also prepared the data."""
+def unbroken(place, one):
+    """Losses by step of one process of eight devices."""
     runs.finish(runs.start(place, place / "unbroken", *EXPERTS, devices=8))
     return runs.losses(place / "unbroken")
 
 
 @pytest.fixture(scope="module")
-def pair(place, unbroken):
+def one(place):
+    """Losses by step of a short run of one process of eight devices, which also prepares the data."""
+    runs.finish(runs.start(place, place / "one", *EXPERTS, *SHORT, devices=8))
+    return runs.losses(place / "one")
+
+
+@pytest.fixture(scope="module")
+def pair(place, one):
     """The workdir of a short run of two processes, with its outputs."""
     ends = runs.end(runs.start_several(place, place / "pair", 2, *EXPERTS, *SHORT))
     assert [code for code, _ in ends] == [0, 0], ends
@@ -46,24 +53,24 @@ def assert_close(losses, expected, steps):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(pair, unbroken):
+def test_two_processes_train_as_one(pair, one):
     workdir, (first, second) = pair
-    assert_close(runs.losses(workdir), unbroken, range(1, 7))
+    assert_close(runs.losses(workdir), one, range(1, 7))
     assert "8 x cpu in 2 processes" in first
     assert "validation loss  train" in first
     assert "step 1/" not in second  # one process prints
     assert runs.saved_steps(workdir) == [4, 6]
 
 
-@pytest.mark.slow
-def test_four_tasks_of_slurm_train_as_one(place, unbroken):
+@pytest.mark.exhaustive
+def test_four_tasks_of_slurm_train_as_one(place, one):
     mesh = ("--config.mesh.data=2", "--config.mesh.expert=2", "--config.mesh.tensor=2")
     ends = runs.end(runs.srun(place, place / "four", 4, *mesh, *SHORT))
     assert [code for code, _ in ends] == [0] * 4, ends
-    assert_close(runs.losses(place / "four"), unbroken, range(1, 7))
+    assert_close(runs.losses(place / "four"), one, range(1, 7))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigterm_to_one_stops_both_at_one_step(place, unbroken):
     workdir = place / "stopped"
     both = runs.start_several(place, workdir, 2, *EXPERTS)
@@ -89,7 +96,7 @@ def test_sigterm_to_one_stops_both_at_one_step(place, unbroken):
     assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_brings_down_the_other_in_time(place, unbroken, victim):
     workdir, heartbeat = place / f"killed{victim}", 5
@@ -146,8 +153,8 @@ def test_a_port_that_another_program_has_ends_all_soon_with_one_message(tmp_path
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_is_told_by_all(place, unbroken):
-    ends = runs.end(runs.start_several(place, place / "unbroken", 2, *EXPERTS, "--config.seed=1"))
+def test_a_mistake_of_all_is_told_by_all(place, one):
+    ends = runs.end(runs.start_several(place, place / "one", 2, *EXPERTS, *SHORT, "--config.seed=1"))
     assert [code for code, _ in ends] == [2, 2], ends
     for i, (_, output) in enumerate(ends):
         assert f"main [process {i} of 2]:" in output
@@ -160,7 +167,7 @@ def pixels(path):
         return np.asarray(image, int)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_draw_and_score_as_one(place, pair):
     workdir, _ = pair
     common = (f"--workdir={workdir}", "--mesh=1,1,8,1")
@@ -200,7 +207,7 @@ def test_three_processes_prepare_the_same_bytes_as_one(place, tmp_path):
     assert "already holds a data set" in again[1][1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_convert_as_one(place, pair, tmp_path):
     """A run to safetensors, and those to a workdir, with experts and weights that lie across the processes."""
     workdir, _ = pair

@@ -53,12 +53,16 @@ def unbroken(place):
 
 
 @pytest.mark.slow
-def test_killed_five_times_it_ends_in_the_same_parameters(place, unbroken):
+@pytest.mark.parametrize(
+    "windows",  # of steps, within which it is killed, after a kill inside a save
+    [((8, 12),), pytest.param(((1, 4), (8, 12), (16, 20), (24, 28)), marks=pytest.mark.exhaustive)],
+)
+def test_killed_again_and_again_it_ends_in_the_same_parameters(place, unbroken, windows):
     rng = random.Random(7)  # the moments; a fixed seed, so that a failure can be repeated
-    workdir = place / "killed"
+    workdir = place / f"killed{len(windows)}"
     kill_inside_save(start(place, workdir), workdir)
     torn = _entries(workdir / "checkpoints")
-    for first, last in ((1, 4), (8, 12), (16, 20), (24, 28)):
+    for first, last in windows:
         kill_after(start(place, workdir), rng.randint(first, last), rng.uniform(0, 0.2))
     fingerprint, losses = finish(start(place, workdir))
     assert any(".orbax-checkpoint-tmp" in name for name in torn)
@@ -67,7 +71,7 @@ def test_killed_five_times_it_ends_in_the_same_parameters(place, unbroken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.exhaustive)])
 def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken, workers):
     workdir = place / f"stopped{workers}"
     process = start(place, workdir, f"--config.data.workers={workers}")
@@ -81,7 +85,7 @@ def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken, 
     assert finish(start(place, workdir))[0] == unbroken[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_full_disk_ends_a_run_that_goes_on_with_room(place, unbroken):
     """Also where the locale is C and the workdir's name is not of it."""
     workdir, options = place / "é犬", {"variables": {"LC_ALL": "C"}}
@@ -94,7 +98,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_with_room(place, unbroken):
     assert finish(start(place, workdir, **options))[0] == unbroken[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_eight_devices_continues_on_four_and_on_one(place):
     rows = {}
     steps = "--config.train.steps=12"

@@ -22,7 +22,7 @@ def autoencoder(folder):
     return Autoencoder.load(folder, mesh())
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 2, 2, 2), pytest.param((8, 1, 1, 1), marks=pytest.mark.exhaustive)])
 def test_a_mesh_gives_what_one_device_gives(autoencoder, folder, shape):
     many = Autoencoder.load(folder, make_mesh(shape))
     image_BYXZ, latent_BYXZ = uniform(5, 16, 24, 3), normal(3, 2, 5, 4)
@@ -67,6 +67,7 @@ def test_the_model_says_how_large_a_tile_is(tmp_path):
     assert Autoencoder.load(published(tmp_path, sample_size=[2048, 2048]), mesh()).tile == 256
 
 
+@pytest.mark.exhaustive
 def test_one_program_for_one_shape(autoencoder):
     before = autoencoder._decode._cache_size()
     for seed in range(3):

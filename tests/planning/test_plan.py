@@ -205,6 +205,7 @@ def test_what_fits_by_no_setting_says_so(of_memory, monkeypatch):
     assert "--config.sample.batch_size=4" in text and "remat" not in text
 
 
+@pytest.mark.exhaustive
 def test_emulated_devices_count_what_is_made_on_the_way(of_memory, found):
     """Activations, too: four times the images take more, and the memory of the machine is all there is."""
     many = helpers.change(small(expert=8), train__batch_size=8 * 16)
