@@ -1,12 +1,22 @@
-"""Before anything imports jax: eight emulated CPU devices, whatever accelerator the machine has."""
+"""Before anything imports jax: eight emulated CPU devices, whatever accelerator the machine has, and one cache of programs."""
 
+import atexit
+import gc
 import importlib.util
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # tests compile much and run little
 )
+
+# What one process compiled, neither the workers of pytest-xdist nor the processes that tests start compile again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ec_dit_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +27,7 @@ from flax import nnx
 
 from ec_dit.nn import param
 
+gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million, nearly all of which live on
 flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
 
 _EXTRAS = {"conformance": ("torch", "transformers", "diffusers"), "emoji": ("emoji",)}

@@ -45,15 +45,13 @@ SMALL_FILES = (
 
 
 def call(place, module, *arguments, devices=1, variables=(), prefix=()):
-    """An entry point as a process; compiled programs are kept between them."""
+    """An entry point as a process; conftest.py keeps compiled programs for all of them."""
     env = (
         os.environ
         | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(place / f"compiled{devices}"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         | dict(variables)
     )
