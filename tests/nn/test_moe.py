@@ -11,7 +11,7 @@ from flax import nnx
 from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.moe import MoE, combine, dispatch, router_scores
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing import IMAGE, RoutingSpec
 from tests import plain
 
 # (images, tokens per image, group size, experts, capacity factor, width)
@@ -20,11 +20,11 @@ SIZES = [
     (1, 6, 6, 3, 2.0, 5),
     (2, 8, 16, 4, 2.0, 8),  # a group of two images
     (4, 4, 8, 2, 1.5, 4),
-    (2, 16, 0, 8, 2.0, 4),  # 'image'
+    (2, 16, IMAGE, 8, 2.0, 4),
     (1, 8, 4, 4, 1.0, 8),  # two groups in an image
     (1, 4, 4, 2, 2.0, 4),  # every expert takes every token
-    (2, 15, 0, 4, 2.0, 8),  # C = 7.5, rounded up
-    (2, 3, 0, 8, 2.0, 4),  # C = 0.75
+    (2, 15, IMAGE, 4, 2.0, 8),  # C = 7.5, rounded up
+    (2, 3, IMAGE, 8, 2.0, 4),  # C = 0.75
 ]
 
 
@@ -51,14 +51,14 @@ def assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots
     (_, (out_BSD, experts_BS)), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
         params, jnp.asarray(x_BSD, jnp.float32)
     )
-    group = spec.group_size or x_BSD.shape[1]
+    group = x_BSD.shape[1] if spec.group_size == IMAGE else spec.group_size
     inputs = plain.wide(params) | {"x": x_BSD}
-    expected_BSD, expected_BS = plain.moe(inputs, x_BSD, group, slots, spec.kind)
+    expected_BSD, expected_BS = plain.moe(inputs, x_BSD, group, slots, spec.routing)
     np.testing.assert_allclose(out_BSD, expected_BSD, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(experts_BS, expected_BS)
 
     # Central differences along random directions, one input at a time. The choices stay: a step would break a tie.
-    choices = plain.choices(inputs, x_BSD, group, slots, spec.kind)
+    choices = plain.choices(inputs, x_BSD, group, slots, spec.routing)
 
     def plain_loss(inputs):
         return (plain.sparse_outputs(inputs, inputs["x"], choices) * target_BSD).sum()
@@ -79,7 +79,7 @@ def assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, spec, slots
 def test_values_and_gradients_equal_plain_loops(images, tokens, group, experts, factor, width, kind):
     graphdef, params = make(width, experts, bias=width == 8)
     x_BSD, target_BSD = np.random.default_rng(1).normal(size=(2, images, tokens, width))
-    slots = math.ceil((group or tokens) * factor / experts)
+    slots = math.ceil((tokens if group == IMAGE else group) * factor / experts)
     assert_equal_to_plain_loops(graphdef, params, x_BSD, target_BSD, RoutingSpec(kind, factor, group), slots)
 
 
