@@ -30,11 +30,15 @@ cli.define_path("out", "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_string("sampler", None, "euler, heun, ddim or dpmpp_2m.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "sampler", None, "How to get from noise to pictures, such as heun; a wrong name lists all.", flag_values=FLAGS
+)
 cli.define_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", flag_values=FLAGS)
 cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=FLAGS)
-flags.DEFINE_string("spacing", None, "Which of DDPM's levels: linspace, leading, trailing.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "spacing", None, "Which of DDPM's levels, such as trailing; a wrong name lists all.", flag_values=FLAGS
+)
 cli.define_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, upper_bound=100_000, flag_values=FLAGS)
@@ -88,7 +92,7 @@ def work() -> None:
             raise UserError(f"--{name}=DIR is needed; see --help")
     texts = prompts()
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
-    interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
+    changes = _changes()
 
     from ec_dit.runs import evaluation, loaded
     from ec_dit.runs.pictures import PictureFolder
@@ -96,7 +100,7 @@ def work() -> None:
     out = PictureFolder(FLAGS.out, texts, FLAGS.num)
     if processes.is_first():
         out.check()  # before the model is loaded for nothing
-    run = loaded.load(FLAGS.workdir, ema=FLAGS.ema, step=FLAGS.step, changes=_changes(interval))
+    run = loaded.load(FLAGS.workdir, ema=FLAGS.ema, step=FLAGS.step, changes=changes)
     generator = run.generator(pixels)
     cut = out.numbers_of(run.captions.cuts)
     if cut:
@@ -130,10 +134,21 @@ def work() -> None:
     cli.say("\n".join(filter(None, (told, generator.warning))))
 
 
-def _changes(interval: tuple[float, float] | None) -> dict[str, Any]:
-    """What flags say otherwise than the run's config, by its keys."""
-    from ec_dit.core import settings
+def _changes() -> dict[str, Any]:
+    """Gives what flags say otherwise than the run's config, by its keys.
 
+    Raises:
+        UserError: for what no config may hold, before a run is looked for.
+    """
+    from ec_dit.core import settings
+    from ec_dit.sampling.settings import SampleSpec
+
+    keys = settings.keys(SampleSpec)
+    for name in _OVERRIDES:
+        value = FLAGS[name].value
+        if value is not None and (problem := keys[name].problem(value)):
+            raise UserError(f"--{name}={value}: {problem}.")
+    interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
     changes: dict[str, Any] = {f"sample.{name}": FLAGS[name].value for name in _OVERRIDES}
     changes |= {"sample.guidance_interval": interval, "text.path": FLAGS.text_encoder}
     changes |= {"data.autoencoder": FLAGS.autoencoder, **settings.prefixed("mesh", cli.mesh_of(FLAGS))}

@@ -145,7 +145,11 @@ CASES = [
         ((*DRAW, "--step=-1"), "--step=-1"),
         ((*DRAW, "--steps=0"), "--steps=0"),
         ((*DRAW, "--seed=-1"), "--seed=-1"),
-        ((*DRAW, "--sampler=eular"), "value should be one of"),
+        (
+            (*DRAW, "--sampler=eular"),
+            "--sampler=eular: choose one of euler, heun, ddim, dpmpp_2m (did you mean euler?)",
+        ),
+        ((*DRAW, "--spacing=trialing"), "choose one of linspace, leading, trailing"),
         ((*DRAW, "--promt=a"), "Did you mean: prompt"),
         (("--workdir=nowhere", "--out=o", "--prompt"), "Missing value for flag --prompt"),
     ),

@@ -96,7 +96,9 @@ def cases():
 
     def case(routing, options, mesh, *marks):
         name = "-".join([routing, *map(str, options.values()), ",".join(map(str, mesh))])
-        group = pytest.mark.xdist_group("-".join(["meshes", routing, *options]))  # one worker runs the one device that they share
+        group = pytest.mark.xdist_group(
+            "-".join(["meshes", routing, *options])
+        )  # one worker runs the one device that they share
         return pytest.param(routing, tuple(options.items()), mesh, marks=[group, *marks], id=name)
 
     return [case(*row) for row in first] + [case(*row, pytest.mark.exhaustive) for row in more]
