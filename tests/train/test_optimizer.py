@@ -240,7 +240,7 @@ def test_weight_decay_shrinks_matrices_only(name):
 
 
 def test_clipping_bounds_the_gradient_of_all_parameters_together():
-    tx = make_optimizer(spec(name="adamw", clip_norm=1.0), {"a": info("io"), "b": info("io")})
+    tx = make_optimizer(spec(name="adamw", clip_norm=1.0), STEPS, {"a": info("io"), "b": info("io")})
     params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
     for size, clipped in ((10, 0.2), (0.1, 0.1)):  # of a gradient along (3, 4), whose norm is five times that
         _, state = tx.update({"a": jnp.array([[3.0 * size]]), "b": jnp.array([[4.0 * size]])}, tx.init(params), params)
