@@ -4,6 +4,7 @@
 # make docs    write docs/models.md
 # make plans   compile every model for its TPU pod and write docs/plans.md (three quarters of an hour, no TPU needed)
 # make layouts compile the same model under other layouts and write docs/layouts.md
+# make notebook  execute docs/notebooks, with a small run of its own
 # make clean   remove the virtual environment and caches; data and runs stay
 #
 # The first call makes .venv and installs what is needed, with the JAX build for the machine's accelerator.
@@ -11,7 +12,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test format docs plans layouts clean
+.PHONY: help train test format notebook docs plans layouts clean
 
 EXTRAS ?= test
 ARGS ?=
@@ -60,6 +61,11 @@ test: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebook: $(STAMP)
+	@$(BIN)/python -c 'import nbclient, ipykernel, matplotlib' 2>/dev/null || { echo "Installing what executes notebooks ..."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'; }
+	$(BIN)/python -m pytest tests/test_notebook.py $(PYTEST_ARGS)
 
 plans layouts: $(STAMP)
 	@$(BIN)/python -c 'import libtpu' 2>/dev/null || { echo "Installing the TPU's compiler ..."; \

@@ -30,7 +30,11 @@ from ec_dit.nn import param
 gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million, nearly all of which live on
 flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
 
-_EXTRAS = {"conformance": ("torch", "transformers", "diffusers"), "emoji": ("emoji",)}
+_EXTRAS = {
+    "conformance": ("torch", "transformers", "diffusers"),
+    "emoji": ("emoji",),
+    "notebook": ("nbclient", "ipykernel", "matplotlib"),
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
