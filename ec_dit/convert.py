@@ -21,7 +21,7 @@ SOURCES, TARGETS = ("pixart", "workdir", "safetensors"), ("workdir", "diffusers"
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_enum("from", None, SOURCES, "What --path holds.", flag_values=values)
-    cli.define_path("path", "Folder to read.", flag_values=values)
+    cli.define_path("path", "What to read: a folder, or OWNER/NAME[@REVISION] at Hugging Face.", flag_values=values)
     flags.DEFINE_enum("to", "workdir", TARGETS, "What to write.", flag_values=values)
     cli.define_path("out", "Folder to write; it must not exist yet, or be empty.", flag_values=values)
     flags.DEFINE_bool("upcycle", False, "Copy the feed-forward layers of a dense model to experts.", flag_values=values)

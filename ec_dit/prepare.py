@@ -2,8 +2,10 @@
 
 Writes TFDS files in ArrayRecord and a report of what was kept and why the rest was skipped. Without encoders the records are
 pictures, with a sentencepiece tokenizer of their captions; with --vae and --text_encoder, two folders of published models, they
-are latents and embeddings. Interrupted, the same command goes on where it was. Options that a source does not have are refused;
---option=key=value gives any that it has. Several processes share the work, with an --out that all of them see.
+are latents and embeddings; a model is a folder, or a name at Hugging Face, OWNER/NAME[/FOLDER][@REVISION], which is downloaded
+once and kept by its commit (pip install 'ec-dit[hub]'). Interrupted, the same command goes on where it was. Options that a
+source does not have are refused; --option=key=value gives any that it has. Several processes share the work, with an --out
+that all of them see.
 """
 
 import sys
@@ -106,8 +108,8 @@ def _flags() -> flags.FlagValues:
     whole("vocab_size", "Of pictures: pieces of the tokenizer, at most.", 4096)
     place("tokenizer", "Of pictures: a sentencepiece model to copy instead of training one.")
 
-    place("vae", "Folder of a published autoencoder: store latents, their mean and deviation.")
-    text("text_encoder", "Folders of published text encoders, comma-separated: store embeddings.")
+    place("vae", "A published autoencoder, folder or name at Hugging Face: store latents, their mean and deviation.")
+    text("text_encoder", "Published text encoders, folders or names, comma-separated: store embeddings.")
     whole("resolution", "Side in pixels to which pictures are cropped before they are encoded.", 256)
     switch(
         "buckets",

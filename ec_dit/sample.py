@@ -42,8 +42,15 @@ flags.DEFINE_string(
 cli.define_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, upper_bound=100_000, flag_values=FLAGS)
-flags.DEFINE_string("text_encoder", None, "Folders of published text encoders, comma-separated.", flag_values=FLAGS)
-cli.define_path("autoencoder", "Folder of a published autoencoder.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "text_encoder",
+    None,
+    "Published text encoders: folders, or names such as OWNER/NAME@REVISION, comma-separated.",
+    flag_values=FLAGS,
+)
+cli.define_path(
+    "autoencoder", "A published autoencoder: folder, or name such as OWNER/NAME@REVISION.", flag_values=FLAGS
+)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)

@@ -9,6 +9,7 @@ from ec_dit.config import RunConfig, checks
 from ec_dit.config.data import DataSpec
 from ec_dit.conversion.model import Model, Say, make_system, native_table
 from ec_dit.core import export, hub, name_map, processes, settings
+from ec_dit.core.download import Fetched
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.encoding import Encoding
@@ -38,15 +39,16 @@ _SCHEDULERS = tuple(
 
 
 def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say: Say) -> Model:
-    """PixArt-alpha or -Sigma from a folder of diffusers': of the transformer, or of a whole pipeline.
+    """PixArt-alpha or -Sigma from a folder of diffusers', or its name: of the transformer, or of a whole pipeline.
 
     Of a pipeline the text encoder and the autoencoder are noted, so that sampling finds them.
 
     Raises:
         UserError: naming file, tensor or key, for what is no such model.
     """
-    source = hub.local(path).absolute()
-    name = hub.folder_of(source).name
+    fetched = hub.named(path, pipeline=True)
+    source = (hub.local(path) if fetched is None else fetched.path).absolute()
+    name = hub.folder_of(source).name if fetched is None else fetched.name.repository.rpartition("/")[2]
     if (source / _INDEX).is_file():
         source = hub.local(source / "transformer")
     elif (source / "transformer" / hub.CONFIG).is_file():
@@ -67,7 +69,7 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     length = text_length or known or min(_TEXT_TOKENS.values())
     if not text_length and not known:
         say(f"text tokens: {length}, PixArt-alpha's; PixArt-Sigma was trained with 300 (--text_length=300)")
-    places, encoders = _find_encoders(folder.parent, say) if pipeline else ({}, {})
+    places, encoders = _find_encoders(folder.parent, fetched, say) if pipeline else ({}, {})
     config = settings.changed(config, {"name": name, "text.length": length, **places})
     with hub.interpreted(str(files.config_path)):
         checks.validate(config)
@@ -77,35 +79,43 @@ def from_pixart(path: str, mesh: Mapping[str, int], text_length: int | None, say
     say(f"reading {num_params(abstract):,} parameters from {folder}")
     table = pixart.entries([name for name, _ in named_leaves(abstract)], spec)
     params = name_map.load(files, table, abstract, pixart.IGNORED)
-    origin = {"from": "pixart", "path": str(Path(path).absolute()), "encoders": encoders}
+    where = str(Path(path).absolute() if fetched is None else fetched.name)
+    origin = {"from": "pixart", "path": where, "encoders": encoders}
     return Model(system, {"dit": params}, origin=origin)
 
 
-def _find_encoders(pipeline: Path, say: Say) -> tuple[dict[str, str], dict[str, str]]:
+def _find_encoders(pipeline: Path, fetched: Fetched | None, say: Say) -> tuple[dict[str, str], dict[str, str]]:
     """Finds the text encoder and the autoencoder of a pipeline, and says what prompts and pictures would miss.
 
+    Args:
+        fetched: what it was downloaded as; None for a folder of the user's.
+
     Returns:
-        (where they lie, by config key; their hashes, by which sampling sees whether they are still the same: of the first
-        process, which writes them).
+        (where they lie, or their names with the commit, by config key; their hashes, by which sampling sees whether they are
+        still the same: of the first process, which writes them).
     """
     places: dict[str, str] = {}
     noted: dict[str, str] = {}
+
+    def place(part: str) -> str:
+        return str((pipeline / part).resolve()) if fetched is None else fetched.part(part)
+
     if (pipeline / "vae").is_dir():
-        autoencoder = places["data.autoencoder"] = str((pipeline / "vae").resolve())
+        autoencoder = places["data.autoencoder"] = place("vae")
         try:
             noted |= frozen.noted(autoencoder) if processes.is_first() else {}
         except UserError as error:
             say(f"note: without an autoencoder no picture can be drawn: {error}")
     encoder = pipeline / "text_encoder"
     if encoder.is_dir():
-        places["text.path"] = frozen.joined([str(encoder.resolve())])
+        places["text.path"] = frozen.joined([place("text_encoder")])
         try:
             text.tokenizer_files(encoder.resolve())
         except UserError as error:
             say(f"note: without a tokenizer no prompt can be drawn: {error}")
             return places, noted
         try:
-            noted |= frozen.noted(texts=[str(encoder.resolve())]) if processes.is_first() else {}
+            noted |= frozen.noted(texts=[place("text_encoder")]) if processes.is_first() else {}
         except UserError as error:
             say(f"note: without a text encoder no prompt can be drawn: {error}")
     return places, noted
@@ -172,7 +182,7 @@ def from_workdir(path: str, mesh: Mapping[str, int], *, ema: bool, step: int | N
 
 
 def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
-    """A model that `writing.to_safetensors` wrote.
+    """A model that `writing.to_safetensors` wrote, from its folder or the name of one that was published.
 
     Raises:
         UserError: naming file, tensor or key, for what is none.
@@ -200,5 +210,5 @@ def from_safetensors(path: str, mesh: Mapping[str, int], say: Say) -> Model:
     abstract = system.abstract_params()
     say(f"reading {num_params(abstract):,} parameters from {path}")
     params = name_map.load(hub.TensorFiles(path), native_table(system, abstract), abstract)
-    origin = {"from": "safetensors", "path": str(Path(path).absolute())}
+    origin = {"from": "safetensors", "path": hub.pinned(path)}
     return Model(system, params, step, data, origin, **home)

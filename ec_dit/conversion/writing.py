@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ec_dit import config as config_lib
-from ec_dit.config import specs
+from ec_dit.config import RunConfig, specs
 from ec_dit.conversion.model import Model, Say, native_table
 from ec_dit.conversion.reading import CONFIG_KEY, TOKENIZER
 from ec_dit.core import export, name_map, paths, processes, settings, sharding
+from ec_dit.core.download import Name
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import flag_names
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.layout import ENCODING
+from ec_dit.encoders import frozen
 from ec_dit.models import native, pixart
 from ec_dit.runs.workdir import Workdir
 
@@ -70,8 +72,7 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
 
 def to_safetensors(model: Model, path: str, dtype: str) -> None:
     """A folder with every tensor under our own name, and a config.json that builds the model again."""
-    places = ("text.path", "data.autoencoder", "train.init_from")  # folders of this machine
-    config = settings.changed(model.config(), dict.fromkeys(places, ""))
+    config = settings.changed(model.config(), dict.fromkeys(_places(model.config()), ""))
     tensors = name_map.tensors(model.params, native_table(model.system, model.params))
     digests = export.write(path, native.STEM, _cast(tensors, dtype))
     found = {
@@ -87,6 +88,17 @@ def to_safetensors(model: Model, path: str, dtype: str) -> None:
     if model.system.encoding is not None:
         beside[ENCODING] = model.system.encoding.to_bytes()
     _finish(path, digests, beside, found)
+
+
+def _places(config: RunConfig) -> Iterator[str]:
+    """The keys that name folders of this machine; encoders' names at a hub hold elsewhere too."""
+    yield "train.init_from"
+    for key, named in (
+        ("data.autoencoder", [config.data.autoencoder]),
+        ("text.path", frozen.folders(config.text.path)),
+    ):
+        if not all(Name.parse(path) for path in named):
+            yield key
 
 
 def refuse_broken(model: Model) -> None:

@@ -1,5 +1,7 @@
 """Weights as hubs publish them: a folder with config.json and safetensors files, one or several with an index.
 
+A folder may be named as `download` reads names: OWNER/NAME[/FOLDER][@REVISION].
+
 Names, shapes and dtypes come from the files' headers, data on demand and a slice at a time; no file stays mapped, so that the
 host holds no more than what was asked for. Pickles are never opened.
 """
@@ -19,10 +21,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ec_dit.core import json_file, paths
+from ec_dit.core.download import STEMS, Fetched, Name, fetch
 from ec_dit.core.errors import UserError
 
 CONFIG = "config.json"
-STEMS = ("model", "diffusion_pytorch_model")  # of transformers and of diffusers
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SAFE = (
     "weights are read from safetensors only, since a pickle may run any program. Load them once with transformers or diffusers "
@@ -48,7 +50,7 @@ class TensorFiles:
     """The tensors of a folder in a hub's layout, or of one safetensors file.
 
     Args:
-        path: of the folder or the file, on a disk.
+        path: of the folder or the file, on a disk; or a name.
         rename: from a tensor's name in the files to the name it goes by here.
 
     Raises:
@@ -89,19 +91,52 @@ class TensorFiles:
 
 
 def local(path: str | Path) -> Path:
-    """The path, if it lies on a disk.
+    """The path, if it lies on a disk, or where what a name stands for was downloaded to.
 
     Raises:
-        UserError: for one in a bucket, or one that does not exist.
+        UserError: for one in a bucket, or one that does not exist and cannot be downloaded.
     """
     if paths.is_remote(path):
         raise UserError(
             f"{path}: published weights are read from a disk; copy the folder, or mount the bucket (gcsfuse)."
         )
     found = paths.home_expanded(path)
-    if not found.exists():
-        raise UserError(f"there is no file or folder {path}.")
-    return found
+    if found.exists():
+        return found
+    if (fetched := named(path)) is not None:
+        return fetched.path
+    raise UserError(f"there is no file or folder {path}.")
+
+
+def named(path: str | Path, *, pipeline: bool = False) -> Fetched | None:
+    """What a name led to, downloaded where it is not yet; None for a path.
+
+    Args:
+        pipeline: with the other parts of the pipeline that it is, or is the transformer of.
+
+    Raises:
+        UserError: if it cannot be downloaded.
+    """
+    name = Name.parse(path) if isinstance(path, str) else None
+    return None if name is None else fetch(name, pipeline=pipeline)
+
+
+def pinned(path: str | Path) -> str:
+    """What finds the same files again: an absolute path, or a name with its commit.
+
+    Raises:
+        UserError: as `local` does.
+    """
+    fetched = named(path)
+    return str(local(path).absolute()) if fetched is None else str(fetched.name)
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a path exists, or a name leads somewhere."""
+    try:
+        return local(path).exists()
+    except UserError:
+        return False
 
 
 def folder_of(path: Path) -> Path:

@@ -22,7 +22,7 @@ class FrozenEncoders:
     """Encodes pictures and captions; implements data.units.Encoders.
 
     Args:
-        autoencoder_path, text_paths: folders as hubs publish them.
+        autoencoder_path, text_paths: folders as hubs publish them, or names of such.
         length: T.
         lower: captions in lower case (PixArt's).
         dtype: of the text encoders; the autoencoder runs in float32.
@@ -76,7 +76,7 @@ class FrozenEncoders:
 
 
 def folders(text: str) -> list[str]:
-    """The folders that a flag or a config key names: one, several with commas between them, or a JSON list.
+    """The folders, or names of such, that a flag or a config key gives: one, several with commas between them, or a JSON list.
 
     Raises:
         UserError: for what begins as a list and is none.
@@ -96,14 +96,14 @@ def joined(paths: Sequence[str]) -> str:
 
 
 def autoencoder_facts(path: str) -> dict[str, Any]:
-    """Where an autoencoder lies, and the hash of its weights and config.json."""
-    return {"path": str(hub.local(path).absolute()), "sha256": hub.sha256(hub.files(path))}
+    """Where an autoencoder lies, or its name with its commit, and the hash of its weights and config.json."""
+    return {"path": hub.pinned(path), "sha256": hub.sha256(hub.files(path))}
 
 
 def text_facts(paths: Sequence[str]) -> dict[str, Any]:
-    """Where text encoders lie, and the hashes of their weights, config.json and tokenizer."""
+    """Where text encoders lie, or their names with their commits, and the hashes of their weights, config.json and tokenizer."""
     hashes = [hub.sha256([*hub.files(path), *text.tokenizer_files(path)]) for path in paths]
-    return {"paths": [str(hub.local(path).absolute()) for path in paths], "sha256": hashes}
+    return {"paths": [hub.pinned(path) for path in paths], "sha256": hashes}
 
 
 def noted(autoencoder: str = "", texts: Sequence[str] = ()) -> dict[str, str]:
@@ -124,7 +124,7 @@ def check_noted(known: Mapping[str, str], autoencoder: str = "", texts: Sequence
     Raises:
         UserError: naming one whose files changed since.
     """
-    autoencoder, *texts = (path if str(hub.local(path).absolute()) in known else "" for path in (autoencoder, *texts))
+    autoencoder, *texts = (path if path and hub.pinned(path) in known else "" for path in (autoencoder, *texts))
     for path, digest in noted(autoencoder, [path for path in texts if path]).items():
         if digest != known[path]:
             raise UserError(
@@ -139,7 +139,7 @@ def autoencoder_difference(facts: Mapping[str, Any], path: str) -> str:
     found = autoencoder_facts(path)
     if made["sha256"] == found["sha256"]:
         return ""
-    return f"made with the autoencoder {made['path']} ({made['sha256'][:12]}), not {path} ({found['sha256'][:12]})"
+    return f"made with the autoencoder {made['path']} ({made['sha256'][:12]}), not {found['path']} ({found['sha256'][:12]})"
 
 
 def text_difference(facts: Mapping[str, Any], paths: Sequence[str]) -> str:

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ec_dit.config import RunConfig, specs
-from ec_dit.core import processes
+from ec_dit.core import hub, processes
 from ec_dit.core.stopping import StopSignal
 from ec_dit.data import images
 from ec_dit.data.dataset import Dataset
@@ -81,7 +80,7 @@ class SampleGrid:
         """None, and why, where the autoencoder of the latents is not at hand: training goes on without pictures."""
         if data.encoding is not None:
             path = autoencoder_path(system)
-            if not processes.everywhere(Path(path).exists()):
+            if not processes.everywhere(hub.is_there(path)):
                 say(f"no sample grids: not every process finds the autoencoder {path}; see --config.data.autoencoder")
                 return None
         return cls(system, data, writer, stop, say)
