@@ -1,6 +1,7 @@
 """The notebook runs from an empty folder, on the smoke config, and draws its pictures."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_it_runs(tmp_path, monkeypatch):
     import nbformat
 
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[2]))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # it compiles much and runs little
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [[*cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
@@ -32,6 +33,4 @@ def test_it_runs(tmp_path, monkeypatch):
     assert [len(some) for some in pictures] == [0, 1, 0, 1, 1, 1]
     (routed,) = outputs[2]
     assert routed.text.startswith("sparse blocks [1 3], 4 evaluations, 8 x 8 patches, 8 experts")
-    assert "experts of a patch: 2.00 on average" in routed.text
-    if keep := tmp_path / "executed.ipynb":
-        nbformat.write(notebook, keep)
+    assert re.search(r"experts of a patch: [12]\.\d\d on average, from 0 to [2-8]$", routed.text.strip())
