@@ -1,6 +1,11 @@
 # make train   train on the embedded data set, sample and score     (ARGS="--config.train.steps=100" adds arguments)
 # make test    lint, types, architecture, tests                     (PYTEST_ARGS="-k sizes" narrows them)
+# make test-fast  those that take little, for the edit loop
+# make test-all   also those that only repeat
+# make lint    ruff, its format, mypy
 # make format  rewrite the sources in the project's style
+# make wheel   build wheel and source distribution into dist/ and try the wheel in an empty folder
+# make site    build the documentation site into build/site; warnings are errors
 # make docs    write docs/models.md
 # make plans   compile every model for its TPU pod and write docs/plans.md (three quarters of an hour, no TPU needed)
 # make layouts compile the same model under other layouts and write docs/layouts.md
@@ -12,7 +17,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test format notebook docs plans layouts clean
+.PHONY: help train test test-fast test-all lint format notebook wheel site docs plans layouts clean
 
 EXTRAS ?= test
 ARGS ?=
@@ -52,11 +57,21 @@ $(STAMP): setup.py | $(BIN)/pip
 train: $(STAMP)
 	$(BIN)/python -m ec_dit.main --config=configs/shapes.py --workdir=runs/shapes $(ARGS)
 
-test: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+test-fast: lint
+	$(PYTEST) -m 'not slow and not exhaustive' $(PYTEST_ARGS)
+
+test: lint
+	$(PYTEST) -m 'not exhaustive' $(PYTEST_ARGS)
+
+test-all: lint
+	$(PYTEST) $(PYTEST_ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -66,6 +81,14 @@ notebook: $(STAMP)
 	@$(BIN)/python -c 'import nbclient, ipykernel, matplotlib' 2>/dev/null || { echo "Installing what executes notebooks ..."; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'; }
 	$(BIN)/python -m pytest tests/test_notebook.py $(PYTEST_ARGS)
+
+wheel: $(STAMP)
+	.ci/wheel
+
+site: $(STAMP)
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || { echo "Installing what builds the site ..."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 plans layouts: $(STAMP)
 	@$(BIN)/python -c 'import libtpu' 2>/dev/null || { echo "Installing the TPU's compiler ..."; \
