@@ -72,6 +72,12 @@ def test_the_site_lists_every_page_once():
     assert sorted(pages(nav)) == sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
 
 
+def test_the_reference_names_modules_that_exist():
+    text = (ROOT / "docs/reference/modules.md").read_text()
+    files = [ROOT / name.replace(".", "/") for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)]
+    assert files and all(file.with_suffix(".py").is_file() or (file / "__init__.py").is_file() for file in files)
+
+
 def test_the_readme_lists_every_config():
     named = [name for names, _, _ in ROWS for name in re.findall(r"\w+", names)]
     assert sorted(named) == sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "from_run")
