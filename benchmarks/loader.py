@@ -120,7 +120,7 @@ def measure(folder: Path, seconds: float, batch: int, workers: int, figures: Pat
     start, cpu, images = time.monotonic(), time.process_time(), 0
     memory: list[tuple[float, int, int]] = []
     while (now := time.monotonic() - start) < seconds:
-        images += len(next(batches)["record_B"])
+        images += len(next(batches).image_BYXZ)
         if now >= _EVERY * len(memory):
             memory.append((now, images, resident()))
     took = time.monotonic() - start

@@ -5,6 +5,7 @@ import numpy as np
 from ec_dit import config
 from ec_dit.config import checks
 from ec_dit.core import settings
+from ec_dit.data.batch import Batch, Text
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
 
@@ -64,6 +65,6 @@ def batch(c, step=0):
     rng = np.random.default_rng(step)
     size = c.train.batch_size
     captions = ["".join(rng.choice(list("abcdef"), 5)) for _ in range(size)]
-    ids_BT, mask_BT = LetterTokenizer().encode(captions, c.text.length)
+    text = Text(*LetterTokenizer().encode(captions, c.text.length))
     image_BYXZ = rng.uniform(-1, 1, (size, c.data.size, c.data.size, 3)).astype(np.float32)
-    return {"image_BYXZ": image_BYXZ, "ids_BT": ids_BT, "mask_BT": mask_BT, "record_B": np.arange(size)}
+    return Batch(image_BYXZ, text, np.arange(size))

@@ -84,8 +84,9 @@ def test_json_round_trip():
 
 def test_json_of_an_older_version_takes_new_defaults():
     old = json.loads(config.to_json(changed(train__steps=7)))
-    del old["optimizer"]["eps"], old["eval"]
+    del old["optimizer"]["eps"], old["eval"], old["objective"]
     back = config.from_json(json.dumps(old))
+    assert back.objective.name == "denoise" and config.difference(back, changed(train__steps=7)) == []
     assert back.optimizer.eps == RunConfig().optimizer.eps
     assert back.eval.images_per_task == 40
     assert back.train.steps == 7

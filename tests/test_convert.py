@@ -13,7 +13,7 @@ from ec_dit.config import specs
 from ec_dit.conversion import reading, writing
 from ec_dit.core import settings
 from ec_dit.core.tree import named_leaves
-from ec_dit.models.text_to_image import Text
+from ec_dit.data.batch import Text
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling import generator
 from ec_dit.system.model import make_system

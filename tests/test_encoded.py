@@ -332,10 +332,10 @@ def test_captions_are_taken_as_often_as_they_weigh(made):
     drawn = [rows.row(rows.read(index), rng) for _ in range(400)]
     (first, mask), (_, other) = record.texts
     assert mask.sum() != other.sum()  # so that the masks tell which caption it was
-    took = [row["mask_BT"].sum() == mask.sum() for row in drawn]
+    took = [row.text.mask_BT.sum() == mask.sum() for row in drawn]
     assert 0.68 < np.mean(took) < 0.82
-    mirrored = [np.array_equal(row["latent_BYXZ"], record.latents[1][0].astype(np.float32)) for row in drawn]
+    mirrored = [np.array_equal(row.image_YXZ, record.latents[1][0].astype(np.float32)) for row in drawn]
     assert 0.4 < np.mean(mirrored) < 0.6
-    text = drawn[took.index(True)]["text_BTM"]
+    text = drawn[took.index(True)].text.tokens
     np.testing.assert_array_equal(text[mask], first)
     assert not text[~mask].astype(jnp.float32).any()

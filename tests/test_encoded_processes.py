@@ -124,7 +124,7 @@ def shapes(place, unbroken):
     settings = config_lib.typed(overrides.load(place / "encoded.py"))
     data = dataset.open(place / "unbroken")
     loader = feed.make_loader(make_system(settings, None, encoding=data.encoding), data)
-    return [batch["latent_BYXZ"].shape for batch in itertools.islice(loader.batches(), STEPS)]
+    return [batch.image_BYXZ.shape for batch in itertools.islice(loader.batches(), STEPS)]
 
 
 @pytest.mark.exhaustive

@@ -134,19 +134,19 @@ def test_the_loss_of_batches_of_every_shape_is_that_of_their_records(place, monk
     mean, std = moments(stored) if normalize == "channel" else (0, 1)
     seen = {}
     for batch, _ in zip(feed.make_loader(system, data).batches(), range(12), strict=False):
-        seen.setdefault(batch["latent_BYXZ"].shape[1:3], batch)
+        seen.setdefault(batch.image_BYXZ.shape[1:3], batch)
     assert set(seen) == {(8, 8), (6, 10), (10, 6)}
     loss_fn = training_step.make_validation(system)
     for shape, batch in seen.items():
         chosen = []
-        for index in batch["record_B"]:
+        for index in batch.record_B:
             latent, _, text, mask = stored[data["train"][int(index)].id]
             chosen.append((int(index), np.float32((latent - mean) / std), text, mask))
         np.testing.assert_allclose(
-            batch["latent_BYXZ"], np.stack([latent for _, latent, *_ in chosen]), rtol=1e-3, atol=1e-4
+            batch.image_BYXZ, np.stack([latent for _, latent, *_ in chosen]), rtol=1e-3, atol=1e-4
         )
         with jax.set_mesh(system.mesh):
-            total, count = loss_fn(params, training_step.place(system, batch), batch["record_B"])
+            total, count = loss_fn(params, training_step.place(system, batch._replace(position_B=batch.record_B)))
             with monkeypatch.context() as patch:
                 patch.setattr(dit, "sincos_2d", positions)
                 expected = losses_by_hand(system, params, chosen)
@@ -168,12 +168,13 @@ def test_batches_on_eight_devices_are_those_of_one(place):
     halves = [Loader(rows, batch_size=8, seed=0, share=Share(blocks, 8)) for blocks in ((0, 1, 2, 3), (4, 5, 6, 7))]
     shapes = set()
     for a, b, *parts in itertools.islice(zip(*(loader.batches(3) for loader in (*loaders, *halves)), strict=True), 12):
-        placed = jax.tree.leaves(training_step.place(eight, b))
-        assert all(len(array.sharding.device_set) == 8 for array in placed)
-        for key, found in zip(("latent_BYXZ", "text_BTM", "mask_BT"), placed, strict=True):
-            np.testing.assert_array_equal(a[key], np.asarray(found))
-            np.testing.assert_array_equal(a[key], np.concatenate([part[key] for part in parts]))
-        shapes.add(a["latent_BYXZ"].shape)
+        placed = training_step.place(eight, b)
+        a, *parts = (each._replace(record_B=None) for each in (a, *parts))
+        for array in jax.tree.leaves(placed):
+            assert len(array.sharding.device_set) == 8 and array.sharding.shard_shape(array.shape)[0] == 1
+        jax.tree.map(np.testing.assert_array_equal, a, placed)
+        jax.tree.map(lambda whole, *each: np.testing.assert_array_equal(whole, np.concatenate(each)), a, *parts)
+        shapes.add(a.image_BYXZ.shape)
     assert shapes == {(8, 8, 8, 4), (8, 6, 10, 4), (8, 10, 6, 4)}
 
 
@@ -184,7 +185,7 @@ def test_latents_are_drawn_from_what_the_autoencoder_gives(place):
     mean, std = moments(stored)
     noise, latents = [], []
     for batch in itertools.islice(feed.make_loader(system, data).batches(), 30):
-        for index, latent in zip(batch["record_B"], batch["latent_BYXZ"], strict=True):
+        for index, latent in zip(batch.record_B, batch.image_BYXZ, strict=True):
             own_mean, own_std, *_ = stored[data["train"][int(index)].id]
             noise.append(((latent * std + mean - own_mean) / own_std).ravel())
             latents.append(latent.reshape(-1, 4))

@@ -87,23 +87,21 @@ def test_validation_routes_an_image_of_any_shape_alone(shape, group):
     c = helpers.tiny_config(sample__group_size=group)
     system = helpers.make_system(c, jax.devices()[:1])
     params, validate = random_params(system), training_step.make_validation(system)
-    arrays = helpers.batch(c)
-    arrays["image_BYXZ"] = np.random.default_rng(0).uniform(-1, 1, (16, *shape, 3)).astype(np.float32)
-    batch = training_step.place(system, arrays)
-    together, count = validate(params, batch, np.arange(16))
-    alone = [validate(params, batch, np.where(np.arange(16) == i, i, -1))[0] for i in range(16)]
+    image_BYXZ = np.random.default_rng(0).uniform(-1, 1, (16, *shape, 3)).astype(np.float32)
+    batch = helpers.batch(c)._replace(image_BYXZ=image_BYXZ, position_B=np.arange(16))
+    placed = training_step.place(system, batch)
+    together, count = validate(params, placed)
+    only = [np.where(np.arange(16) == i, i, -1) for i in range(16)]
+    alone = [validate(params, placed._replace(position_B=position_B))[0] for position_B in only]
     assert count == 16
     np.testing.assert_allclose(together, np.sum(alone), rtol=1e-5)
     # Other images beside it change nothing.
-    other = training_step.place(
-        system, arrays | {"image_BYXZ": np.concatenate([arrays["image_BYXZ"][:1], -arrays["image_BYXZ"][1:]])}
-    )
-    first = np.where(np.arange(16) == 0, 0, -1)
-    np.testing.assert_allclose(validate(params, other, first)[0], alone[0], rtol=1e-5)
+    others = batch._replace(image_BYXZ=np.concatenate([image_BYXZ[:1], -image_BYXZ[1:]]), position_B=only[0])
+    np.testing.assert_allclose(validate(params, training_step.place(system, others))[0], alone[0], rtol=1e-5)
     routing = RoutingSpec(group_size=8 if group == "8" else IMAGE)
     goal = dataclasses.replace(specs.training_objective(c, system.null_text()), routing=routing)
-    loss_fn = jax.jit(lambda params, *args: goal.validation_loss(nnx.merge(system.graphdef, params), *args))
-    np.testing.assert_allclose(together, loss_fn(params, batch, np.arange(16)).sum(), rtol=1e-6)
+    loss_fn = jax.jit(lambda params, *args: goal.validation_loss(nnx.merge(system.graphdef, params), None, *args))
+    np.testing.assert_allclose(together, loss_fn(params, placed).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

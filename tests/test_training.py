@@ -47,7 +47,7 @@ def plain_step(system, tx, shardings):
     """A step that computes nothing and compiles nothing."""
     metrics = {name: jnp.float32(1) for name in ("loss", "grad_norm", "param_norm")}
     metrics |= {"level_sum": jnp.zeros(LEVELS), "level_count": jnp.zeros(LEVELS)}
-    return lambda state, batch: (state, metrics)
+    return lambda state, batch, frozen: (state, metrics)
 
 
 @pytest.mark.parametrize("helper", [Checkpointer, MetricWriter, Lock])

@@ -20,6 +20,7 @@ from ec_dit.core.mesh import MeshSpec
 from ec_dit.core.settings import COUNT, Use, key, section, shown
 from ec_dit.flow.processes import FlowSpec
 from ec_dit.models.spec import MEMORY, ModelSpec, MoESpec, TextSpec
+from ec_dit.objectives.registry import ObjectiveSpec
 from ec_dit.sampling.settings import SampleSpec
 from ec_dit.train.optimizer import OptimizerSpec
 
@@ -66,8 +67,9 @@ class TrainSpec:
     )
     init_from: str = key(
         "",
-        "workdir, of a run or of python -m ec_dit.convert, whose parameters a new run starts with",
-        resumable=True,  # read before the first step alone
+        "workdir, of a run or of python -m ec_dit.convert, whose parameters a new run starts with; they are also the frozen "
+        "reference of an objective that needs one, and read again when the run goes on",
+        resumable=True,  # what is read there is compared with what the run started with
     )
 
 
@@ -123,6 +125,7 @@ class RunConfig:
     text: TextSpec = section(TextSpec)
     data: DataSpec = section(DataSpec)
     flow: FlowSpec = section(FlowSpec)
+    objective: ObjectiveSpec = section(ObjectiveSpec)
     optimizer: OptimizerSpec = section(OptimizerSpec)
     train: TrainSpec = section(TrainSpec)
     mesh: MeshSpec = section(MeshSpec)

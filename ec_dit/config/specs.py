@@ -10,12 +10,13 @@ from ec_dit.config import RunConfig
 from ec_dit.core import rounding, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import narrow
+from ec_dit.data.batch import Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.models.text_to_image import Text
 from ec_dit.nn.routing import IMAGE, RoutingSpec, check_capacity, group_tokens
-from ec_dit.objectives.denoise import Denoise
+from ec_dit.objectives.base import Objective
+from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.sampling.settings import PAIR, SampleSettings
 
 Shape = tuple[int, int]  # rows and columns of what the model denoises: latent pixels, or pixels
@@ -173,11 +174,13 @@ def _other_mesh(parts: int, ways: int, mesh: Mesh | AbstractMesh) -> str:
     return f"give --config.mesh.tensor={tensor}, with {most} devices over the other axes, or take {most} devices"
 
 
-def training_objective(config: RunConfig, null_text: Text) -> Denoise:
-    """Gives the loss.
+def training_objective(config: RunConfig, null_text: Text) -> Objective:
+    """Gives the config's objective.
 
     Args:
         null_text: the empty caption, leaves without B.
     """
+    kind = OBJECTIVES[config.objective.name]
     weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
-    return narrow(Denoise, config.flow, aux_weight=weight, routing=train_routing(config), null_text=null_text)
+    routing = train_routing(config)
+    return narrow(kind, config.flow, config.objective, aux_weight=weight, routing=routing, null_text=null_text)

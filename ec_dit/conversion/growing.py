@@ -13,8 +13,9 @@ from ec_dit.conversion.model import Model, Say, make_system
 from ec_dit.core import settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import num_params
+from ec_dit.data.batch import Text
 from ec_dit.models import upcycle
-from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.routing import IMAGE, RoutingSpec
 
 _PROMPT = "a red circle"

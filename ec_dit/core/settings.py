@@ -132,14 +132,19 @@ class Key:
         name: dotted, from the config's root.
         kind: bool, int, float, str, tuple, or dict for a section of which a config may hold any keys.
         default: its value.
-        words: what it may be, where it is one of some; () elsewhere.
+        literals: the words of its type, where that is a Literal.
     """
 
     name: str
     kind: type
     default: Any
-    words: tuple[str, ...]
+    literals: tuple[str, ...]
     facts: _Facts
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it may be, where it is one of some words, which a registry may get more of; () elsewhere."""
+        return self.facts.choices() if self.facts.choices else self.literals
 
     @property
     def wanted(self) -> str:
@@ -223,9 +228,8 @@ def _keys(config: type, prefix: str) -> Iterator[Key]:
         elif _FACTS in field.metadata:
             facts: _Facts = field.metadata[_FACTS]
             default = field.default if field.default is not dataclasses.MISSING else {}
-            words = tuple(typing.get_args(hint)) if typing.get_origin(hint) is Literal else ()
-            words = facts.choices() if facts.choices else words
-            yield Key(name, type(default), default, words, facts)
+            literals = tuple(typing.get_args(hint)) if typing.get_origin(hint) is Literal else ()
+            yield Key(name, type(default), default, literals, facts)
 
 
 def assemble(config: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

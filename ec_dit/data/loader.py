@@ -2,8 +2,7 @@
 
 The stream is one global order of examples. Shuffling, repeating and augmenting come before a process takes its blocks of
 each batch, so the blocks of all processes, in their order, are the global batch, the same for any number of processes and
-workers. A batch is a dict of numpy arrays: of pictures image_BYXZ float32 in [-1, 1] and ids_BT int32, of encoded records
-latent_BYXZ float32 and text_BTM bfloat16; mask_BT bool (True = real token), record_B int64 (index within the split).
+workers. A batch holds NumPy arrays.
 """
 
 import dataclasses
@@ -17,14 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
 from ec_dit.core import paths
 from ec_dit.core.errors import TryAgain, UserError
+from ec_dit.data.batch import Batch, Row, stack
 from ec_dit.data.rows import Rows
 
-Batch = dict[str, np.ndarray]
 _THREADS = 16  # that read batches from a bucket
 # Exit codes of workers that are not missed: alive, told of an error by what they made, told to stop with the trainer.
 _ENDED = (None, 0, -signal.SIGALRM)
@@ -71,7 +71,7 @@ class _Augment(grain.transforms.RandomMap):
 
     rows: Rows
 
-    def random_map(self, example: Any, rng: np.random.Generator) -> Batch:
+    def random_map(self, example: Any, rng: np.random.Generator) -> Row:
         return self.rows.row(example, rng)
 
 
@@ -86,7 +86,7 @@ class _Blocks:
 
     def __getitem__(self, step: int) -> Batch:
         parts = [self._order[step * self._share.ways + block] for block in self._share.blocks]
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return jax.tree.map(lambda *blocks: np.concatenate(blocks), *parts)  # type: ignore[no-any-return]
 
 
 def spread(total: int, count: int) -> Sequence[int]:
@@ -175,7 +175,7 @@ class Loader:
                 .shuffle()
                 .repeat()
             )
-            blocks = order.random_map(augment).batch(size, drop_remainder=True)
+            blocks = order.random_map(augment).batch(size, drop_remainder=True, batch_fn=stack)
             streams.append(grain.MapDataset.source(_Blocks(blocks, share)))
         sizes = [part.size for part in rows.records.parts]
         self._stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, sizes)
@@ -206,9 +206,9 @@ def fixed_batches(
 ) -> Iterator[Batch]:
     """Yields a split once, in stored order and without chance: the same batches every time.
 
-    About `max_batches` take records from all over the split: of each shape, in proportion, rounded up. A batch also has
-    position_B int32, which counts the records taken, from 0 on. The last batch of each shape is filled up with records from
-    its start, whose position_B is -1: leave those out of any mean.
+    About `max_batches` take records from all over the split: of each shape, in proportion, rounded up. position_B counts the
+    records taken, from 0 on. The last batch of each shape is filled up with records from its start, whose position is -1: leave
+    those out of any mean.
 
     Raises:
         UserError: a batch that does not come out in blocks.
@@ -225,8 +225,7 @@ def fixed_batches(
             chosen = spread(part.size, -(-most * part.size // len(rows.records)))
             for start in range(0, len(chosen), batch_size):
                 numbers = [start + row for row in local]
-                made = [rows.row(example, None) for example in pool.map(read, numbers)]
+                batch = stack([rows.row(example, None) for example in pool.map(read, numbers)])
                 positions = [taken + number if number < len(chosen) else -1 for number in numbers]
-                batch = {key: np.stack([row[key] for row in made]) for key in made[0]}
-                yield batch | {"position_B": np.array(positions, np.int32)}
+                yield batch._replace(position_B=np.array(positions, np.int32))
             taken += len(chosen)

@@ -8,11 +8,10 @@ import numpy as np
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
+from ec_dit.data.batch import Row, Text
 from ec_dit.data.dataset import Split
 from ec_dit.data.stored import EncodedRecord
 from ec_dit.data.tokenizer import Tokenizer
-
-Row = dict[str, np.ndarray]
 
 CROPS = ("center", "random")
 POSTERIORS = ("sample", "mean")
@@ -29,7 +28,7 @@ class Rows(Protocol):
         ...
 
     def row(self, example: Any, rng: np.random.Generator | None) -> Row:
-        """The arrays of one row: augmented by `rng`; without one, always the same."""
+        """The row of it: augmented by `rng`; without one, always the same."""
         ...
 
 
@@ -52,7 +51,7 @@ class _Picture:
 
 
 class PictureRows:
-    """Pictures and tokens: image_YXZ float32 in [-1, 1], ids_T int32, mask_T, record.
+    """Pictures, float32 in [-1, 1], with the int32 tokens of a caption.
 
     Args:
         tokenizer: usually the data set's own.
@@ -123,16 +122,12 @@ class PictureRows:
             if self._flip and example.flip and mirrored:
                 pixels_YXZ = pixels_YXZ[:, ::-1]
             caption = choose(example.weights, len(example.ids_NT), rng)
-        return {
-            "image_BYXZ": images.to_float(pixels_YXZ),
-            "ids_BT": example.ids_NT[caption],
-            "mask_BT": example.mask_NT[caption],
-            "record_B": np.array(example.record, np.int64),
-        }
+        text = Text(example.ids_NT[caption], example.mask_NT[caption])
+        return Row(images.to_float(pixels_YXZ), text, example.record)
 
 
 class EncodedRows:
-    """Latents and embeddings: latent_YXZ float32, text_TM bfloat16 (zeros where there is no token), mask_T, record.
+    """Latents, float32, with the bfloat16 embeddings of a caption (zeros where there is no token).
 
     Args:
         mean_Z, std_Z: latents become (z - mean) / std.
@@ -174,9 +169,5 @@ class EncodedRows:
         if self._sample:
             rng = rng or np.random.default_rng(index)
             latent_YXZ += std_YXZ * rng.standard_normal(std_YXZ.shape, np.float32)
-        return {
-            "latent_BYXZ": (latent_YXZ - self._mean_Z) / self._std_Z,
-            "text_BTM": record.text_TM(caption),
-            "mask_BT": record.texts[caption][1],
-            "record_B": np.array(index, np.int64),
-        }
+        text = Text(record.text_TM(caption), record.texts[caption][1])
+        return Row((latent_YXZ - self._mean_Z) / self._std_Z, text, index)

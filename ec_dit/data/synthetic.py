@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ec_dit.data.batch import Batch, Row, Text, stack
 from ec_dit.data.loader import ALL, Share
 
 
 class SyntheticLoader:
-    """Batches with the keys and shapes of cached data; every number follows from (seed, step, row of the batch).
+    """Batches with the shapes of cached data; every number follows from (seed, step, row of the batch).
 
     Args:
         shape_YXZ: of one latent.
@@ -16,6 +17,7 @@ class SyntheticLoader:
         batch_size: examples per global batch.
         seed: decides every number.
         share: which blocks of each global batch this process gets; only those are drawn.
+        pairs: whether each caption has a second latent, which is to count as the worse one.
 
     Raises:
         UserError: a batch that does not come out in blocks.
@@ -30,27 +32,26 @@ class SyntheticLoader:
         batch_size: int,
         seed: int,
         share: Share = ALL,
+        pairs: bool = False,
     ):
         self._shape_YXZ, self._text = shape_YXZ, (text_length, text_width)
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._pairs = batch_size, seed, pairs
         self._rows = share.rows(batch_size)
 
-    def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless batches from `start_step` on."""
         step = start_step
         while True:
-            rows = [self._row(step, row) for row in self._rows]
-            yield {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+            yield stack([self._row(step, row) for row in self._rows])
             step += 1
 
-    def _row(self, step: int, row: int) -> dict[str, np.ndarray]:
+    def _row(self, step: int, row: int) -> Row:
         rng = np.random.default_rng([self._seed, step, row])
-        return {
-            "latent_BYXZ": rng.standard_normal(self._shape_YXZ, np.float32),
-            "text_BTM": rng.standard_normal(self._text, np.float32),
-            "mask_BT": np.arange(self._text[0]) < rng.integers(1, self._text[0] + 1),
-            "record_B": np.array(step * self._batch_size + row, np.int64),
-        }
+        latent_YXZ = rng.standard_normal(self._shape_YXZ, np.float32)
+        text_TM = rng.standard_normal(self._text, np.float32)
+        text = Text(text_TM, np.arange(self._text[0]) < rng.integers(1, self._text[0] + 1))
+        rejected_YXZ = rng.standard_normal(self._shape_YXZ, np.float32) if self._pairs else None
+        return Row(latent_YXZ, text, step * self._batch_size + row, rejected_YXZ)
 
     def record_ids(self, record_B: Sequence[int]) -> list[str]:
         """Names for messages."""

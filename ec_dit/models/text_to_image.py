@@ -1,40 +1,15 @@
 """A text encoder, where one is trained along, and a DiT: everything that has parameters in one training run."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ec_dit.data.batch import Text
 from ec_dit.models.dit import DiT
 from ec_dit.models.spec import DiTSpec, TowerSpec
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing import RoutingSpec
-
-
-class Text(NamedTuple):
-    """Captions on their way into the model.
-
-    Attributes:
-        tokens: int32 ids (B, T) for a jointly trained tower, or float embeddings (B, T, M) of a frozen encoder.
-        mask_BT: True where a token is real, at least one in each caption (an empty one still has its end of text).
-    """
-
-    tokens: Any  # jax.Array inside the model; NumPy arrays on the way there
-    mask_BT: Any
-
-
-class Batch(NamedTuple):
-    """Examples as a training step takes them.
-
-    Attributes:
-        image_BYXZ: clean pictures or latents, float32.
-        text: their captions.
-    """
-
-    image_BYXZ: Any
-    text: Text
 
 
 class TextToImage(nnx.Module):

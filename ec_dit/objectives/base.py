@@ -1,19 +1,59 @@
 """What an objective is: a loss of a model on a batch."""
 
-from typing import Protocol
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
-from ec_dit.models.text_to_image import Batch, TextToImage
+from ec_dit.data.batch import Batch, Text
+from ec_dit.flow.process import Process
+from ec_dit.flow.processes import FlowSpec, make_process
+from ec_dit.models.text_to_image import TextToImage
+from ec_dit.nn.routing import RoutingSpec
 
 
-class Objective(Protocol):
-    """A loss, with all settings that it needs; parameters come in with the model."""
+@dataclass(frozen=True, kw_only=True)
+class Objective(FlowSpec, abc.ABC):
+    """A loss, with all settings that it needs; parameters come in with the models.
 
-    def loss(self, model: TextToImage, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the mean loss of a batch, and scalars or vectors to report."""
-        ...
+    Fields that a subclass adds are filled from the `objective` section, by their names.
 
-    def validation_loss(self, model: TextToImage, batch: Batch, position_B: jax.Array) -> jax.Array:
-        """Computes the loss of each image (B,), which depends on its place in the set alone."""
-        ...
+    Attributes:
+        needs_reference: whether it compares the model with the one that training started from.
+        needs_pairs: whether it takes two pictures of each caption.
+        aux_weight: of the load-balancing loss.
+        routing: of the sparse blocks.
+        null_text: the empty caption, leaves without B.
+    """
+
+    needs_reference: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = False
+
+    aux_weight: float
+    routing: RoutingSpec
+    null_text: Text
+
+    @property
+    def process(self) -> Process:
+        """The way from data to noise."""
+        return make_process(self)
+
+    @abc.abstractmethod
+    def loss(
+        self, model: TextToImage, frozen: TextToImage | None, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Computes the mean loss of a batch, and scalars or vectors to report.
+
+        Args:
+            frozen: the model that training started from, which no gradient reaches; None where `needs_reference` is False.
+            key: of everything random.
+
+        Returns:
+            (what is minimised, parts): parts has 'loss', for people, and perhaps 'level_sum' and 'level_count' (LEVELS,), whose
+            ratio is shown.
+        """
+
+    @abc.abstractmethod
+    def validation_loss(self, model: TextToImage, frozen: TextToImage | None, batch: Batch) -> jax.Array:
+        """Computes the loss of each image (B,), which depends on its position_B in the set alone, nothing being random."""

@@ -1,41 +1,25 @@
 """The paper's loss: a network predicts, of pictures mixed with noise, the velocity, the data or the noise."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 
 from ec_dit.core import rounding
+from ec_dit.data.batch import Batch, Text
 from ec_dit.flow import loss as flow_loss
-from ec_dit.flow.process import Process, even_times
-from ec_dit.flow.processes import FlowSpec, make_process
+from ec_dit.flow.process import even_times
 from ec_dit.models.dit import take_tokens
-from ec_dit.models.text_to_image import Batch, Text, TextToImage
+from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import patchify
 from ec_dit.nn.moe import RouterStats
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.objectives.base import Objective
 
 
-@dataclass(frozen=True, kw_only=True)
-class Denoise(FlowSpec):
-    """Implements `base.Objective`.
+class Denoise(Objective):
+    """Implements `base.Objective`."""
 
-    Attributes:
-        aux_weight: of the load-balancing loss.
-        routing: of the sparse blocks.
-        null_text: the empty caption, leaves without B.
-    """
-
-    aux_weight: float
-    routing: RoutingSpec
-    null_text: Text
-
-    @property
-    def process(self) -> Process:
-        """The way from data to noise."""
-        return make_process(self)
-
-    def loss(self, model: TextToImage, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, model: TextToImage, frozen: TextToImage | None, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Computes the mean loss of a batch, plus the weighted load-balancing loss.
 
         Dropped tokens enter neither attention nor routing nor the loss.
@@ -55,24 +39,24 @@ class Denoise(FlowSpec):
         keep_BS = keep_tokens(key_keep, images, tokens, self.mask_ratio)
         text = drop_captions(key_drop, batch.text, self.null_text, self.caption_dropout)
 
-        loss_B, stats = self._losses(model, batch.image_BYXZ, noise_BYXZ, t_B, text, keep_BS)
+        loss_B, stats = self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, text, keep_BS)
         level_sum, level_count = flow_loss.by_level(loss_B, t_B)
         parts = {"loss": loss_B.mean(), "level_sum": level_sum, "level_count": level_count} | router_metrics(stats)
         aux = 0.0 if stats is None else self.aux_weight * stats.aux_loss.sum()
         return parts["loss"] + aux, parts
 
-    def validation_loss(self, model: TextToImage, batch: Batch, position_B: jax.Array) -> jax.Array:
-        """Computes the loss of each image (B,) with every token, its own caption, and noise and time fixed by `position_B` alone.
+    def validation_loss(self, model: TextToImage, frozen: TextToImage | None, batch: Batch) -> jax.Array:
+        """Computes the loss of each image (B,) with every token, its own caption, and noise and time fixed by position_B alone.
 
         Positions count the images of the set, int32 from 0 on: consecutive ones cover all noise levels evenly, which record
         numbers, taken in strides, need not. Dropping and masking do not apply; the routing does.
         """
-        t_B = self.process.nearest_time(even_times(position_B))
-        keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(0), position))(position_B)
+        t_B = self.process.nearest_time(even_times(batch.position_B))
+        keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(0), position))(batch.position_B)
         noise_BYXZ = jax.vmap(lambda key: jax.random.normal(key, batch.image_BYXZ.shape[1:]))(keys)
-        return self._losses(model, batch.image_BYXZ, noise_BYXZ, t_B, batch.text, None)[0]
+        return self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, batch.text, None)[0]
 
-    def _losses(
+    def image_losses(
         self,
         model: TextToImage,
         x0_BYXZ: jax.Array,
@@ -81,6 +65,12 @@ class Denoise(FlowSpec):
         text: Text,
         keep_BS: jax.Array | None,
     ) -> tuple[jax.Array, RouterStats | None]:
+        """Computes the squared error of each image (B,) at given times and noise, and the router's statistics.
+
+        Args:
+            text: captions as the model takes them, not encoded.
+            keep_BS: tokens of each image that stay; None: all.
+        """
         process, patch = self.process, model.dit.spec.patch
         text = model.encode(text)
         x_BYXZ = process.diffuse(x0_BYXZ, noise_BYXZ, t_B)

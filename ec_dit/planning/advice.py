@@ -16,7 +16,7 @@ from ec_dit.planning import compile as compiler
 from ec_dit.system.model import make_config_mesh
 
 Told = Callable[[str], AbstractContextManager[None]]
-STATE = ("parameters", "optimizer", "ema")
+STATE = ("parameters", "optimizer", "ema", "reference")
 _REMAT: tuple[RematPolicy, ...] = get_args(RematPolicy)  # from the one that keeps most to the one that keeps least
 _MOST_TRIALS = 4  # programs compiled in search of one that fits
 _MOST_ACCUMULATED = 1024

@@ -21,8 +21,9 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.hardware import TPUS, Chip
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
+from ec_dit.data.batch import Batch, Text
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.models.text_to_image import Batch, Text
+from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.sampling.generator import guided_prediction
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
@@ -184,11 +185,11 @@ def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     specs.check_batch(config, system.mesh)
     tx = training_step.optimizer(system)
     abstract, shardings = training_step.abstract_state(system, tx)
-    state = abstract_like(abstract, shardings)
-    batch = _batch(system, config.train.batch_size)
+    state, frozen = abstract_like(abstract, shardings), training_step.frozen_shape(system)
+    batch = _batch(system, config.train.batch_size, pairs=OBJECTIVES[config.objective.name].needs_pairs)
     step = training_step.make_train_step(system, tx, shardings)
-    size = {**_state_bytes(state), "batch": per_device_bytes(batch)}
-    return _lower(system, config.train.batch_size, size, lambda: step.lower(state, batch))
+    size = {**_state_bytes(state, frozen), "batch": per_device_bytes(batch)}
+    return _lower(system, config.train.batch_size, size, lambda: step.lower(state, batch, frozen))
 
 
 def held(config: RunConfig, on: Sequence[Any], what: str) -> dict[str, int]:
@@ -201,11 +202,13 @@ def held(config: RunConfig, on: Sequence[Any], what: str) -> dict[str, int]:
     if what != "train":
         return {"parameters": per_device_bytes(system.sampling_params(system.abstract_params()))}
     specs.check_batch(config, system.mesh)
-    return _state_bytes(abstract_like(*training_step.abstract_state(system, training_step.optimizer(system))))
+    state = abstract_like(*training_step.abstract_state(system, training_step.optimizer(system)))
+    return _state_bytes(state, training_step.frozen_shape(system))
 
 
-def _state_bytes(state: TrainState) -> dict[str, int]:
+def _state_bytes(state: TrainState, frozen: Any) -> dict[str, int]:
     kinds = {"parameters": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    kinds |= {} if frozen is None else {"reference": frozen}
     return {kind: per_device_bytes(tree) for kind, tree in kinds.items()}
 
 
@@ -216,7 +219,7 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     params = system.sampling_params(system.abstract_params())
     ways = sharding.batch_ways(system.mesh)
     images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
-    noise, text = batch = _batch(system, images)
+    batch = _batch(system, images)
     size = {"parameters": per_device_bytes(params), "batch": per_device_bytes(batch)}
     always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
 
@@ -225,7 +228,7 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
         return predict(noise, jnp.float32(0.5))
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
-    return _lower(system, images, size, lambda: step.lower(params, noise, text))
+    return _lower(system, images, size, lambda: step.lower(params, batch.image_BYXZ, batch.text))
 
 
 def per_device_bytes(tree: Any) -> int:
@@ -238,14 +241,15 @@ def per_device_bytes(tree: Any) -> int:
     return total
 
 
-def _batch(system: System, images: int) -> Batch:
+def _batch(system: System, images: int, *, pairs: bool = False) -> Batch:
     d, t = system.config.data, system.config.text
     x = _on(system, (images, d.size, d.size, d.channels), jnp.float32)
     if t.encoder == "tower":
         tokens = _on(system, (images, t.length), jnp.int32)
     else:
         tokens = _on(system, (images, t.length, t.width), jnp.float32)
-    return Batch(x, Text(tokens, _on(system, (images, t.length), jnp.bool_)))
+    text = Text(tokens, _on(system, (images, t.length), jnp.bool_))
+    return Batch(x, text, rejected_BYXZ=x if pairs else None)
 
 
 def _on(system: System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -9,9 +9,9 @@ from ec_dit.config import RunConfig, specs
 from ec_dit.core import hub, processes
 from ec_dit.core.stopping import StopSignal
 from ec_dit.data import images
+from ec_dit.data.batch import Text
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.sheet import contact_sheet
-from ec_dit.models.text_to_image import Text
 from ec_dit.sampling.settings import SampleSettings
 from ec_dit.system.model import System
 from ec_dit.system.painter import Painter, autoencoder_path

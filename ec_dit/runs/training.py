@@ -6,44 +6,28 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig, specs
-from ec_dit.core import lock, processes, sharding, stopping
+from ec_dit.core import lock, processes, stopping
 from ec_dit.core.tree import fingerprint, num_params
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.models import sizes
-from ec_dit.runs import evaluation, feed
+from ec_dit.runs import evaluation, feed, starting
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System, make_config_mesh, make_system
 from ec_dit.train import loop
-from ec_dit.train.checkpoint import Checkpointer, abstract_like
+from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.flops import peak_flops
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.optimizer import make_schedule
 from ec_dit.train.state import TrainState
 from ec_dit.train.trace import TraceOnSignal
-
-# Keys that parameters are made for, beside those that give them their shapes.
-_MEANING = (
-    "model.position",
-    "model.modulation",
-    "model.num",
-    "moe.routing",
-    "moe.gate",
-    "moe.first",
-    "moe.every",
-    "flow.p",
-    "data.normalize",
-    "text.",
-)
 
 
 def run(config: RunConfig, path: str, say: Callable[[str], None]) -> str | None:
@@ -117,10 +101,9 @@ def _train(
     abstract, shardings = training_step.abstract_state(system, tx)
     say(f"parameters: {num_params(abstract.params):,}")
     checkpointer = workdir.checkpointer(keep=config.checkpoint.keep, asynchronous=config.checkpoint.asynchronous)
-    state, first_step = _newest_state(checkpointer, abstract_like(abstract, shardings), say)
-    if state is None:
-        state = _first_state(system, tx, shardings, say)
-    elif first_step > config.train.steps:
+    begin = starting.start(system, tx, (abstract, shardings), checkpointer, say)
+    first_step = begin.step
+    if first_step > config.train.steps:
         say(f"nothing to train: step {first_step} is past --config.train.steps={config.train.steps}")
 
     loader = feed.make_loader(system, data)
@@ -130,13 +113,13 @@ def _train(
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
         _closing(checkpointer),
     ):
-        callbacks, actions = _callbacks(system, data, loader, writer, checkpointer, stop, say)
+        callbacks, actions = _callbacks(system, data, loader, writer, checkpointer, begin, stop, say)
         callbacks.append(trace)
         batches = training_step.stream(system, loader.batches(first_step))
         step_fn, steps = training_step.make_train_step(system, tx, shardings), config.train.steps
         state, done, complete = loop.train(
-            state,
-            step_fn,
+            begin.state,
+            functools.partial(step_fn, frozen=begin.frozen),
             batches,
             first_step=first_step,
             steps=steps,
@@ -170,50 +153,13 @@ def _closing(checkpointer: Checkpointer) -> Iterator[None]:
     checkpointer.close()
 
 
-def _newest_state(
-    checkpointer: Checkpointer, abstract: TrainState, say: Callable[[str], None]
-) -> tuple[TrainState | None, int]:
-    """(state, step) of the newest checkpoint that is whole; (None, 0) where there is none."""
-    if (found := checkpointer.newest(lambda step: checkpointer.restore(step, abstract), say)) is None:
-        return None, 0
-    say(f"resuming at step {found[1]}")
-    return found
-
-
-def _first_state(
-    system: System, tx: optax.GradientTransformation, shardings: TrainState, say: Callable[[str], None]
-) -> TrainState:
-    state = training_step.init_state(system, tx, shardings)
-    if not (path := system.config.train.init_from):
-        return state
-    for leaf in jax.tree.leaves((state.params, state.ema)):
-        leaf.delete()  # or memory would hold the model twice
-    source = Workdir(path)
-    params = source.start(system)
-    say(f"starting with the parameters of {path}")
-    for line in config_lib.difference(source.config(), system.config):
-        if line.startswith(_MEANING):
-            say(f"note: they were made with another {line}")
-    if (
-        (made := source.encoding()) is not None
-        and system.encoding is not None
-        and system.config.data.normalize == "channel"
-    ):
-        say(
-            f"note: its latents were normalised by {made.mean_Z} and {made.std_Z}, those here are by "
-            f"{system.encoding.mean_Z} and {system.encoding.std_Z}"
-        )
-    with jax.set_mesh(system.mesh):  # the average in memory of its own, since the step overwrites both
-        ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
-    return state._replace(params=params, ema=ema)
-
-
 def _callbacks(
     system: System,
     data: Dataset | None,
     loader: Loader | SyntheticLoader,
     writer: MetricWriter,
     checkpointer: Checkpointer,
+    begin: starting.Start,
     stop: stopping.StopSignal,
     say: Callable[[str], None],
 ) -> tuple[list[loop.Callback], list[loop.Every]]:
@@ -222,7 +168,7 @@ def _callbacks(
     def meta(done: int) -> dict[str, Any]:
         where: dict[str, Any] = {"examples_seen": done * config.train.batch_size, "seed": config.seed}
         where |= {"fingerprint": data.fingerprint if data else "synthetic"}
-        return {"config": config_lib.to_tree(config), "data": where}
+        return {"config": config_lib.to_tree(config), "data": where, **begin.noted}
 
     save = loop.SaveEvery(checkpointer, writer, config.checkpoint.every, meta)
     peak, origin = peak_flops(jax.devices()[0])
@@ -247,7 +193,8 @@ def _callbacks(
     )
     actions: list[loop.Every] = []
     if data is not None:
-        validate = functools.partial(_validate, system, data, writer, stop, say, training_step.make_validation(system))
+        loss_fn = functools.partial(training_step.make_validation(system), frozen=begin.frozen)
+        validate = functools.partial(_validate, system, data, writer, stop, say, loss_fn)
         recorded = functools.partial(writer.recorded, f"validation_loss/{data.splits[-1]}")  # all in one line
         actions.append(loop.Every(config.log.validate_every, last, progress, validate, recorded))
         if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, stop, say)):
@@ -283,9 +230,8 @@ def _validate(
     for split in data.splits:
         total, count = 0.0, 0
         rows, most = feed.make_rows(system, data, split, augment=False), -(-config.log.validate_images // size)
-        for arrays in stop.between(fixed_batches(rows, batch_size=size, max_batches=most, share=system.share)):
-            positions = sharding.place_parts(arrays["position_B"], system.mesh)
-            loss, images_seen = jax.device_get(loss_fn(state.ema, training_step.place(system, arrays), positions))
+        for batch in stop.between(fixed_batches(rows, batch_size=size, max_batches=most, share=system.share)):
+            loss, images_seen = jax.device_get(loss_fn(state.ema, training_step.place(system, batch)))
             total, count = total + float(loss), count + int(images_seen)
         values[f"validation_loss/{split}"] = total / max(1, count)
     writer.scalars(done, values)

@@ -274,17 +274,25 @@ class Workdir:
         if self._checkpoints().newest_record() is None:
             raise UserError(f"--config.train.init_from={self.path}: there is no finished checkpoint in it.")
 
-    def start(self, system: System) -> Any:
-        """The newest parameters, for another run to start from that `check_start` passed, laid out as `system` has them.
+    def start(self, system: System, step: int | None = None) -> tuple[Any, int]:
+        """Reads parameters, for another run to start from that `check_start` passed, laid out as `system` has them.
+
+        Args:
+            step: None = the newest that is not damaged.
+
+        Returns:
+            the parameters, and their step.
 
         Raises:
             UserError: if there are none.
         """
         checkpoints = self.checkpointer(read_only=True)
         read = functools.partial(self._params, checkpoints, system=system, ema=True, exact=True)
+        if step is not None:
+            return read(step), step
         if (found := checkpoints.newest(read, cli.say)) is None:
             raise UserError(f"--config.train.init_from={self.path}: there is no finished checkpoint in it.")
-        return found[0]
+        return found
 
     def _params(self, checkpoints: Checkpointer, step: int, system: System, *, ema: bool, exact: bool) -> Any:
         params = system.abstract_params()

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ec_dit.core import sharding
-from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.data.batch import Text
+from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing import RoutingSpec

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ec_dit.core.errors import UserError
+from ec_dit.data.batch import Text
 from ec_dit.encoders import frozen
 from ec_dit.encoders.text import TextEncoders
-from ec_dit.models.text_to_image import Text
 from ec_dit.system.model import System
 
 

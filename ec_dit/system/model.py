@@ -14,10 +14,11 @@ from ec_dit.config import RunConfig, specs
 from ec_dit.core import hardware, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
+from ec_dit.data.batch import Text
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.loader import Share
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn import param
 
 # The compiler refuses asynchronous all-to-alls on two-dimensional tori, and v5e has no SparseCores.

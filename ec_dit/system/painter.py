@@ -8,9 +8,9 @@ import numpy as np
 from ec_dit.config import specs
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
+from ec_dit.data.batch import Text
 from ec_dit.encoders import frozen
 from ec_dit.encoders.autoencoder import Autoencoder, Identity
-from ec_dit.models.text_to_image import Text
 from ec_dit.sampling.generator import Generator
 from ec_dit.sampling.settings import SampleSettings
 from ec_dit.system.captions import Captions

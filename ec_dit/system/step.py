@@ -12,7 +12,9 @@ from flax import nnx
 
 from ec_dit.config import specs
 from ec_dit.core import sharding
-from ec_dit.models.text_to_image import Batch, Text
+from ec_dit.core.errors import UserError
+from ec_dit.data.batch import Batch
+from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.system.model import System
 from ec_dit.train import state as train_state
 from ec_dit.train.optimizer import make_optimizer
@@ -44,13 +46,13 @@ def init_state(system: System, tx: optax.GradientTransformation, shardings: Trai
 
 
 def make_train_step(system: System, tx: optax.GradientTransformation, shardings: TrainState) -> jax.stages.Wrapped:
-    """Makes the jitted training step, of batches as `place` gives them. Lower it to inspect what would run."""
+    """Makes the jitted training step (state, batch as `place` gives it, frozen parameters); lower it to inspect the program."""
     objective = specs.training_objective(system.config, system.null_text())
 
-    def loss_fn(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         # A micro-batch is a slice of the batch: say again how it lies.
         batch = jax.tree.map(lambda a: sharding.constrain(a, "batch", *(None,) * (a.ndim - 1)), batch)
-        return objective.loss(nnx.merge(system.graphdef, params), batch, key)
+        return objective.loss(_model(system, params), _model(system, frozen), batch, key)
 
     config = system.config
     step = make_step(loss_fn, tx, config.optimizer.ema_decay, config.train.accumulate)
@@ -58,33 +60,52 @@ def make_train_step(system: System, tx: optax.GradientTransformation, shardings:
     return jax.jit(step, out_shardings=outputs, donate_argnums=0, compiler_options=system.compiler_options)
 
 
-def make_validation(system: System) -> Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Makes the jitted (params, batch, positions) -> (sum of the images' losses, number of images).
+def make_validation(system: System) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Makes the jitted (params, batch, frozen parameters) -> (sum of the images' losses, number of images).
 
     Images of any shape are routed as sampling routes an image alone; position -1 leaves an image out.
     """
     objective = specs.training_objective(system.config, system.null_text())
 
-    def loss_fn(params: Any, batch: Batch, position_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_fn(params: Any, batch: Batch, frozen: Any = None) -> tuple[jax.Array, jax.Array]:
         _, rows, columns, _ = batch.image_BYXZ.shape
         alone = replace(objective, routing=specs.sample_settings(system.config, (rows, columns)).routing)
-        real_B = position_B >= 0
-        model = nnx.merge(system.graphdef, params)
-        loss_B = alone.validation_loss(model, batch, jnp.maximum(position_B, 0))
+        real_B = batch.position_B >= 0
+        counted = batch._replace(position_B=jnp.maximum(batch.position_B, 0))
+        loss_B = alone.validation_loss(_model(system, params), _model(system, frozen), counted)
         return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
     return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
 
 
-def place(system: System, arrays: dict[str, np.ndarray]) -> Batch:
-    """Places a loader's arrays of this process as one global batch on the mesh."""
-    image_BYXZ = arrays["image_BYXZ" if "image_BYXZ" in arrays else "latent_BYXZ"]
-    tokens = arrays["ids_BT" if "ids_BT" in arrays else "text_BTM"]
-    batch: Batch = sharding.place_parts(Batch(image_BYXZ, Text(tokens, arrays["mask_BT"])), system.mesh)
-    return batch
+def frozen_shape(system: System) -> Any:
+    """Gives shapes and shardings of the frozen parameters, in the dtype in which they are used; None for an objective without."""
+    if not OBJECTIVES[system.config.objective.name].needs_reference:
+        return None
+    return system.sampling_params(system.abstract_params())
 
 
-def stream(system: System, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Batch, np.ndarray]]:
+def _model(system: System, params: Any) -> Any:
+    return None if params is None else nnx.merge(system.graphdef, params)
+
+
+def place(system: System, batch: Batch) -> Batch:
+    """Places a loader's batch, the part of this process, as one global batch on the mesh; record numbers stay behind.
+
+    Raises:
+        UserError: the objective learns from pairs, and these are none.
+    """
+    name = system.config.objective.name
+    if OBJECTIVES[name].needs_pairs and batch.rejected_BYXZ is None:
+        raise UserError(
+            f"--config.objective.name={name} learns from pairs of pictures with one caption each, and these data hold single "
+            f"pictures. Choose data of pairs, --config.data.source=synthetic to measure speed, or another objective."
+        )
+    placed: Batch = sharding.place_parts(batch._replace(record_B=None), system.mesh)
+    return placed
+
+
+def stream(system: System, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray | None]]:
     """Yields a loader's batches on the devices, tagged with their record numbers."""
-    for arrays in batches:
-        yield place(system, arrays), arrays["record_B"]
+    for batch in batches:
+        yield place(system, batch), batch.record_B

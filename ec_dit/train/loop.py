@@ -257,7 +257,8 @@ class Every:
 def _average(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Means over steps; losses by noise level as ratio of sums; router statistics by sparse block."""
     stacked = {name: np.stack([values[name] for values in window]) for name in window[0]}
-    level_sum, level_count = stacked.pop("level_sum").sum(0), stacked.pop("level_count").sum(0)
+    none = np.zeros((1, LEVELS))  # an objective need not tell of levels
+    level_sum, level_count = (stacked.pop(name, none).sum(0) for name in ("level_sum", "level_count"))
     means: dict[str, float] = {}
     for name, values in stacked.items():
         if values.ndim == 1:

@@ -9,13 +9,16 @@ import optax
 
 from ec_dit.train.state import TrainState
 
-LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]  # (params, batch, key)
+Outcome = tuple[jax.Array, dict[str, jax.Array]]  # a loss, and metrics
+LossFn = Callable[[Any, Any, Any, jax.Array], Outcome]  # (params, frozen parameters or None, batch, key)
 MAXIMA = ("router/max_experts",)  # metrics of which the largest counts, not the mean; none is negative
-StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, batch, frozen parameters or None)
 
 
 def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> StepFn:
-    """The step that `loop.train` runs; jit it with the state's shardings, the state donated.
+    """Makes the step that `loop.train` runs; jit it with the state's shardings, the state donated.
+
+    Frozen parameters are neither differentiated nor changed nor part of the state.
 
     Args:
         loss_fn: mean loss of a (micro-)batch, and metrics; over micro-batches they average, and MAXIMA keep the largest.
@@ -23,9 +26,12 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: floa
         accumulate: micro-batches whose gradients are averaged before the update.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Any, frozen: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss(params: Any, batch: Any, key: jax.Array) -> Outcome:
+            return loss_fn(params, frozen, batch, key)
+
         key = jax.random.fold_in(state.key, state.step)
-        grads, metrics = _gradients(loss_fn, state.params, batch, key, accumulate)
+        grads, metrics = _gradients(loss, state.params, batch, key, accumulate)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -38,7 +44,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: floa
 
 
 def _gradients(
-    loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, accumulate: int
+    loss_fn: Callable[[Any, Any, jax.Array], Outcome], params: Any, batch: Any, key: jax.Array, accumulate: int
 ) -> tuple[Any, dict[str, jax.Array]]:
     grad_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:

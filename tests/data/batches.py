@@ -2,8 +2,10 @@
 
 import itertools
 
+import jax
 import numpy as np
 
+from ec_dit.core.tree import named_leaves
 from ec_dit.data import loader
 
 SHARES = [
@@ -21,13 +23,19 @@ def shares_of(blocks_of_each):
 
 def joined(parts, shares):
     """One batch of the blocks of all processes, each at its place."""
-    batch = {}
-    for key in parts[0]:
+
+    def join(*arrays):
         blocks = {}
-        for part, share in zip(parts, shares, strict=True):
-            blocks |= dict(zip(share.blocks, np.split(part[key], len(share.blocks)), strict=True))
-        batch[key] = np.concatenate([blocks[i] for i in range(len(blocks))])
-    return batch
+        for array, share in zip(arrays, shares, strict=True):
+            blocks |= dict(zip(share.blocks, np.split(array, len(share.blocks)), strict=True))
+        return np.concatenate([blocks[i] for i in range(len(blocks))])
+
+    return jax.tree.map(join, *parts)
+
+
+def kinds(batch):
+    """Name -> (shape, type) of every array of a batch."""
+    return {name: (array.shape, array.dtype.name) for name, array in named_leaves(batch)}
 
 
 def take(batches, count):
@@ -35,6 +43,4 @@ def take(batches, count):
 
 
 def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for key in left:
-        np.testing.assert_array_equal(left[key], right[key])
+    jax.tree.map(np.testing.assert_array_equal, left, right)

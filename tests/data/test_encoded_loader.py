@@ -9,7 +9,7 @@ from ec_dit.data import loader
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.rows import EncodedRows
 from tests import sets
-from tests.data.batches import SHARES, assert_same, joined, shares_of, take
+from tests.data.batches import SHARES, assert_same, joined, kinds, shares_of, take
 
 SIZES = {(2, 2): 13, (2, 3): 7, (3, 2): 3}
 
@@ -20,7 +20,7 @@ def encoded(mixed, *, batch_size=4, seed=1, workers=0, share=loader.ALL, **optio
 
 
 def shape_of(batch):
-    return batch["latent_BYXZ"].shape[1:3]
+    return batch.image_BYXZ.shape[1:3]
 
 
 def test_encoded_batches_hold_the_records_they_name(mixed):
@@ -29,18 +29,18 @@ def test_encoded_batches_hold_the_records_they_name(mixed):
     seen = set()
     for batch in take(stream.batches(), 90):
         rows, columns = shape_of(batch)
-        assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
-            "latent_BYXZ": ((4, rows, columns, 3), "float32"),
-            "text_BTM": ((4, 5, 6), "bfloat16"),
-            "mask_BT": ((4, 5), "bool"),
+        assert kinds(batch) == {
+            "image_BYXZ": ((4, rows, columns, 3), "float32"),
+            "text/tokens": ((4, 5, 6), "bfloat16"),
+            "text/mask_BT": ((4, 5), "bool"),
             "record_B": ((4,), "int64"),
         }
-        for row, id_ in enumerate(stream.record_ids(batch["record_B"])):
-            np.testing.assert_array_equal(batch["latent_BYXZ"][row], sets.latents_of(source[id_])[0][0])
+        for row, id_ in enumerate(stream.record_ids(batch.record_B)):
+            np.testing.assert_array_equal(batch.image_BYXZ[row], sets.latents_of(source[id_])[0][0])
             texts, masks = sets.BlockEncoders().texts(source[id_].captions)
             texts = np.where(masks[..., None], texts, 0).astype("bfloat16")
-            caption = next(n for n, text in enumerate(texts) if np.array_equal(text, batch["text_BTM"][row]))
-            np.testing.assert_array_equal(batch["mask_BT"][row], masks[caption])
+            caption = next(n for n, text in enumerate(texts) if np.array_equal(text, batch.text.tokens[row]))
+            np.testing.assert_array_equal(batch.text.mask_BT[row], masks[caption])
             seen.add((id_, caption))
     assert {id_ for id_, _ in seen} == {id_ for id_ in source if id_.startswith("train")}
     assert len(seen) > 40  # of 45 captions: not only the first ones
@@ -57,7 +57,7 @@ def test_every_batch_has_one_shape_and_shapes_take_turns_in_proportion(mixed):
 def test_epochs_of_each_shape_are_whole(mixed):
     orders = {shape: [] for shape in SIZES}
     for batch in take(encoded(mixed).batches(), 69):
-        orders[shape_of(batch)] += batch["record_B"].tolist()
+        orders[shape_of(batch)] += batch.record_B.tolist()
     start = 0
     for shape, size in SIZES.items():
         epochs = [orders[shape][i : i + size] for i in range(0, len(orders[shape]) - size + 1, size)]
@@ -100,21 +100,21 @@ def test_workers_give_the_same_encoded_batches(mixed):
 
 def test_other_seeds_give_other_batches(mixed):
     first, other = (take(encoded(mixed, seed=seed).batches(), 23) for seed in (1, 2))
-    assert [batch["record_B"].tolist() for batch in first] != [batch["record_B"].tolist() for batch in other]
-    assert not any(np.isin(a["latent_BYXZ"], b["latent_BYXZ"]).any() for a, b in zip(first, other, strict=True))
+    assert [batch.record_B.tolist() for batch in first] != [batch.record_B.tolist() for batch in other]
+    assert not any(np.isin(a.image_BYXZ, b.image_BYXZ).any() for a, b in zip(first, other, strict=True))
 
 
 def test_fixed_encoded_batches_cover_each_record_once(mixed):
     rows = EncodedRows(mixed["train"], flip=True, posterior="mean")
     batches = list(fixed_batches(rows, batch_size=4))
-    assert [batch["record_B"].tolist() for batch in batches] == [
+    assert [batch.record_B.tolist() for batch in batches] == [
         *([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 0, 1, 2]),
         *([13, 14, 15, 16], [17, 18, 19, 13]),
         [20, 21, 22, 20],
     ]
     latents = [record.latents[0][0] for record in mixed["train"]]
     shown = [*range(4), *range(4, 8), *range(8, 12), 12, 0, 1, 2, *range(13, 17), 17, 18, 19, 13, 20, 21, 22, 20]
-    for index, latent_YXZ in zip(shown, itertools.chain(*(batch["latent_BYXZ"] for batch in batches)), strict=True):
+    for index, latent_YXZ in zip(shown, itertools.chain(*(batch.image_BYXZ for batch in batches)), strict=True):
         np.testing.assert_array_equal(latent_YXZ, latents[index])
 
 
@@ -134,5 +134,5 @@ def test_fixed_encoded_batches_are_the_same_every_time(mixed, posterior):
 def test_some_fixed_encoded_batches_are_of_every_shape(mixed):
     rows = EncodedRows(mixed["train"])
     batches = list(fixed_batches(rows, batch_size=4, max_batches=2))
-    kept = [i for batch in batches for i in batch["record_B"][batch["position_B"] >= 0].tolist()]
+    kept = [i for batch in batches for i in batch.record_B[batch.position_B >= 0].tolist()]
     assert kept == [0, 2, 5, 7, 10, 13, 15, 17, 20, 21]  # 8 x 13/23, 8 x 7/23 and 8 x 3/23, rounded up

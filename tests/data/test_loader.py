@@ -10,6 +10,7 @@ import pytest
 
 from ec_dit.core.errors import TryAgain, UserError
 from ec_dit.data import dataset, loader
+from ec_dit.data.batch import Row, Text
 from ec_dit.data.images import to_uint8
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.records import Record
@@ -18,7 +19,7 @@ from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.process import even_times
 from ec_dit.preparation import filters, writing
 from tests import sets
-from tests.data.batches import SHARES, assert_same, joined, shares_of, take
+from tests.data.batches import SHARES, assert_same, joined, kinds, shares_of, take
 
 
 def rows_of(numbers, words, split="train", **options):
@@ -33,18 +34,18 @@ def make(numbers, words, *, batch_size=4, seed=1, workers=0, share=loader.ALL, *
 def test_batches_hold_the_records_they_name(numbers, words):
     stream = make(numbers, words)
     for batch in take(stream.batches(), 12):
-        assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        assert kinds(batch) == {
             "image_BYXZ": ((4, 8, 8, 3), "float32"),
-            "ids_BT": ((4, 10), "int32"),
-            "mask_BT": ((4, 10), "bool"),
+            "text/tokens": ((4, 10), "int32"),
+            "text/mask_BT": ((4, 10), "bool"),
             "record_B": ((4,), "int64"),
         }
-        records = [numbers["train"][int(index)] for index in batch["record_B"]]
-        assert stream.record_ids(batch["record_B"]) == [record.id for record in records]
+        records = [numbers["train"][int(index)] for index in batch.record_B]
+        assert stream.record_ids(batch.record_B) == [record.id for record in records]
         ids_BT, mask_BT = words.encode([record.caption for record in records], 10)
-        np.testing.assert_array_equal(batch["ids_BT"], ids_BT)
-        np.testing.assert_array_equal(batch["mask_BT"], mask_BT)
-        for record, pixels_YXZ in zip(records, to_uint8(batch["image_BYXZ"]), strict=True):
+        np.testing.assert_array_equal(batch.text.tokens, ids_BT)
+        np.testing.assert_array_equal(batch.text.mask_BT, mask_BT)
+        for record, pixels_YXZ in zip(records, to_uint8(batch.image_BYXZ), strict=True):
             assert (pixels_YXZ[..., 0] == record.meta["index"]).all()
             steps = np.diff(pixels_YXZ[0, :, 1].astype(int))
             assert (steps == 10).all() or (record.flip and (steps == -10).all())  # An intact window, perhaps mirrored.
@@ -54,7 +55,7 @@ def test_augmentation_varies_and_obeys_the_record(numbers, words):
     seen = Counter()
     allows = [record.flip for record in numbers["train"]]
     for batch in take(make(numbers, words).batches(), 100):
-        for index, pixels_YXZ in zip(batch["record_B"], to_uint8(batch["image_BYXZ"]), strict=True):
+        for index, pixels_YXZ in zip(batch.record_B, to_uint8(batch.image_BYXZ), strict=True):
             mirrored = bool(pixels_YXZ[0, 0, 1] > pixels_YXZ[0, -1, 1])
             seen[allows[int(index)], mirrored, int(pixels_YXZ[0, :, 1].min())] += 1
     lefts = {left for _, _, left in seen}
@@ -66,17 +67,17 @@ def test_augmentation_varies_and_obeys_the_record(numbers, words):
     assert mirrored[False] == 0 and 0.35 < mirrored[True] / allowed < 0.65
 
     for batch in take(make(numbers, words, flip=False, crop="center").batches(), 20):
-        pixels_BYXZ = to_uint8(batch["image_BYXZ"])
+        pixels_BYXZ = to_uint8(batch.image_BYXZ)
         np.testing.assert_array_equal(pixels_BYXZ[:, 0, :, 1], np.tile(np.arange(20, 100, 10), (4, 1)))
 
 
 def test_epochs_are_whole_and_differ(numbers, words):
     batches = take(make(numbers, words, batch_size=23).batches(), 3)
-    orders = [batch["record_B"].tolist() for batch in batches]
+    orders = [batch.record_B.tolist() for batch in batches]
     assert all(sorted(order) == list(range(23)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     (other,) = take(make(numbers, words, batch_size=23, seed=2).batches(), 1)
-    assert other["record_B"].tolist() not in orders
+    assert other.record_B.tolist() not in orders
 
 
 @pytest.mark.parametrize("blocks", SHARES)
@@ -85,7 +86,7 @@ def test_the_blocks_of_the_processes_are_the_global_batches(numbers, words, bloc
     shares = shares_of(blocks)
     loaders = [make(numbers, words, share=share) for share in shares]
     for expected, *parts in zip(whole, *(take(each.batches(), 14) for each in loaders), strict=True):
-        assert all(len(part["record_B"]) == 4 // len(blocks) for part in parts)
+        assert all(len(part.record_B) == 4 // len(blocks) for part in parts)
         assert_same(joined(parts, shares), expected)
     late = [take(each.batches(9), 2) for each in loaders]
     assert_same(joined([part[1] for part in late], shares), whole[10])
@@ -149,23 +150,23 @@ def test_captions_are_drawn_as_often_as_their_weights_say(tmp_path, weights):
     rows = PictureRows(opened["train"], words, image_size=8, text_length=10)
     counts = Counter()
     for batch in take(Loader(rows, batch_size=50, seed=3).batches(), 40):
-        counts.update(of_ids[tuple(ids)] for ids in batch["ids_BT"].tolist())
+        counts.update(of_ids[tuple(ids)] for ids in batch.text.tokens.tolist())
     total = 40 * 50
     share = np.array(weights or [1.0] * 4) / sum(weights or [1.0] * 4)
     expected = {caption: total * part for caption, part in zip(captions, share, strict=True) if part}
     assert set(counts) == set(expected)
     assert sum((counts[caption] - wanted) ** 2 / wanted for caption, wanted in expected.items()) < 16  # p < 0.0015
     evaluated = next(fixed_batches(rows, batch_size=2))
-    assert of_ids[tuple(evaluated["ids_BT"][0].tolist())] == "one"
+    assert of_ids[tuple(evaluated.text.tokens[0].tolist())] == "one"
 
 
 def test_fixed_batches_are_the_split_once(numbers, words):
     rows = rows_of(numbers, words, "validation", crop="random", flip=True)
     batches = list(fixed_batches(rows, batch_size=4))
-    assert [batch["record_B"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
-    assert [batch["position_B"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
+    assert [batch.record_B.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert [batch.position_B.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
     for batch in batches:
-        for index, pixels_YXZ in zip(batch["record_B"], to_uint8(batch["image_BYXZ"]), strict=True):
+        for index, pixels_YXZ in zip(batch.record_B, to_uint8(batch.image_BYXZ), strict=True):
             assert (pixels_YXZ[..., 0] == numbers["validation"][int(index)].meta["index"]).all()
             np.testing.assert_array_equal(pixels_YXZ[0, :, 1], np.arange(20, 100, 10))
     for blocks in SHARES:
@@ -179,7 +180,7 @@ def test_some_fixed_batches_are_from_all_over_the_split(numbers, words):
     rows = rows_of(numbers, words)
 
     def found(count):
-        return [batch["record_B"].tolist() for batch in fixed_batches(rows, batch_size=4, max_batches=count)]
+        return [batch.record_B.tolist() for batch in fixed_batches(rows, batch_size=4, max_batches=count)]
 
     assert found(1) == [[0, 5, 11, 17]]
     two = [*itertools.chain(*found(2))]
@@ -209,14 +210,15 @@ class Numbered:
         return index
 
     def row(self, example, rng):
-        return {"record_B": np.array(example, np.int64)}
+        return Row(np.zeros(1), Text(np.zeros(1), np.ones(1, bool)), example)
 
 
 # 1,024 images of 12 million records, of the paper's 1.2 billion, and of strides that meet the period of 32-bit words.
 @pytest.mark.parametrize("stride", [1, 11_719, 1_171_875, 2**20, 2**32, 2**32 - 1, 2**40])
 def test_validation_times_are_even_whatever_the_stride_of_the_records(stride):
     batches = list(fixed_batches(Numbered(1024 * stride), batch_size=256, max_batches=4))
-    records, positions = (np.concatenate([batch[key] for batch in batches]) for key in ("record_B", "position_B"))
+    records = np.concatenate([batch.record_B for batch in batches])
+    positions = np.concatenate([batch.position_B for batch in batches])
     np.testing.assert_array_equal(records, stride * np.arange(1024))
     times = np.sort(even_times(jnp.asarray(positions)))
     np.testing.assert_array_equal(np.bincount((4 * times).astype(int)) // 10, [25] * 4)  # 250 to 259 in each quarter
@@ -225,11 +227,11 @@ def test_validation_times_are_even_whatever_the_stride_of_the_records(stride):
 
 def test_positions_go_on_from_one_shape_to_the_next_and_leave_out_what_fills_up():
     batches = list(fixed_batches(Numbered(40), batch_size=8, max_batches=None))
-    assert [batch["position_B"].tolist() for batch in batches] == [
+    assert [batch.position_B.tolist() for batch in batches] == [
         *(list(range(start, start + 8)) for start in (0, 8, 16)),
         *([24, 25, 26, 27, 28, 29, -1, -1], [30, 31, 32, 33, 34, 35, 36, 37], [38, 39, *[-1] * 6]),
     ]
-    assert batches[3]["record_B"].tolist() == [24, 25, 26, 27, 28, 29, 0, 1]
+    assert batches[3].record_B.tolist() == [24, 25, 26, 27, 28, 29, 0, 1]
 
 
 def test_a_damaged_image_is_named(tmp_path, words, monkeypatch):

@@ -142,5 +142,5 @@ def test_every_picture_waits_for_room(tmp_path, monkeypatch):
     tokenizer = Tokenizer.load(data.tokenizer_path)
     rows = PictureRows(data["train"], tokenizer, image_size=8, text_length=4)
     (batch,) = fixed_batches(rows, batch_size=3)
-    assert batch["image_BYXZ"].shape == (3, 8, 8, 3)
+    assert batch.image_BYXZ.shape == (3, 8, 8, 3)
     assert sorted(room.asked) == [16 * 17, 20 * 30, 40 * 16]

@@ -47,7 +47,7 @@ def record_at(mixed, *, flip, captions):
 def test_samples_have_the_mean_and_the_variance_of_the_posterior(mixed):
     index, source = record_at(mixed, flip=True, captions=1)
     count = 4000
-    latents = np.stack([row["latent_BYXZ"] for row in draws(EncodedRows(mixed["train"]), index, count)])
+    latents = np.stack([row.image_YXZ for row in draws(EncodedRows(mixed["train"]), index, count)])
     mean, std = (array.astype(np.float64) for array in sets.latents_of(source)[0])
     errors = (latents.mean(0) - mean) / (std / np.sqrt(count))
     assert np.abs(errors).max() < 4.5 and errors.std() < 1.6
@@ -62,32 +62,32 @@ def test_samples_have_the_mean_and_the_variance_of_the_posterior(mixed):
 def test_the_mean_is_the_same_every_time(mixed):
     index, source = record_at(mixed, flip=True, captions=3)
     for row in draws(EncodedRows(mixed["train"], posterior="mean"), index, 5):
-        np.testing.assert_array_equal(row["latent_BYXZ"], sets.latents_of(source)[0][0])
+        np.testing.assert_array_equal(row.image_YXZ, sets.latents_of(source)[0][0])
 
 
 def test_without_chance_a_row_has_the_first_caption_and_no_mirror_image(mixed):
     rows = EncodedRows(mixed["train"], posterior="mean", flip=True)
     for index, record in enumerate(mixed["train"]):
         row = rows.row(rows.read(index), None)
-        np.testing.assert_array_equal(row["latent_BYXZ"], record.latents[0][0])
+        np.testing.assert_array_equal(row.image_YXZ, record.latents[0][0])
         text_BTM, mask_BT = sets.BlockEncoders().texts([record.caption])
-        np.testing.assert_array_equal(row["mask_BT"], mask_BT[0])
-        assert not row["text_BTM"][~mask_BT[0]].any()
-        np.testing.assert_array_equal(row["text_BTM"][mask_BT[0]], text_BTM[0][mask_BT[0]].astype("bfloat16"))
-        assert row["record_B"] == index
+        np.testing.assert_array_equal(row.text.mask_BT, mask_BT[0])
+        assert not row.text.tokens[~mask_BT[0]].any()
+        np.testing.assert_array_equal(row.text.tokens[mask_BT[0]], text_BTM[0][mask_BT[0]].astype("bfloat16"))
+        assert row.record == index
 
 
 def test_rows_know_records_beyond_32_bits(mixed):
     (record,) = [mixed["train"][4]]
     row = EncodedRows(mixed["train"], posterior="mean").row((record, 3 * 2**32 + 4), None)
-    assert row["record_B"] == 3 * 2**32 + 4
+    assert row.record == 3 * 2**32 + 4
 
 
 def test_without_chance_a_sample_is_always_the_same_one(mixed):
     rows = EncodedRows(mixed["train"], flip=True)
     noise = []
     for index, record in enumerate(mixed["train"]):
-        first, again = (rows.row(rows.read(index), None)["latent_BYXZ"] for _ in range(2))
+        first, again = (rows.row(rows.read(index), None).image_YXZ for _ in range(2))
         np.testing.assert_array_equal(first, again)
         mean, std = (array.astype(np.float32) for array in record.latents[0])
         noise.append(((first - mean) / std).ravel())
@@ -104,12 +104,12 @@ def test_latents_are_normalised_channel_by_channel(mixed):
         draws(EncodedRows(mixed["train"], **norm), 4, 3) for norm in ({}, {"mean_Z": mean_Z, "std_Z": std_Z})
     )
     for left, right in zip(plain, normal, strict=True):
-        assert right["latent_BYXZ"].dtype == np.float32
+        assert right.image_YXZ.dtype == np.float32
         for z, (mean, std) in enumerate([(0.5, 2), (-1, 0.5), (2, 3)]):
-            expected = (left["latent_BYXZ"][..., z] - mean) / std
-            np.testing.assert_allclose(right["latent_BYXZ"][..., z], expected, rtol=1e-6, atol=1e-6)
+            expected = (left.image_YXZ[..., z] - mean) / std
+            np.testing.assert_allclose(right.image_YXZ[..., z], expected, rtol=1e-6, atol=1e-6)
     (scaled,) = draws(EncodedRows(mixed["train"], mean_Z=1.0, std_Z=2.0), 4, 1)
-    np.testing.assert_allclose(scaled["latent_BYXZ"], (plain[0]["latent_BYXZ"] - 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(scaled.image_YXZ, (plain[0].image_YXZ - 1) / 2, rtol=1e-6)
 
 
 def test_training_latents_have_the_moments_of_the_encoding(mixed):
@@ -117,7 +117,7 @@ def test_training_latents_have_the_moments_of_the_encoding(mixed):
     encoding = mixed.encoding
     rows = EncodedRows(mixed["train"], mean_Z=encoding.mean_Z, std_Z=encoding.std_Z)
     found = np.concatenate(
-        [row["latent_BYXZ"].reshape(-1, 3) for index in range(23) for row in draws(rows, index, 200, index)]
+        [row.image_YXZ.reshape(-1, 3) for index in range(23) for row in draws(rows, index, 200, index)]
     )
     np.testing.assert_allclose(found.mean(0), 0, atol=0.03)
     np.testing.assert_allclose(found.std(0), 1, atol=0.03)
@@ -128,12 +128,12 @@ def test_the_mirror_image_is_taken_half_of_the_time_where_it_is_stored(mixed):
     (plain, _), (other, _) = sets.latents_of(source)
     assert not np.array_equal(plain, other)
     rows = EncodedRows(mixed["train"], posterior="mean", flip=True)
-    found = [row["latent_BYXZ"] for row in draws(rows, mirrored, 400)]
+    found = [row.image_YXZ for row in draws(rows, mirrored, 400)]
     seen = [0 if np.array_equal(latent, plain) else 1 if np.array_equal(latent, other) else 2 for latent in found]
     assert set(seen) == {0, 1} and 160 < sum(seen) < 240
     single, source = record_at(mixed, flip=False, captions=1)
     for row in draws(rows, single, 20):
-        np.testing.assert_array_equal(row["latent_BYXZ"], sets.latents_of(source)[0][0])
+        np.testing.assert_array_equal(row.image_YXZ, sets.latents_of(source)[0][0])
 
 
 def test_mirroring_changes_no_other_draw(mixed):
@@ -145,14 +145,14 @@ def test_mirroring_changes_no_other_draw(mixed):
     turned = 0
     kept, flipped = (draws(EncodedRows(mixed["train"], flip=flip), index, 40) for flip in (False, True))
     for left, right in zip(kept, flipped, strict=True):
-        np.testing.assert_array_equal(left["mask_BT"], right["mask_BT"])
-        np.testing.assert_array_equal(left["text_BTM"], right["text_BTM"])
-        if not np.array_equal(left["latent_BYXZ"], right["latent_BYXZ"]):
+        np.testing.assert_array_equal(left.text.mask_BT, right.text.mask_BT)
+        np.testing.assert_array_equal(left.text.tokens, right.text.tokens)
+        if not np.array_equal(left.image_YXZ, right.image_YXZ):
             turned += 1
-            noise = (left["latent_BYXZ"] - mean) / std
-            np.testing.assert_allclose((right["latent_BYXZ"] - other_mean) / other_std, noise, atol=1e-4)
+            noise = (left.image_YXZ - mean) / std
+            np.testing.assert_allclose((right.image_YXZ - other_mean) / other_std, noise, atol=1e-4)
     assert 10 < turned < 30
-    assert len({row["mask_BT"].tobytes() + row["text_BTM"].tobytes() for row in kept}) == 3  # every caption
+    assert len({row.text.mask_BT.tobytes() + row.text.tokens.tobytes() for row in kept}) == 3  # every caption
 
 
 def test_every_caption_of_a_record_is_drawn_by_weight(mixed):
@@ -160,7 +160,7 @@ def test_every_caption_of_a_record_is_drawn_by_weight(mixed):
     assert source.weights == (3.0, 1.0)
     text_BTM, mask_BT = sets.BlockEncoders().texts(source.captions)
     wanted = [text_TM.tobytes() for text_TM in np.where(mask_BT[..., None], text_BTM, 0).astype("bfloat16")]
-    drawn = [wanted.index(row["text_BTM"].tobytes()) for row in draws(EncodedRows(mixed["train"]), index, 800)]
+    drawn = [wanted.index(row.text.tokens.tobytes()) for row in draws(EncodedRows(mixed["train"]), index, 800)]
     assert abs(drawn.count(1) - 200) < 50
 
 

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ec_dit.data.batch import Text
 from ec_dit.models.spec import DiTSpec, TowerSpec
-from ec_dit.models.text_to_image import Text, TextToImage
+from ec_dit.models.text_to_image import TextToImage
 
 DIT = DiTSpec(width=16, num_blocks=1, num_heads=2, num_kv_heads=2, head_dim=8, text_width=16, latent_size=4)
 MASK_BT = jnp.ones((2, 3), bool)

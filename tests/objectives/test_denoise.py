@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 
 from ec_dit.core.tree import named_leaves
+from ec_dit.data.batch import Batch, Text
 from ec_dit.flow.ddpm import Ddpm
 from ec_dit.flow.rectified import RectifiedFlow
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.models.text_to_image import Batch, Text, TextToImage, without_variance
+from ec_dit.models.text_to_image import TextToImage, without_variance
 from ec_dit.nn.routing import RoutingSpec
 from ec_dit.objectives.denoise import Denoise, drop_captions
 from ec_dit.sampling.generator import predict_fn
@@ -135,7 +136,7 @@ def test_the_loss_equals_numpy(random_model, prediction, kind):
     graphdef, params = random_model
     goal = Denoise(path="rectified", prediction=prediction, **GOAL, routing=RoutingSpec(kind, 2.0))
     x0_BYXZ, text = example()
-    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), *inputs))
+    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))
     total, parts = run(params, Batch(x0_BYXZ, text), KEY)
 
     inputs, noise_BYXZ = plain_inputs(goal, x0_BYXZ, text)
@@ -173,7 +174,7 @@ def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
         return (((out_BSP - target_BSP) * weight_B11) ** 2).mean() + goal.aux_weight * stats.aux_loss.sum()
 
     def total(params):
-        return goal.loss(nnx.merge(graphdef, params), Batch(x0_BYXZ, text), KEY)[0]
+        return goal.loss(nnx.merge(graphdef, params), None, Batch(x0_BYXZ, text), KEY)[0]
 
     gradients = [named_leaves(quick_jit(jax.grad(loss))(params)) for loss in (total, expected)]
     for (name, a), (_, b) in zip(*gradients, strict=True):
@@ -245,7 +246,7 @@ def test_the_loss_of_ddpm_equals_numpy(random_model):
     graphdef, params = random_model
     goal = Denoise(path="ddpm", prediction="epsilon", **GOAL | {"caption_dropout": 0.0}, routing=ROUTING)
     x0_BYXZ, text = example()
-    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), *inputs))
+    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))
     loss, parts = run(params, Batch(x0_BYXZ, text), KEY)
 
     key_t, key_noise, key_keep, _ = jax.random.split(KEY, 4)
@@ -283,7 +284,7 @@ def validation(graphdef, prediction):
     goal = Denoise(
         path="ddpm" if prediction == "epsilon" else "rectified", prediction=prediction, **GOAL, routing=ROUTING
     )
-    return quick_jit(lambda params, *inputs: goal.validation_loss(nnx.merge(graphdef, params), *inputs))
+    return quick_jit(lambda params, *inputs: goal.validation_loss(nnx.merge(graphdef, params), None, *inputs))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data", "epsilon"])
@@ -291,7 +292,7 @@ def test_the_validation_loss_equals_numpy(random_model, prediction):
     graphdef, params = random_model
     x0_BYXZ, text = example()
     position_B = np.array([0, 1, 2, 3, 24, 5, 14, 12_000_019], np.int32)
-    loss_B = validation(graphdef, prediction)(params, Batch(x0_BYXZ, text), position_B)
+    loss_B = validation(graphdef, prediction)(params, Batch(x0_BYXZ, text, position_B=position_B))
 
     golden = round((5**0.5 - 1) / 2 * 2**32)  # its multiples spread evenly over the unit interval
     t_B = np.array([(int(position) * golden + 2**31) % 2**32 / 2**32 for position in position_B])
@@ -314,20 +315,22 @@ def test_the_validation_loss_of_an_image_depends_on_its_position_and_on_no_neigh
     run = validation(graphdef, "velocity")
     x0_BYXZ, text = example()
     position_B = np.arange(10, 10 + BATCH, dtype=np.int32)
-    loss_B = run(params, Batch(x0_BYXZ, text), position_B)
+    loss_B = run(params, Batch(x0_BYXZ, text, position_B=position_B))
 
     x0, tokens, mask, positions = (a[::-1] for a in (x0_BYXZ, *text, position_B))
-    np.testing.assert_allclose(run(params, Batch(x0, Text(tokens, mask)), positions), loss_B[::-1], rtol=1e-5)
+    np.testing.assert_allclose(
+        run(params, Batch(x0, Text(tokens, mask), position_B=positions)), loss_B[::-1], rtol=1e-5
+    )
 
     others, of_others = example(seed=1)  # the first image stays, between other images at other positions
     x0 = np.concatenate([x0_BYXZ[:1], others[1:]])
     tokens, mask = (np.concatenate([a[:1], b[1:]]) for a, b in zip(text, of_others, strict=True))
     positions = np.concatenate([position_B[:1], position_B[1:] + 100])
-    alone_B = run(params, Batch(x0, Text(tokens, mask)), positions)
+    alone_B = run(params, Batch(x0, Text(tokens, mask), position_B=positions))
     np.testing.assert_allclose(alone_B[0], loss_B[0], rtol=1e-5)
     assert (np.abs(alone_B[1:] - loss_B[1:]) > 1e-3).all()
 
     x0, tokens, mask = (np.repeat(a[:1], BATCH, axis=0) for a in (x0_BYXZ, *text))
-    same_B = run(params, Batch(x0, Text(tokens, mask)), position_B)
+    same_B = run(params, Batch(x0, Text(tokens, mask), position_B=position_B))
     np.testing.assert_allclose(same_B[0], loss_B[0], rtol=1e-5)
     assert len(set(np.asarray(same_B).round(4).tolist())) == BATCH  # one image, eight positions

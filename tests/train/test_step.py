@@ -10,7 +10,7 @@ from ec_dit.train.state import TrainState, init_state
 from ec_dit.train.step import make_step
 
 
-def quadratic(params, batch, key):
+def quadratic(params, frozen, batch, key):
     loss = jnp.mean(jnp.square(batch @ params["w"] - 1))
     return loss, {"loss": loss}
 
@@ -30,7 +30,7 @@ def test_accumulated_gradients_equal_one_large_batch():
 
 
 def test_micro_batches_draw_for_themselves_and_take_every_third_example():
-    def noisy(params, batch, key):
+    def noisy(params, frozen, batch, key):
         noise = jax.random.normal(key)
         return noise * (batch @ params["w"]).sum(), {"loss": noise * batch.sum(), "router/max_experts": batch.max(0)}
 
@@ -50,6 +50,25 @@ def test_micro_batches_draw_for_themselves_and_take_every_third_example():
     np.testing.assert_array_equal(metrics["router/max_experts"], [9, 8])
     assert float(metrics["grad_norm"]) == pytest.approx(np.sqrt((gradient**2).sum()), rel=1e-5)
     assert float(metrics["param_norm"]) == pytest.approx(np.sqrt((w**2).sum()), rel=1e-5)
+
+
+def test_frozen_parameters_get_no_gradient_and_stay():
+    """Where the same numbers were differentiated too, 0.5 w f would move w by 0.1 w instead of 0.05 f."""
+
+    def product(params, frozen, batch, key):
+        loss = 0.5 * jnp.sum(params["w"] * frozen["w"]) + 0 * batch.sum()
+        return loss, {"loss": loss}
+
+    tx = optax.sgd(0.1)
+    state = fresh(tx)
+    frozen = {"w": jnp.copy(state.params["w"])}
+    for accumulate in (1, 2):
+        done, _ = jax.jit(make_step(product, tx, 0.9, accumulate), donate_argnums=0)(
+            fresh(tx), jnp.ones((2, 1)), frozen
+        )
+        np.testing.assert_allclose(done.params["w"], [0.475, -0.475], rtol=1e-6)
+        np.testing.assert_array_equal(frozen["w"], [0.5, -0.5])
+        assert jax.tree.structure(done) == jax.tree.structure(state)
 
 
 def test_weights_and_run_have_keys_of_their_own():
@@ -72,7 +91,7 @@ def test_moving_average_ramps_up():
 
 
 def test_every_step_draws_its_own_randomness_from_seed_and_step_alone():
-    def noisy(params, batch, key):
+    def noisy(params, frozen, batch, key):
         noise = jax.random.normal(key)
         return noise * params["w"].sum(), {"loss": noise}
 
