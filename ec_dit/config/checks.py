@@ -9,7 +9,6 @@ from ec_dit.core import rounding, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import shown
 from ec_dit.flow.processes import PROCESSES
-from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.preparation import registry
 from ec_dit.sampling.samplers import SAMPLERS
 
@@ -70,7 +69,7 @@ def _validate_together(config: RunConfig) -> None:
     most = process.max_steps
     check(most is None or config.sample.steps <= most, "sample.steps", f"{path} has {most} levels of noise")
     check(
-        bool(config.train.init_from) or not OBJECTIVES[config.objective.name].needs_reference,
+        bool(config.train.init_from) or not config.objective.kind.needs_reference,
         "objective.name",
         "it compares the model with the parameters it started from: name their workdir with --config.train.init_from",
     )

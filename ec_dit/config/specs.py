@@ -16,7 +16,6 @@ from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
 from ec_dit.nn.routing import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
-from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.sampling.settings import PAIR, SampleSettings
 
 Shape = tuple[int, int]  # rows and columns of what the model denoises: latent pixels, or pixels
@@ -180,7 +179,8 @@ def training_objective(config: RunConfig, null_text: Text) -> Objective:
     Args:
         null_text: the empty caption, leaves without B.
     """
-    kind = OBJECTIVES[config.objective.name]
     weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
     routing = train_routing(config)
-    return narrow(kind, config.flow, config.objective, aux_weight=weight, routing=routing, null_text=null_text)
+    return narrow(
+        config.objective.kind, config.flow, config.objective, aux_weight=weight, routing=routing, null_text=null_text
+    )

@@ -22,3 +22,8 @@ class ObjectiveSpec:
         "denoise: the network predicts velocity, data or noise (the paper's)",
         choices=lambda: tuple(OBJECTIVES),
     )
+
+    @property
+    def kind(self) -> type[Objective]:
+        """The class of that name."""
+        return OBJECTIVES[self.name]

@@ -23,7 +23,6 @@ from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.batch import Batch, Text
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.sampling.generator import guided_prediction
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
@@ -186,7 +185,7 @@ def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     tx = training_step.optimizer(system)
     abstract, shardings = training_step.abstract_state(system, tx)
     state, frozen = abstract_like(abstract, shardings), training_step.frozen_shape(system)
-    batch = _batch(system, config.train.batch_size, pairs=OBJECTIVES[config.objective.name].needs_pairs)
+    batch = _batch(system, config.train.batch_size, pairs=config.objective.kind.needs_pairs)
     step = training_step.make_train_step(system, tx, shardings)
     size = {**_state_bytes(state, frozen), "batch": per_device_bytes(batch)}
     return _lower(system, config.train.batch_size, size, lambda: step.lower(state, batch, frozen))

@@ -16,7 +16,6 @@ from ec_dit.data.rows import CACHE_BYTES, EncodedRows, PictureRows, Rows
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import frozen
-from ec_dit.objectives.registry import OBJECTIVES
 from ec_dit.preparation import registry, writing
 from ec_dit.preparation.ownership import TakenError
 from ec_dit.system.model import System
@@ -137,7 +136,7 @@ def make_loader(system: System, data: Dataset | None) -> Loader | SyntheticLoade
             batch_size=config.train.batch_size,
             seed=config.seed,
             share=system.share,
-            pairs=OBJECTIVES[config.objective.name].needs_pairs,
+            pairs=config.objective.kind.needs_pairs,
         )
     return Loader(
         make_rows(system, data, "train", augment=True),

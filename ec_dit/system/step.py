@@ -14,7 +14,7 @@ from ec_dit.config import specs
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.data.batch import Batch
-from ec_dit.objectives.registry import OBJECTIVES
+from ec_dit.models.text_to_image import TextToImage
 from ec_dit.system.model import System
 from ec_dit.train import state as train_state
 from ec_dit.train.optimizer import make_optimizer
@@ -52,7 +52,7 @@ def make_train_step(system: System, tx: optax.GradientTransformation, shardings:
     def loss_fn(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         # A micro-batch is a slice of the batch: say again how it lies.
         batch = jax.tree.map(lambda a: sharding.constrain(a, "batch", *(None,) * (a.ndim - 1)), batch)
-        return objective.loss(_model(system, params), _model(system, frozen), batch, key)
+        return objective.loss(_model(system, params), _frozen(system, frozen), batch, key)
 
     config = system.config
     step = make_step(loss_fn, tx, config.optimizer.ema_decay, config.train.accumulate)
@@ -72,7 +72,7 @@ def make_validation(system: System) -> Callable[..., tuple[jax.Array, jax.Array]
         alone = replace(objective, routing=specs.sample_settings(system.config, (rows, columns)).routing)
         real_B = batch.position_B >= 0
         counted = batch._replace(position_B=jnp.maximum(batch.position_B, 0))
-        loss_B = alone.validation_loss(_model(system, params), _model(system, frozen), counted)
+        loss_B = alone.validation_loss(_model(system, params), _frozen(system, frozen), counted)
         return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
     return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
@@ -80,13 +80,18 @@ def make_validation(system: System) -> Callable[..., tuple[jax.Array, jax.Array]
 
 def frozen_shape(system: System) -> Any:
     """Gives shapes and shardings of the frozen parameters, in the dtype in which they are used; None for an objective without."""
-    if not OBJECTIVES[system.config.objective.name].needs_reference:
+    if not system.config.objective.kind.needs_reference:
         return None
     return system.sampling_params(system.abstract_params())
 
 
-def _model(system: System, params: Any) -> Any:
-    return None if params is None else nnx.merge(system.graphdef, params)
+def _model(system: System, params: Any) -> TextToImage:
+    model: TextToImage = nnx.merge(system.graphdef, params)
+    return model
+
+
+def _frozen(system: System, params: Any) -> TextToImage | None:
+    return None if params is None else _model(system, params)
 
 
 def place(system: System, batch: Batch) -> Batch:
@@ -95,11 +100,11 @@ def place(system: System, batch: Batch) -> Batch:
     Raises:
         UserError: the objective learns from pairs, and these are none.
     """
-    name = system.config.objective.name
-    if OBJECTIVES[name].needs_pairs and batch.rejected_BYXZ is None:
+    objective = system.config.objective
+    if objective.kind.needs_pairs and batch.rejected_BYXZ is None:
         raise UserError(
-            f"--config.objective.name={name} learns from pairs of pictures with one caption each, and these data hold single "
-            f"pictures. Choose data of pairs, --config.data.source=synthetic to measure speed, or another objective."
+            f"--config.objective.name={objective.name} learns from pairs of pictures with one caption each, and these data "
+            f"hold single pictures. Choose data of pairs, --config.data.source=synthetic to measure speed, or another objective."
         )
     placed: Batch = sharding.place_parts(batch._replace(record_B=None), system.mesh)
     return placed

@@ -1,7 +1,7 @@
 """One training step as a pure function: (state, batch) -> (state, metrics)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,18 @@ from ec_dit.train.state import TrainState
 Outcome = tuple[jax.Array, dict[str, jax.Array]]  # a loss, and metrics
 LossFn = Callable[[Any, Any, Any, jax.Array], Outcome]  # (params, frozen parameters or None, batch, key)
 MAXIMA = ("router/max_experts",)  # metrics of which the largest counts, not the mean; none is negative
-StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # (state, batch, frozen parameters or None)
+StepFn = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> StepFn:
+class FrozenStepFn(Protocol):
+    """A step that may be given parameters which stay as they are."""
+
+    def __call__(self, state: TrainState, batch: Any, frozen: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Gives the state after the step, and metrics."""
+        ...
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> FrozenStepFn:
     """Makes the step that `loop.train` runs; jit it with the state's shardings, the state donated.
 
     Frozen parameters are neither differentiated nor changed nor part of the state.
