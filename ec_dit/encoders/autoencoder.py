@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from ec_dit.core import hub, sharding
 from ec_dit.core.errors import UserError
+from ec_dit.core.padding import padded
 from ec_dit.encoders import vae, weights
 from ec_dit.encoders.tiling import decode_tiled
 
@@ -120,13 +121,11 @@ class Autoencoder:
         ways = sharding.batch_ways(self._mesh)
         size = min(self._at_once(pixels), -(-len(array) // ways) * ways)
         outs = []
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            full = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
+        for _, batch in padded(list(array), size, array[-1]):
             with jax.set_mesh(self._mesh):
-                out = function(self._params, sharding.place(full, self._mesh))
-            outs.append(jax.tree.map(lambda a, part=part: a[: len(part)], jax.device_get(out)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *outs)
+                out = function(self._params, sharding.place(np.stack(batch), self._mesh))
+            outs.append(jax.device_get(out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(array)], *outs)
 
     def _cause(self, array: np.ndarray) -> str:
         if not np.isfinite(array).all():

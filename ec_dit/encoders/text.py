@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from ec_dit.core import hub, json_file, sharding
 from ec_dit.core.errors import UserError
+from ec_dit.core.padding import padded
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import clip, clip_tokenizer, t5, t5_tokenizer
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
@@ -182,14 +183,15 @@ class TextEncoders:
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Embeds any number of captions; every process gives, and gets, all of them."""
         texts, masks, pooled = [], [], []
-        for start in range(0, max(len(captions), 1), self.batch_size):  # of no captions, arrays of no rows
-            part = captions[start : start + self.batch_size]
-            text_BTM, mask_BT, pooled_BM = self._batch([*part, *[""] * (self.batch_size - len(part))])
-            texts.append(text_BTM[: len(part)])
-            masks.append(mask_BT[: len(part)])
+        for _, batch in padded(captions or [""], self.batch_size, ""):  # of no captions, arrays of no rows
+            text_BTM, mask_BT, pooled_BM = self._batch(batch)
+            texts.append(text_BTM)
+            masks.append(mask_BT)
             if pooled_BM is not None:
-                pooled.append(pooled_BM[: len(part)])
-        return Encoded(np.concatenate(texts), np.concatenate(masks), np.concatenate(pooled) if pooled else None)
+                pooled.append(pooled_BM)
+        real = len(captions)
+        all_pooled = np.concatenate(pooled)[:real] if pooled else None
+        return Encoded(np.concatenate(texts)[:real], np.concatenate(masks)[:real], all_pooled)
 
     def cut(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than an encoder takes, by its own tokenizer."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ec_dit.core.errors import UserError
+from ec_dit.core.padding import padded
 
 _OVERLAPS = 4  # the part of a tile that is one overlap
 
@@ -67,16 +68,14 @@ def decode_tiled(
     rows, columns = cut(y, tile, factor), cut(x, tile, factor)
     places = list(itertools.product(range(images), range(len(rows.starts)), range(len(columns.starts))))
     whole_BYXZ = None
-    for first in range(0, len(places), at_once):
-        some = places[first : first + at_once]
-        full = some + some[-1:] * (at_once - len(some))
+    for part, full in padded(places, at_once, places[-1]):
         tiles_BYXZ = np.stack(
             [latent_BYXZ[n, rows.starts[i] :, columns.starts[j] :][: rows.size, : columns.size] for n, i, j in full]
         )
         decoded_BYXZ = decode(tiles_BYXZ)
         if whole_BYXZ is None:
             whole_BYXZ = np.zeros((images, y * factor, x * factor, decoded_BYXZ.shape[-1]), np.float32)
-        for (n, i, j), part_YXZ in zip(some, decoded_BYXZ, strict=False):  # beyond them is filling
+        for (n, i, j), part_YXZ in zip(places[part], decoded_BYXZ, strict=False):  # beyond them is filling
             top, left = rows.starts[i] * factor, columns.starts[j] * factor
             weight_YX = rows.weights[i][:, None] * columns.weights[j]
             target_YXZ = whole_BYXZ[n, top:, left:][: part_YXZ.shape[0], : part_YXZ.shape[1]]

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ec_dit.core import sharding
+from ec_dit.core.padding import padded
 from ec_dit.data.batch import Text
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import unpatchify
@@ -124,13 +125,10 @@ class Generator:
         self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Yields (which of the prompts, their uint8 images) as batches finish."""
-        size = self._batch_size
-        for start in range(0, len(prompts), size):
-            part = slice(start, min(start + size, len(prompts)))
-            padded = list(prompts[part]) + [""] * (size - (part.stop - part.start))
-            numbers = list(indices[part]) + [0] * (size - (part.stop - part.start))
-            noise = np.stack([image_noise(seed, p, i, self.shape_YXZ) for p, i in zip(padded, numbers, strict=True)])
-            x = self._sample(params, noise, padded)
+        pairs = list(zip(prompts, indices, strict=True))
+        for part, batch in padded(pairs, self._batch_size, ("", 0)):
+            noise = np.stack([image_noise(seed, prompt, index, self.shape_YXZ) for prompt, index in batch])
+            x = self._sample(params, noise, [prompt for prompt, _ in batch])
             image_BYXZ, finite_B = (array[: part.stop - part.start] for array in self.decode(jax.device_get(x)))
             self.made += len(image_BYXZ)
             self.broken += int(np.count_nonzero(~finite_B))
