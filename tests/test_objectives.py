@@ -1,7 +1,6 @@
 """An objective of one's own, with a frozen reference and pairs, from its line in the registry to a run that goes on."""
 
 import dataclasses
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +122,7 @@ def small(**changes):
     c.text.update(encoder="cached", width=8)
     c.data.update(source="synthetic", space="latents", size=8, channels=4)
     c.train.update(steps=4, batch_size=8)
-    c.checkpoint.every = 2
+    c.checkpoint.update(every=1, keep=10)
     c.log.every = 1
     c.mesh.data = 8
     return helpers.change(config.typed(c), **changes)
@@ -135,32 +134,25 @@ def run(c, workdir):
     return training.run(c, str(workdir), lines.append), lines
 
 
-def test_what_a_run_starts_with_is_its_reference_to_the_end(tmp_path):
-    run(small(train__steps=2), tmp_path / "first")
-    wanted = {"objective__name": "apart", "train__init_from": str(tmp_path / "first")}
+def test_what_a_run_starts_with_is_its_reference_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "peak_flops", lambda device: (1e12, "made up"))
+    first, moved, newest = tmp_path / "first", tmp_path / "moved", tmp_path / "newest"
+    run(small(train__steps=2), first)
+    (first / "checkpoints" / "2").rename(newest)
+    wanted = {"objective__name": "apart", "train__init_from": str(first)}
     whole, said = run(small(**wanted), tmp_path / "whole")
-    assert f"starting with the parameters of {tmp_path / 'first'}" in said
+    assert f"starting with the parameters of {first}" in said
     losses = [row["loss"] for row in read_metrics(str(tmp_path / "whole")) if "loss" in row]
     assert len(losses) == len(set(losses)) == 4
 
     run(small(**wanted, train__steps=2), tmp_path / "broken")
-    run(small(train__steps=3), tmp_path / "first")  # goes on: its newest parameters are others from now on
-    assert run(small(**wanted), tmp_path / "broken")[0] == whole
-
-    (tmp_path / "first").rename(tmp_path / "moved")
-    gone = r"started from \(step 2 of .*first\) are gone from .*=.*first: .*\n.*apart compares the model with them: name a folder"
-    with pytest.raises(UserError, match=gone):
-        run(small(**wanted, train__steps=5), tmp_path / "broken")
-    run(small(**wanted | {"train__init_from": str(tmp_path / "moved"), "train__steps": 5}), tmp_path / "broken")
-
-
-def test_another_reference_at_the_same_place_is_told(tmp_path):
-    run(small(train__steps=2), tmp_path / "first")
-    preferring = {"objective__name": "apart", "train__init_from": str(tmp_path / "first")}
-    run(small(**preferring, train__steps=2), tmp_path / "run")
-    shutil.rmtree(tmp_path / "first")
-    run(small(train__steps=2, seed=1), tmp_path / "first")
-    with pytest.raises(UserError, match=r"first holds others than the parameters .* \(step 2 of .*first\)"):
-        run(small(**preferring), tmp_path / "run")
     with pytest.raises(UserError, match=r"objective.name: apart -> denoise"):
-        run(small(train__init_from=str(tmp_path / "first")), tmp_path / "run")
+        run(small(train__init_from=str(first)), tmp_path / "broken")
+    newest.rename(first / "checkpoints" / "2")  # it trained on: its newest parameters are others from now on
+    first.rename(moved)
+    gone = r"started from \(step 1 of .*first\) are gone from .*=.*first: .*\n.*apart compares the model with them: name a folder"
+    with pytest.raises(UserError, match=gone):
+        run(small(**wanted), tmp_path / "broken")
+    with pytest.raises(UserError, match=r"whole holds others than the parameters .* \(step 1 of .*first\)"):
+        run(small(**wanted | {"train__init_from": str(tmp_path / "whole")}), tmp_path / "broken")
+    assert run(small(**wanted | {"train__init_from": str(moved)}), tmp_path / "broken")[0] == whole

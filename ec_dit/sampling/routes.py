@@ -13,7 +13,7 @@ from flax import nnx
 
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
-from ec_dit.models.text_to_image import Text
+from ec_dit.data.batch import Text
 from ec_dit.nn.moe import RouterStats
 from ec_dit.sampling.generator import Generator, image_noise, sample
 from ec_dit.sampling.settings import SampleSettings
