@@ -86,7 +86,7 @@ class _Blocks:
 
     def __getitem__(self, step: int) -> Batch:
         parts = [self._order[step * self._share.ways + block] for block in self._share.blocks]
-        return jax.tree.map(lambda *blocks: np.concatenate(blocks), *parts)  # type: ignore[no-any-return]
+        return jax.tree.map(lambda *blocks: np.concatenate(blocks), *parts)
 
 
 def spread(total: int, count: int) -> Sequence[int]:
