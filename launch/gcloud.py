@@ -11,7 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ec_dit.core.errors import UserError
 from launch.slices import Slice
@@ -54,6 +54,43 @@ def is_permanent(message: str, code: int = 0) -> bool:
     return code in _PERMANENT_CODES or bool(_PERMANENT.search(message))
 
 
+class Ended(NamedTuple):
+    """How a program ended: exit code, None where it did not end in time, and what it printed."""
+
+    code: int | None
+    output: str = ""
+    errors: str = ""
+
+
+def execute(command: Sequence[str], timeout: float | None, show: bool) -> Ended:
+    """Runs a program to its end; arguments as `Runner` takes them.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    pipe = None if show else subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,  # ssh would swallow it
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
+            start_new_session=not show,
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not installed: https://cloud.google.com/sdk/docs/install") from error
+    code: int | None = None
+    try:
+        output, errors = process.communicate(timeout=timeout)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the ssh processes it started
+        output, errors = process.communicate()
+    return Ended(code, output or "", errors or "")
+
+
 class Runner:
     """Runs commands, or only prints them.
 
@@ -78,28 +115,10 @@ class Runner:
         if self.dry_run:
             self._say(shlex.join(command))
             return ""
-        pipe = None if show else subprocess.PIPE
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,  # ssh would swallow it
-                stdout=pipe,
-                stderr=pipe,
-                text=True,
-                errors="replace",
-                start_new_session=not show,
-            )
-        except FileNotFoundError as error:
-            raise UserError(f"{command[0]} is not installed: https://cloud.google.com/sdk/docs/install") from error
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            os.killpg(process.pid, signal.SIGKILL)  # with the ssh processes it started
-            output, errors = process.communicate()
-            raise GcloudError(command, None, f"{output or ''}\n{errors or ''}") from error
-        if process.returncode:
-            raise GcloudError(command, process.returncode, f"{output or ''}\n{errors or ''}")
-        return output or ""
+        ended = execute(command, timeout, show)
+        if ended.code != 0:
+            raise GcloudError(command, ended.code, f"{ended.output}\n{ended.errors}")
+        return ended.output
 
 
 @dataclass(frozen=True)

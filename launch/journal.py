@@ -1,7 +1,6 @@
 """What happened when, as JSON lines: a log for people, and all that a watcher remembers when it is started again."""
 
 import contextlib
-import datetime as dt
 import fcntl
 import json
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from ec_dit.core.errors import UserError
+from launch.clock import Clock
 
 
 class Journal:
@@ -18,19 +18,20 @@ class Journal:
     Args:
         path: the file; made where it is missing.
         say: prints a line for people, of every event.
+        clock: tells when.
 
     Raises:
         UserError: if another watcher has it open.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]):
+    def __init__(self, path: Path, say: Callable[[str], None], clock: Clock):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = path.open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # no cause of the message: as one it would read as a trouble that passes by itself
             raise UserError(f"another watcher is at work here: {path} is locked.") from None
-        self._say = say
+        self._say, self._clock = say, clock
         self._file.seek(0)
         self.events: list[dict[str, Any]] = []
         line = "\n"
@@ -44,7 +45,7 @@ class Journal:
 
     def note(self, event: str, text: str = "", **facts: Any) -> None:
         """Adds an event: a word for programs, a text for people, and numbers."""
-        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = self._clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         entry = {"time": now, "event": event, **({"text": text} if text else {}), **facts}
         self.events.append(entry)
         self._file.write(json.dumps(entry) + "\n")

@@ -6,7 +6,6 @@ The trainer writes it to the workdir (config key log.trace_steps says of how man
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from absl import flags
 
 from ec_dit import cli
 from ec_dit.core.errors import UserError
-from launch import common, gcloud, job
+from launch import clock, common, gcloud, job
 from launch.cloud import Cloud
 
 FLAGS = flags.FlagValues()
@@ -34,6 +33,7 @@ def work() -> None:
     cloud, folder = Cloud(tpu, run), f"{FLAGS.workdir.rstrip('/')}/trace"
     before = found = cloud.names(f"{folder}/**")
     run(tpu.ssh(job.host_command("trace"), FLAGS.worker))
+    time = clock.Clock()
     deadline = time.monotonic() + FLAGS.wait_seconds
     while not FLAGS.dry_run:
         seen, found = found, cloud.names(f"{folder}/**")

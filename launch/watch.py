@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from ec_dit import cli
-from launch import common, gcloud
+from launch import clock, common, gcloud
 from launch.cloud import Cloud
 from launch.journal import Journal
 from launch.watcher import Patience, Watcher
@@ -78,8 +78,9 @@ def work(arguments: tuple[str, ...]) -> int:
         stall=60 * FLAGS.stall_minutes,
         unreachable=60 * FLAGS.unreachable_minutes,
     )
-    with Journal(Path(FLAGS.journal or f"runs/{tpu.name}.watch.jsonl"), cli.say) as journal:
-        return Watcher(cloud, wanted, FLAGS.mode, extra, job, journal, patience, FLAGS.keep).run()
+    time = clock.Clock()
+    with Journal(Path(FLAGS.journal or f"runs/{tpu.name}.watch.jsonl"), cli.say, time) as journal:
+        return Watcher(cloud, wanted, FLAGS.mode, extra, job, journal, time, patience, FLAGS.keep).run()
 
 
 def main(argv: Sequence[str]) -> int:

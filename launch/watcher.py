@@ -6,13 +6,13 @@ nobody sees is left alone.
 """
 
 import datetime as dt
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ec_dit.cli import MISTAKE
 from ec_dit.core.errors import UserError
 from launch import gcloud
+from launch.clock import Clock
 from launch.cloud import Cloud
 from launch.job import Job, Report
 from launch.journal import Journal
@@ -47,6 +47,7 @@ class Watcher:
 
     Attributes:
         extra: further arguments of gcloud's create.
+        clock: the journal's, with whose times it is compared.
         keep: leave the slice when the run ends or is given up.
     """
 
@@ -56,9 +57,9 @@ class Watcher:
     extra: Sequence[str]
     job: Job
     journal: Journal
+    clock: Clock
     patience: Patience = field(default_factory=Patience)
     keep: bool = False
-    sleep: Callable[[float], None] = time.sleep
     _state: str = ""
     _phase: tuple[str, float] = ("", 0.0)
     _shipped: str = ""
@@ -68,7 +69,7 @@ class Watcher:
         if (code := self._begin()) is not None:
             return code
         while (code := self._round()) is None:
-            self.sleep(self.patience.poll)
+            self.clock.sleep(self.patience.poll)
         return code
 
     def _begin(self) -> int | None:
@@ -80,7 +81,7 @@ class Watcher:
         if story and story[-1]["event"] != "given up":
             self.journal.note("watching", f"{self.cloud.tpu.name}, goes on", job=self.job.id)
         else:  # an attempt with a number of its own: how an earlier one ended says nothing of this one
-            attempt = int(time.time())
+            attempt = int(self.clock.now().timestamp())
             self.journal.note("watching", self.cloud.tpu.name, job=self.job.id, attempt=attempt, step=0, fruitless=0)
         return None
 
@@ -183,7 +184,7 @@ class Watcher:
     def _running(self) -> None:
         self._lasts("running")
         marks = [e for e in self.journal.events if e["event"] in ("saved", "started", "adopt")]
-        quiet = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(marks[-1]["time"]) if marks else dt.timedelta()
+        quiet = self.clock.now() - dt.datetime.fromisoformat(marks[-1]["time"]) if marks else dt.timedelta()
         if self.patience.stall and quiet.total_seconds() >= self.patience.stall:
             self.journal.note("stop", f"no checkpoint in {self.patience.stall / 60:g} minutes")
             self.cloud.stop()
@@ -231,14 +232,14 @@ class Watcher:
                 f"{self.patience.attempts} attempts without a new checkpoint, the last: {why}. See python -m launch.logs "
                 f"--saved --workdir={self.job.workdir}; raise --max_attempts to go on."
             )
-        self.sleep(min(self.patience.longest_backoff, self.patience.backoff * 2 ** (fruitless - 1)))
+        self.clock.sleep(min(self.patience.longest_backoff, self.patience.backoff * 2 ** (fruitless - 1)))
         return None
 
     def _lasts(self, phase: str) -> float:
         """Seconds for which look after look has found the same phase."""
         if self._phase[0] != phase:
-            self._phase = (phase, time.monotonic())
-        return time.monotonic() - self._phase[1]
+            self._phase = (phase, self.clock.monotonic())
+        return self.clock.monotonic() - self._phase[1]
 
     def _give_up(self, why: str) -> int:
         self.journal.note("given up", why)

@@ -17,7 +17,8 @@ from tests.launch.conftest import POD, SLICE, WORKDIR
 
 HERE = Path(__file__).parent
 SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))  # of the environment that runs the tests
-UP = [["ACTIVE", 10_000]]
+ACTIVE = [["ACTIVE", 10_000]]
+CODE = "--code=git+https://host/repo@v1"
 NASTY = """--config.name=it's "quoted" $HOME `id` \\ ; rm -rf * & \t é\nnext line"""
 
 
@@ -80,12 +81,12 @@ def test_project_and_zone_come_from_the_environment_too(capsys, monkeypatch):
     assert line == "gcloud compute tpus queued-resources delete pod --project=mine --zone=here --quiet --force"
 
 
-def test_every_command_is_one_that_gcloud_knows(stage, capsys, tmp_path):
-    stage.plan(UP)
+def test_every_command_is_one_that_gcloud_knows(played, capsys, tmp_path):
+    played.plan(ACTIVE)
     commands = []
     for module, arguments in (
         (create, (*SLICE, "--mode=reserved", "--valid_until_duration=6h", "--service_account=s", "--network=n")),
-        (run, (*POD, WORKDIR)),
+        (run, (*POD, WORKDIR, CODE)),
         (status, (*POD, WORKDIR)),
         (logs, (*POD, "--lines=3")),
         (logs, (*POD, "--saved", WORKDIR)),
@@ -95,10 +96,10 @@ def test_every_command_is_one_that_gcloud_knows(stage, capsys, tmp_path):
         commands += printed(capsys, module, *arguments)
     assert len(commands) >= 11
     for command in commands:
-        words = shlex.split(command)
-        assert words[0] == "gcloud"
-        done = subprocess.run(words, env=stage.env, capture_output=True, text=True, check=False)
-        assert done.returncode != 2, done.stderr  # as gcloud itself answers arguments it does not know
+        program, *words = shlex.split(command)
+        assert program == "gcloud"
+        answer = played.gcloud(words)
+        assert answer.code != 2, answer.errors  # as gcloud itself answers arguments it does not know
 
 
 def test_secrets_are_neither_printed_nor_left_behind(capsys, monkeypatch, tmp_path):
@@ -106,7 +107,7 @@ def test_secrets_are_neither_printed_nor_left_behind(capsys, monkeypatch, tmp_pa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     config = f"--config={HERE.parents[1] / 'configs/shapes.py'}"
-    assert run.main(["run", config, *POD[1:], WORKDIR, "--env=TOKEN", "--env=OTHER=hidden too", "--dry_run"]) == 0
+    assert run.main(["run", config, *POD[1:], WORKDIR, CODE, "--env=TOKEN", "--env=OTHER=hidden too", "--dry_run"]) == 0
     output = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     assert "export TOKEN='***'" in output
@@ -151,13 +152,18 @@ def test_a_job_that_ends_while_it_is_looked_at_was_not_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_status_logs_profile_delete(stage):
-    stage.plan(UP)
+def test_run_status_logs_profile_delete(stage, monkeypatch):
+    """On hosts that run host.sh."""
+    temporary = stage.folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    stage.plan(ACTIVE)
     assert stage.call("create", *SLICE)[0] == 0
     assert "w-1: none none" in stage.call("status", *POD)[1]
     overrides = ("--", "--config.train.steps=300", f"--config.log.prompts=({NASTY!r},)")
     code, output = stage.call("run", *POD, WORKDIR, "--env=NAME=it's", *overrides)
     assert code == 0, output
+    assert list(temporary.iterdir()) == []
     assert "ec_dit host=w-0 job=shapes-" in output and "state=running" in output
     deadline = time.monotonic() + 30
     while "newest checkpoint: step" not in (state := stage.call("status", *POD, WORKDIR)[1]):

@@ -1,17 +1,18 @@
 """What a watcher remembers, whatever has become of its file."""
 
+from launch.clock import Clock
 from launch.journal import Journal
 
 
 def test_lines_of_others_and_damaged_ones_are_passed_over(tmp_path):
     path = tmp_path / "runs" / "journal.jsonl"
-    with Journal(path, lambda line: None) as journal:
+    with Journal(path, lambda line: None, Clock()) as journal:
         journal.note("watching", job="a", step=3)
     with path.open("ab") as file:
         file.write(b'5\n"event"\n[1]\n{"event": 1}\n\xff\xfe\n' + b"[" * 100_000 + b'\n{"time": "2026')
-    with Journal(path, lambda line: None) as journal:
+    with Journal(path, lambda line: None, Clock()) as journal:
         assert [entry["event"] for entry in journal.story("a")] == ["watching"]
         journal.note("saved", step=7)
-    with Journal(path, lambda line: None) as journal:
+    with Journal(path, lambda line: None, Clock()) as journal:
         assert [entry["event"] for entry in journal.story("a")] == ["watching", "saved"]
         assert journal.last("step", 0) == 7
