@@ -146,7 +146,7 @@ def test_what_a_run_starts_with_is_its_reference_to_the_end(tmp_path, monkeypatc
     assert len(losses) == len(set(losses)) == 4
 
     run(small(**wanted, train__steps=2), tmp_path / "broken")
-    with pytest.raises(UserError, match=r"objective.name: apart -> denoise"):
+    with pytest.raises(UserError, match=r'objective.name: "apart" -> "denoise"'):
         run(small(train__init_from=str(first)), tmp_path / "broken")
     newest.rename(first / "checkpoints" / "2")  # it trained on: its newest parameters are others from now on
     first.rename(moved)
