@@ -58,7 +58,7 @@ def write(folder: Path, records: int, lengths: tuple[int, int]) -> None:
     from PIL import Image
 
     from ec_dit.data.records import Record
-    from ec_dit.preparation import writing
+    from ec_dit.preparation import units, writing
     from ec_dit.preparation.source import Shard, ranges
 
     buffer = io.BytesIO()
@@ -82,7 +82,7 @@ def write(folder: Path, records: int, lengths: tuple[int, int]) -> None:
         "text": {"sha256": [], "paths": [], "width": WIDTH, "length": LENGTH, "lower": False, "type": "bfloat16"},
         "pictures": {"resolution": 256},
     }
-    plan = writing.EncodingPlan(RandomEncoders(lengths), facts, [(256, 256)])
+    plan = units.EncodingPlan(RandomEncoders(lengths), facts, [(256, 256)])
     report = writing.write(Same(), folder, encoding=plan)
     sys.stdout.write(report.table() + "\n")
 

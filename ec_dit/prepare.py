@@ -20,7 +20,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.preparation import registry
 
 if TYPE_CHECKING:
-    from ec_dit.preparation.writing import EncodingPlan
+    from ec_dit.preparation.units import EncodingPlan
 
 # Flags that are options of a source, with the names they have there.
 _OPTIONS = {name: name for name in ("path", "captions", "font", "placement", "ground", "seed", "validation_share")}
@@ -218,7 +218,7 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     from ec_dit.core.mesh import MESH_AXES, make_mesh
     from ec_dit.encoders.frozen import FrozenEncoders, folders
     from ec_dit.preparation import resolution
-    from ec_dit.preparation.writing import EncodingPlan
+    from ec_dit.preparation.units import EncodingPlan
 
     side, step = values.resolution, values.bucket_step
     if step is None:

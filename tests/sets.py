@@ -11,7 +11,7 @@ from PIL import Image
 
 from ec_dit.data.images import to_float
 from ec_dit.data.records import Record
-from ec_dit.preparation import writing
+from ec_dit.preparation import units, writing
 from ec_dit.preparation.filters import Filters
 from ec_dit.preparation.source import Shard, Skipped, ranges
 
@@ -265,4 +265,4 @@ def plan(encoders=None, *, batch_size=4, text_type="bfloat16", flip=True):
         "text": {"sha256": ["bb"], "width": 6, "length": 5, "type": text_type, "lower": False, "paths": ["/models/t5"]},
         "pictures": {"shapes": [list(shape) for shape in SHAPES], "flip": flip, "batch_size": batch_size},
     }
-    return writing.EncodingPlan(encoders or BlockEncoders(), facts, SHAPES, batch_size, text_type, flip)
+    return units.EncodingPlan(encoders or BlockEncoders(), facts, SHAPES, batch_size, text_type, flip)

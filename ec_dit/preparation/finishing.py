@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ec_dit.core import paths
+from ec_dit.core import ahead, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import layout, stored, tokenizer
 from ec_dit.data.encoding import Encoding
@@ -63,8 +63,7 @@ class Finish:
     def _each(self, read: Callable[[int], Any]) -> Iterator[Any]:
         """What `read` gives of each unit, in their order."""
         with ThreadPoolExecutor(32) as pool:
-            for start in range(0, self._number, _AT_ONCE):
-                yield from pool.map(read, range(start, min(start + _AT_ONCE, self._number)))
+            yield from ahead.results(pool, read, range(self._number), _AT_ONCE)
 
     def lines(self) -> Iterator[str]:
         """Of every example left out, in the source's order."""

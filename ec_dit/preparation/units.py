@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +44,27 @@ class Encoders(Protocol):
     def cut(self, captions: Sequence[str]) -> int:
         """How many of the captions have more tokens than are encoded."""
         ...
+
+
+@dataclass(frozen=True)
+class EncodingPlan:
+    """How pictures and captions are to be encoded.
+
+    Attributes:
+        encoders: frozen.
+        facts: as Encoding.facts has them.
+        shapes: in pixels.
+        batch_size: pictures encoded at a time.
+        text_type: bfloat16 or int8.
+        flip: keep a second latent, of the mirror image.
+    """
+
+    encoders: Encoders
+    facts: Mapping[str, Any]
+    shapes: Sequence[Shape]
+    batch_size: int = 32
+    text_type: str = "bfloat16"
+    flip: bool = False
 
 
 class Files:
@@ -116,40 +138,26 @@ class EncodedUnit:
     becomes depends on its unit alone, whoever encodes it and whatever came before.
 
     Args:
-        shapes: in pixels; a picture gets the nearest.
-        text_type: as in stored.Codec.
-        flip: stores a second latent, of the mirror image, where the captions allow it.
+        plan: how; a picture gets the nearest of its shapes.
         pace: told of the steps that may compile.
     """
 
-    def __init__(
-        self,
-        out: Files,
-        encoders: Encoders,
-        shapes: Sequence[Shape],
-        *,
-        batch_size: int,
-        text_type: str,
-        flip: bool,
-        pace: Pace,
-    ):
-        self._files, self._encoders, self._shapes = out, encoders, shapes
-        self._batch_size, self._text_type, self._flip = batch_size, text_type, flip
-        self._pace = pace
+    def __init__(self, out: Files, plan: EncodingPlan, pace: Pace):
+        self._files, self._plan, self._encoders, self._pace = out, plan, plan.encoders, pace
         self._waiting: dict[Shape, list[tuple[Record, np.ndarray]]] = {}
-        self._moments = np.zeros((2, encoders.channels))  # of training latents: sums of z and z^2
+        self._moments = np.zeros((2, plan.encoders.channels))  # of training latents: sums of z and z^2
         self._pixels = 0
         self._texts = {"captions": 0, "cut": 0}
 
     def ready(self, picture: Picture) -> np.ndarray:
         """The picture in its shape, uint8."""
-        return images.fit(picture.image, nearest(self._shapes, *picture.image.size))
+        return images.fit(picture.image, nearest(self._plan.shapes, *picture.image.size))
 
     def add(self, record: Record, ready: np.ndarray) -> None:
         """Encodes as soon as a batch is full."""
         waiting = self._waiting.setdefault(ready.shape[:2], [])
         waiting.append((record, ready))
-        if len(waiting) == self._batch_size:
+        if len(waiting) == self._plan.batch_size:
             self._encode(self._waiting.pop(ready.shape[:2]))
 
     def close(self) -> dict[str, Any]:
@@ -163,13 +171,13 @@ class EncodedUnit:
         records = [record for record, _ in batch]
         pixels_BYXZ = np.stack([pixels for _, pixels in batch])
         latents = [self._latents(pixels_BYXZ)]
-        if self._flip and any(record.flip for record in records):
+        if self._plan.flip and any(record.flip for record in records):
             latents.append(self._latents(pixels_BYXZ[:, :, ::-1]))
         captions = [caption for record in records for caption in record.captions]
         self._texts["captions"] += len(captions)
         self._texts["cut"] += self._encoders.cut(captions)
         texts = self._embed(captions)
-        codec = stored.Codec(latents[0][0].shape[1:], self._encoders.width, self._encoders.length, self._text_type)
+        codec = stored.Codec(latents[0][0].shape[1:], self._encoders.width, self._encoders.length, self._plan.text_type)
         for i, record in enumerate(records):
             encoded = stored.EncodedRecord(
                 id=record.id,
@@ -192,7 +200,7 @@ class EncodedUnit:
 
     def _latents(self, pixels_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float16 mean and deviation."""
-        filling = np.repeat(pixels_BYXZ[-1:], self._batch_size - len(pixels_BYXZ), 0)
+        filling = np.repeat(pixels_BYXZ[-1:], self._plan.batch_size - len(pixels_BYXZ), 0)
         with self._pace.step(pixels_BYXZ.shape[1:3], len(pixels_BYXZ)):
             found = self._encoders.images(images.to_float(np.concatenate([pixels_BYXZ, filling])))
         with np.errstate(over="ignore"):  # it is looked for below

@@ -7,7 +7,6 @@ import gzip
 import os
 import re
 import stat
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 from etils import epath
 
-from ec_dit.core import paths
+from ec_dit.core import ahead, paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.terminal import printable
 
@@ -134,10 +133,10 @@ def check_size(size: int, limit: int) -> None:
         raise TooLarge(f"too large: {size:,} bytes, at most {limit:,} are read")
 
 
-def ahead(
+def read_ahead(
     read: Callable[[_Item, int], _Found], items: Iterable[_Item], remote: bool
 ) -> Iterator[tuple[_Item, Callable[[], _Found]]]:
-    """The items in their order, each with what gives, or raises, what read(item, MAX_IMAGE) does.
+    """Yields the items in their order, each with what gives, or raises, what read(item, MAX_IMAGE) does.
 
     Where they are remote, several threads read the next few meanwhile; those larger than their share of _BYTES_AHEAD
     wait for their turn.
@@ -149,23 +148,14 @@ def ahead(
         for item in items:
             yield item, functools.partial(read, item, MAX_IMAGE)
         return
-    waiting: deque[tuple[_Item, Future[_Found]]] = deque()
+    share = min(MAX_IMAGE, _BYTES_AHEAD // _AHEAD)
 
-    def first() -> tuple[_Item, Callable[[], _Found]]:
-        item, future = waiting.popleft()
-
-        def result() -> _Found:
-            try:
-                return future.result()
-            except TooLarge:
-                return read(item, MAX_IMAGE)
-
-        return item, result
+    def result(item: _Item, future: Future[_Found]) -> _Found:
+        try:
+            return future.result()
+        except TooLarge:
+            return read(item, MAX_IMAGE)
 
     with ThreadPoolExecutor(_AHEAD) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(read, item, min(MAX_IMAGE, _BYTES_AHEAD // _AHEAD))))
-            if len(waiting) == _AHEAD:
-                yield first()
-        while waiting:
-            yield first()
+        for item, future in ahead.futures(pool, lambda item: read(item, share), items, _AHEAD):
+            yield item, functools.partial(result, item, future)

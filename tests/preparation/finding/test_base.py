@@ -213,20 +213,20 @@ def results(pairs):
 def test_files_of_a_bucket_are_read_ahead_in_order():
     reads = Reads(*[1] * 20, -1, *[1] * 20)
     expected = [(number, f"content {number}" if number != 20 else "20 is bad") for number in range(41)]
-    assert list(results(access.ahead(reads, range(41), remote=True))) == expected
+    assert list(results(access.read_ahead(reads, range(41), remote=True))) == expected
     assert 8 <= reads.most <= 16
-    pairs = results(access.ahead(reads := Reads(*[1] * 41), range(41), remote=True))
+    pairs = results(access.read_ahead(reads := Reads(*[1] * 41), range(41), remote=True))
     assert next(pairs) == (0, "content 0")
     assert len(reads.calls) <= 16
     assert [number for number, _ in pairs] == list(range(1, 41))
-    assert list(access.ahead(reads, [], remote=True)) == []
+    assert list(access.read_ahead(reads, [], remote=True)) == []
 
 
 def test_large_files_wait_for_their_turn():
     share, whole = 16 << 20, 256 << 20
     sizes = [1, share + 1, share, whole + 1, 1]
     reads = Reads(*sizes)
-    pairs = list(results(access.ahead(reads, range(5), remote=True)))
+    pairs = list(results(access.read_ahead(reads, range(5), remote=True)))
     assert [text for _, text in pairs] == [
         *(f"content {number}" for number in range(3)),
         "too large: 268,435,457 bytes, at most 268,435,456 are read",
@@ -239,7 +239,7 @@ def test_large_files_wait_for_their_turn():
 
 def test_files_of_a_disk_are_read_when_they_are_asked_for():
     reads = Reads(*[1] * 5)
-    pairs = results(access.ahead(reads, iter(range(5)), remote=False))
+    pairs = results(access.read_ahead(reads, iter(range(5)), remote=False))
     for number in range(5):
         assert next(pairs) == (number, f"content {number}")
         assert reads.calls == [(each, access.MAX_IMAGE) for each in range(number + 1)]
@@ -248,7 +248,7 @@ def test_files_of_a_disk_are_read_when_they_are_asked_for():
 
 def test_reading_ahead_ends_with_its_reader():
     before = threading.active_count()
-    pairs = access.ahead(reads := Reads(*[1] * 500), range(500), remote=True)
+    pairs = access.read_ahead(reads := Reads(*[1] * 500), range(500), remote=True)
     next(pairs)
     pairs.close()
     assert len(reads.calls) <= 17 and threading.active_count() == before
@@ -259,7 +259,7 @@ def test_reading_ahead_ends_with_its_reader():
         return number
 
     with pytest.raises(ConnectionError, match="gone"):
-        list(results(access.ahead(network, range(40), remote=True)))
+        list(results(access.read_ahead(network, range(40), remote=True)))
     gc.collect()
     assert threading.active_count() == before
 

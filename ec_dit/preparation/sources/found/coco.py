@@ -70,7 +70,7 @@ class CocoSource(base.FoundSource):
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the images of one stretch; last of all come the annotations that are of none."""
         start, stop = map(int, self._shards[shard].name.split("-"))
-        for entry, image in access.ahead(self._image, self._entries[start:stop], paths.is_remote(self._root)):
+        for entry, image in access.read_ahead(self._image, self._entries[start:stop], paths.is_remote(self._root)):
             published = self._kept.kept_as(splits.of_picture(entry.file))
             split = published or self._split(printable(entry.file or entry.id))
             yield self._record(entry.id, image, entry.fields, split)

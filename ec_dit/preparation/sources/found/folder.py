@@ -91,7 +91,7 @@ class FolderSource(base.FoundSource):
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Yields the examples of one stretch in the order of paths."""
         start, stop = map(int, self._shards[shard].name.split("-"))
-        for entry, content in access.ahead(self._read, self._entries[start:stop], paths.is_remote(self._root)):
+        for entry, content in access.read_ahead(self._read, self._entries[start:stop], paths.is_remote(self._root)):
             split = self._kept.kept_as(splits.of_picture(entry.file)) or self._split(entry.file)
             image, known = content()
             if isinstance(image, bytes):

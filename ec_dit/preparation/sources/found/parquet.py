@@ -112,7 +112,7 @@ class ParquetSource(base.FoundSource):
             value = _value(row.image)
             return self._image(folder, at(value, row.path) if row.path else value, limit)
 
-        for row, image in access.ahead(read, self._rows(group), paths.is_remote(folder)):
+        for row, image in access.read_ahead(read, self._rows(group), paths.is_remote(folder)):
             yield self._record(row.id, image, row.fields, group.split)
 
     def _look(self, file: str) -> list[_Group]:

@@ -1,36 +1,10 @@
-"""Examples on their way through a preparation: looked at ahead of their turn by several threads, and counted on a bar."""
+"""How far a preparation is, on a bar."""
 
-import collections
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
 from ec_dit.core import processes
 from ec_dit.core.terminal import Progress
-from ec_dit.data.records import Record
-
-_BYTES_AHEAD = 2**28  # of pictures as they were found, read before they are needed
-
-
-def ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], window: int) -> Iterator[Any]:
-    """function(item) in the items' order, computed in `pool` up to `window` items, or 256 MiB of records, ahead."""
-    waiting: collections.deque[tuple[Any, int]] = collections.deque()
-    size_ahead = 0
-    try:
-        for item in items:
-            size = len(item.image) if isinstance(item, Record) else 0
-            waiting.append((pool.submit(function, item), size))
-            size_ahead += size
-            while len(waiting) >= window or (size_ahead > _BYTES_AHEAD and waiting):
-                future, size = waiting.popleft()
-                size_ahead -= size
-                yield future.result()
-        while waiting:
-            yield waiting.popleft()[0].result()
-    finally:
-        for future, _ in waiting:
-            future.cancel()
 
 
 class Bar(contextlib.AbstractContextManager):
