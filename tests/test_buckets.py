@@ -17,8 +17,8 @@ from ec_dit.data.rows import EncodedRows
 from ec_dit.preparation import workplace
 from ec_dit.train.checkpoint import Checkpointer
 from tests import gcs_server, runs, sets
-from tests.train.test_checkpoint import newest
-from tests.train.test_checkpoint import state as checkpoint_state
+from tests.train.checkpoints import newest
+from tests.train.checkpoints import state as checkpoint_state
 
 pytestmark = pytest.mark.xdist_group("buckets")  # they share a run that takes its time
 

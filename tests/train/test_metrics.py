@@ -1,7 +1,6 @@
 """Every number stands once in what is read back, in metrics.jsonl and in TensorBoard's files, whatever ended a run."""
 
 import errno
-import itertools
 import json
 import struct
 from pathlib import Path
@@ -11,9 +10,6 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from ec_dit.core import paths
-from ec_dit.core.errors import TryAgain
-from ec_dit.train import mirror
 from ec_dit.train.metrics import MetricWriter, read_metrics
 
 
@@ -131,41 +127,3 @@ def test_a_full_disk_is_told_by_the_call_that_meets_it_again_and_again(tmp_path,
             with pytest.raises(OSError, match="No space left") as told:
                 writer.scalars(step, {"loss": 1.0})
             assert told.value.errno == errno.ENOSPC
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(mirror, "_PAUSE_SECONDS", 0.0)
-
-
-def test_what_ends_the_copying_to_a_bucket_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror.Mirror, "copy", lambda self: 1 / 0)
-    copies = mirror.Mirror(tmp_path, paths.at(tmp_path / "b"), 0.01)
-    copies._thread.join(5)
-    with pytest.raises(RuntimeError, match=r"files are no longer copied to .*ZeroDivisionError"):
-        copies.check()
-
-
-def test_a_copy_that_fails_is_tried_again_and_at_last_told(tmp_path, monkeypatch, capsys, quick):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "file").write_text("x")
-    tries, copy = itertools.count(), paths.copy_file
-
-    def flaky(path, target):
-        if next(tries) < 3:
-            raise ConnectionResetError("gone")
-        copy(path, target)
-
-    monkeypatch.setattr(paths, "copy_file", flaky)
-    with mirror.Mirror(tmp_path / "a", paths.at(tmp_path / "b")) as copies:
-        assert copies.copy() == [f"file was not copied to {tmp_path / 'b'}: gone"]
-    assert (tmp_path / "b" / "file").read_text() == "x"
-    assert "warning: file was not copied" in capsys.readouterr().err
-
-    tries = itertools.count(-1000)
-    (tmp_path / "a" / "file").write_text("longer")
-    with (
-        pytest.raises(TryAgain, match=r"file was not copied .*: gone"),
-        mirror.Mirror(tmp_path / "a", paths.at(tmp_path / "b")),
-    ):
-        pass
