@@ -151,7 +151,7 @@ def prepare(values: flags.FlagValues) -> None:
             raise UserError(f"--{name} is empty; give a folder, or leave it out to store pictures as they are")
     if bool(values.vae) != bool(values.text_encoder):
         raise UserError("--vae and --text_encoder go together: give both, or none to store pictures as they are")
-    _refuse_unused(values)
+    _check_unused(values)
 
     from ec_dit.data.layout import SKIPPED
     from ec_dit.preparation import filters, ownership, writing
@@ -172,7 +172,7 @@ def prepare(values: flags.FlagValues) -> None:
     given: dict[str, Any] = {name: values[name].value for name in _FILTERS if values[name].value is not None}
     wanted = filters.Filters(**given, keep=tuple(values.keep))
     paths.check_can_write(values.out, "--out")
-    ownership.refuse_taken(values.out, values.overwrite)  # before encoders are loaded for nothing
+    ownership.check_free(values.out, values.overwrite)  # before encoders are loaded for nothing
     source = registry.make_source(values.source, chosen | others)
     report = writing.write(
         source,
@@ -190,7 +190,7 @@ def prepare(values: flags.FlagValues) -> None:
     cli.say(f"{report.table()}\n\n{paths.at(values.out) / SKIPPED} lists every example that was skipped.")
 
 
-def _refuse_unused(values: flags.FlagValues) -> None:
+def _check_unused(values: flags.FlagValues) -> None:
     """Flags that would change nothing are mistakes."""
     of_pictures = (
         ("vocab_size", "tokenizer") if values.source in registry.DRAWN else ("image_size", "vocab_size", "tokenizer")

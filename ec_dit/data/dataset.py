@@ -111,7 +111,7 @@ class Dataset:
         return None if self.encoding else self.path / TOKENIZER
 
     def skipped(self) -> Iterator[dict[str, Any]]:
-        """Every example left out: its split, id, reason, and whether a filter asked for that."""
+        """Yields every example left out: its split, id, reason, and whether a filter asked for that."""
         with (self.path / SKIPPED).open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 yield json_file.parse(line, f"{self.path / SKIPPED}, line {number},", "Prepare the data set again.")
@@ -142,13 +142,13 @@ class Dataset:
         return Examples([str(self.path / file) for file in names], lengths)
 
     def shapes(self) -> list[tuple[int, int]]:
-        """Rows and columns of the latents of all splits; none of pictures."""
-        names = [f"{split}_{name}" for split, of in self.report.shapes.items() for name in of]
+        """Lists rows and columns of the latents of all splits; none of pictures."""
+        names = [f"{split}_{name}" for split, counts in self.report.shapes.items() for name in counts]
         return sorted({layout.split_of(name)[1] for name in names})
 
 
 def is_there(path: str | PurePath) -> bool:
-    """Whether a folder holds anything, other than a preparation that was interrupted."""
+    """Tells whether a folder holds anything, other than a preparation that was interrupted."""
     folder = paths.at(path)
     return folder.exists() and not (folder / INCOMPLETE).exists()
 

@@ -30,13 +30,13 @@ class Encoding:
     std_Z: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """A safetensors file."""
+        """Writes a safetensors file."""
         arrays = {"null_text": self.null_text_TM, "null_mask": self.null_mask_T, "mean": self.mean_Z, "std": self.std_Z}
         return safetensors.numpy.save(arrays, {"facts": json.dumps(dict(self.facts), sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str, advice: str = "") -> "Encoding":
-        """The inverse of `to_bytes`.
+        """Reads what `to_bytes` wrote.
 
         Args:
             where: they come from, and `advice` on what to do, for the message.
@@ -75,7 +75,7 @@ class Encoding:
         return str(self.facts["autoencoder"]["path"])
 
     def difference(self, other: "Encoding") -> list[str]:
-        """Lines 'autoencoder.sha256: old -> new' for all that makes latents or embeddings of another kind."""
+        """Gives lines 'autoencoder.sha256: old -> new' for all that makes latents or embeddings of another kind."""
         return list(map(str, differences(_kind(self.facts), _kind(other.facts))))
 
 

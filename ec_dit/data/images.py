@@ -154,7 +154,7 @@ def _over_white(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """PNG bytes of `image`, without metadata."""
+    """Encodes `image` as PNG, without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=False)
     return buffer.getvalue()
@@ -186,7 +186,7 @@ def shrink(image: Image.Image, data: bytes, size: int | None) -> bytes:
 
 
 def fit(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-    """The largest central part of that aspect ratio, resized (antialiased) to uint8 (*shape, 3). `shape` is (Y, X)."""
+    """Cuts out the largest central part of that aspect ratio, resized (antialiased) to uint8 (*shape, 3). `shape` is (Y, X)."""
     (width, height), (rows, columns) = image.size, shape
     wide = width * rows > height * columns
     kept = (height * columns / rows, height) if wide else (width, width * rows / columns)
@@ -194,7 +194,7 @@ def fit(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The central square, resized (antialiased) to uint8 (size, size, 3)."""
+    """Cuts out the central square, resized (antialiased) to uint8 (size, size, 3)."""
     return fit(image, (size, size))
 
 
@@ -208,25 +208,25 @@ def _resample(image: Image.Image, kept: tuple[float, float], target: tuple[int, 
 
 
 def random_crop(pixels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A uniformly placed (size, size, 3) window of `pixels` (Y, X, 3), whose sides are at least `size`."""
+    """Cuts out a uniformly placed (size, size, 3) window of `pixels` (Y, X, 3), whose sides are at least `size`."""
     top = int(rng.integers(pixels.shape[0] - size + 1))
     left = int(rng.integers(pixels.shape[1] - size + 1))
     return pixels[top : top + size, left : left + size]
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]."""
+    """Converts uint8 to float32 in [-1, 1]."""
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Float in [-1, 1] (clipped) to the nearest uint8; NaN becomes mid-grey."""
+    """Converts float in [-1, 1] (clipped) to the nearest uint8; NaN becomes mid-grey."""
     values = np.clip(np.nan_to_num(np.asarray(values, np.float32), nan=0.0), -1, 1)
     return np.round((values + 1) * 127.5).astype(np.uint8)
 
 
 def to_pil(image: Image.Image | np.ndarray) -> Image.Image:
-    """A PIL RGB image from one, from uint8 (Y, X, 3) or from float (Y, X, 3) in [-1, 1]."""
+    """Makes a PIL RGB image from one, from uint8 (Y, X, 3) or from float (Y, X, 3) in [-1, 1]."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     array = np.asarray(image)

@@ -37,12 +37,12 @@ def essence(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Width and height by the header of a PNG; (0, 0) where it is cut."""
+    """Reads width and height by the header of a PNG; (0, 0) where it is cut."""
     return struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
 
 
 def layout(data: bytes) -> tuple[int, int]:
-    """(bits of a sample, kind of colour) by the header of a PNG: of kind 0 are greys, of 2 colours without a palette."""
+    """Reads (bits of a sample, kind of colour) by the header of a PNG: of kind 0 are greys, of 2 colours without a palette."""
     return data[24], data[25]
 
 

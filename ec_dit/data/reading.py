@@ -39,7 +39,7 @@ class Examples:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> bytes:
-        """One example, for `fields`. Raises OSError where its file cannot be opened, or the disk fails."""
+        """Reads one example, for `fields`. Raises OSError where its file cannot be opened, or the disk fails."""
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
         reader = _reader(self._files[number])
@@ -49,14 +49,14 @@ class Examples:
 
 
 def fields(data: bytes) -> dict[str, Any]:
-    """The fields of a tf.train.Example with one value each."""
+    """Parses the fields of a tf.train.Example with one value each."""
     found: Mapping[str, Any] = tf_example_pb2.Example.FromString(data).features.feature
     return {name: (value.bytes_list.value or value.int64_list.value)[0] for name, value in found.items()}
 
 
 @contextlib.contextmanager
 def system_errors(path: Path | str) -> Iterator[None]:
-    """ArrayRecord's errors carry the system's as text alone."""
+    """Gives errors of ArrayRecord the system's number, which they carry as text alone."""
     try:
         yield
     except RuntimeError as error:

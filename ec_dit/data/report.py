@@ -53,12 +53,12 @@ class Report:
     mark: str = ""
 
     def to_json(self) -> str:
-        """Readable JSON, with a digest of itself."""
+        """Writes readable JSON, with a digest of itself."""
         return json.dumps(json_file.seal(dataclasses.asdict(self)), indent=1) + "\n"  # ASCII: a path may be no text
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any], where: str = "the report", advice: str = "") -> "Report":
-        """The report of what to_json wrote; one without a digest, or with fewer fields, is of an earlier version.
+        """Reads what to_json wrote; one without a digest, or with fewer fields, is of an earlier version.
 
         Args:
             where: it comes from, and `advice` on what to do, for the message.
@@ -70,13 +70,17 @@ class Report:
 
     @property
     def bytes_per_image(self) -> float:
-        """On disk, all files counted."""
+        """Bytes on disk, all files counted."""
         return sum(size for size, _ in self.files.values()) / max(1, sum(self.kept.values()))
 
     def table(self) -> str:
-        """Lines for people: kept by split, then skipped by reason, what was noticed and not read, then what it takes."""
+        """Lays it out for people: kept by split, then skipped by reason, what was noticed and not read, then what it takes."""
         rows = [(f"kept, {split}", f"{count:,}") for split, count in self.kept.items()]
-        rows += [(f"kept, {split}, {shape}", f"{n:,}") for split, of in self.shapes.items() for shape, n in of.items()]
+        rows += [
+            (f"kept, {split}, {shape}", f"{n:,}")
+            for split, counts in self.shapes.items()
+            for shape, n in counts.items()
+        ]
         rows += [(f"skipped, {reason}", f"{count:,}") for reason, count in self.skipped.items()]
         about = "about " if self.guessed else ""
         rows += [(f"lost with these files, {reason}", f"{about}{count:,}") for reason, count in self.lost.items()]
@@ -111,5 +115,5 @@ def read_report(folder: epath.Path) -> Report:
 
 
 def listed(counts: Mapping[str, int]) -> str:
-    """'6 x .xyz, 1 x link'."""
+    """Words counts: '6 x .xyz, 1 x link'."""
     return ", ".join(f"{count:,} x {name}" for name, count in counts.items())

@@ -39,7 +39,7 @@ class EncodedRecord:
         return self.captions[0]
 
     def text_TM(self, caption: int = 0) -> np.ndarray:
-        """The embedding of a caption, bfloat16, with zeros where it has no token."""
+        """Fills up the embedding of a caption, bfloat16, with zeros where it has no token."""
         tokens, mask_T = self.texts[caption]
         text_TM = np.zeros((len(mask_T), tokens.shape[1]), ml_dtypes.bfloat16)
         text_TM[mask_T] = tokens
@@ -69,23 +69,23 @@ _FACTS |= {"weights": tfds.features.Text(doc="JSON list"), "meta": tfds.features
 
 
 def picture_features() -> tfds.features.FeaturesDict:
-    """Of pictures as they are."""
+    """Describes the fields of pictures as they are."""
     image = tfds.features.Image(doc="PNG, JPEG or WebP")
     return tfds.features.FeaturesDict(_FACTS | {"image": image, "flip": tfds.features.Scalar(dtype=np.bool_)})
 
 
 def picture_fields(record: Record) -> Fields:
-    """A picture as it is."""
+    """Gives the fields of a picture as it is."""
     return _facts(record) | {"image": record.image, "flip": record.flip}
 
 
 def picture_record(example: Mapping[str, Any], split: str) -> Record:
-    """The inverse of `picture_fields`; the image not decoded."""
+    """Makes the record of `picture_fields` again; the image not decoded."""
     return Record(**_from_facts(example), image=example["image"], split=split, flip=bool(example["flip"]))
 
 
 def encoded_features() -> tfds.features.FeaturesDict:
-    """Of latents and embeddings; arrays are their bytes, little-endian, row by row."""
+    """Describes the fields of latents and embeddings; arrays are their bytes, little-endian, row by row."""
     text = tfds.features.Text
     return tfds.features.FeaturesDict(
         _FACTS
@@ -115,7 +115,7 @@ class Codec:
         self._shape, self._width, self._length, self._int8 = shape_YXZ, text_width, text_length, text_type == "int8"
 
     def fields(self, record: EncodedRecord) -> Fields:
-        """What a file holds."""
+        """Gives what a file holds of a record."""
         masks, tokens = [mask for _, mask in record.texts], np.concatenate([text for text, _ in record.texts])
         text, scale = _to_int8(tokens) if self._int8 else (tokens.astype(ml_dtypes.bfloat16), np.zeros(0, np.float32))
         return _facts(record) | {
@@ -126,7 +126,7 @@ class Codec:
         }
 
     def record(self, example: Mapping[str, Any]) -> EncodedRecord:
-        """The inverse of `fields`. Raises ValueError where the bytes do not fill the shapes."""
+        """Makes the record of `fields` again. Raises ValueError where the bytes do not fill the shapes."""
         facts = _from_facts(example)
         latents = np.frombuffer(example["latent"], _LATENT).reshape(-1, 2, *self._shape)
         if len(latents) not in (1, 2):

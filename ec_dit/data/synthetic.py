@@ -39,7 +39,7 @@ class SyntheticLoader:
         self._rows = share.rows(batch_size)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Endless batches from `start_step` on."""
+        """Yields endless batches from `start_step` on."""
         step = start_step
         while True:
             yield stack([self._row(step, row) for row in self._rows])
@@ -54,5 +54,5 @@ class SyntheticLoader:
         return Row(latent_YXZ, text, step * self._batch_size + row, rejected_YXZ)
 
     def record_ids(self, record_B: Sequence[int]) -> list[str]:
-        """Names for messages."""
+        """Gives names for messages."""
         return [f"synthetic-{index}" for index in record_B]

@@ -47,11 +47,11 @@ class UnitCount:
         self._torn: dict[int, str] = {}  # shards that nobody knows the examples of, and why
 
     def keep(self) -> None:
-        """One more example is kept."""
+        """Counts an example that is kept."""
         self._here += 1
 
     def leave_out(self, item: Skipped) -> None:
-        """One more is left out."""
+        """Counts one that is left out."""
         self.skipped.append(item)
         if item.asked:
             return
@@ -61,12 +61,12 @@ class UnitCount:
             self._here += item.examples
 
     def end_shard(self) -> None:
-        """The next example is of the next shard."""
+        """Begins the next shard."""
         self._examples.append(self._here)
         self._here = 0
 
     def facts(self) -> UnitFacts:
-        """The sums."""
+        """Gives the sums."""
         faults: collections.Counter[str] = collections.Counter()
         lost: collections.Counter[str] = collections.Counter()
         for item in self.skipped:
@@ -84,7 +84,7 @@ class UnitCount:
 
 
 def cause(reason: str) -> str:
-    """What is counted of a reason: all before its first colon."""
+    """Gives what is counted of a reason: all before its first colon."""
     return reason.partition(":")[0]
 
 

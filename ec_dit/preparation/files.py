@@ -22,7 +22,7 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def example(fields: Fields) -> bytes:
-    """A tf.train.Example, the same bytes every time."""
+    """Serialises a tf.train.Example, to the same bytes every time."""
     message = tf_example_pb2.Example()
     for name, value in fields.items():
         if isinstance(value, bool):
@@ -58,7 +58,7 @@ class Writer:
 
 
 def identity(path: Path | epath.Path) -> tuple[int, tuple[str, ...]]:
-    """Size of a file, and SHA-256 of each `BLOCK` of it."""
+    """Measures a file: its size, and SHA-256 of each `BLOCK` of it."""
     size, digests = 0, []
     with path.open("rb") as file:
         while block := file.read(BLOCK):

@@ -134,7 +134,7 @@ class _Condition(NamedTuple):
     value: str
 
     def holds(self, meta: Mapping[str, Any]) -> bool | None:
-        """Whether `meta` meets it; None where it has nothing that compares."""
+        """Tells whether `meta` meets it; None where it has nothing that compares."""
         found = meta.get(self.column)
         left: float | str | None = _number(found)
         right: float | str | None = _number(self.value)
@@ -145,7 +145,7 @@ class _Condition(NamedTuple):
         return bool(_SIGNS[self.sign](left, right))
 
     def fault(self, meta: Mapping[str, Any]) -> str | None:
-        """Why `meta` does not meet it; None where it does."""
+        """Says why `meta` does not meet it; None where it does."""
         holds = self.holds(meta)
         if holds is None:
             return _no_column(self.column, tuple(meta))
@@ -228,7 +228,7 @@ _LEVELS = np.stack([_tents(0, 256), _tents(80, 176), _tents(80, 176)])  # Few pi
 
 
 def fingerprint(image: Image.Image) -> np.ndarray:
-    """A perceptual hash, uint64 (4,): pictures that look alike differ in few bits, others in many."""
+    """Computes a perceptual hash, uint64 (4,): pictures that look alike differ in few bits, others in many."""
     bilinear = Image.Resampling.BILINEAR
     small = image.resize((36, 32), bilinear, reducing_gap=3.0)
     patches = np.asarray(small.convert("L").resize((9, 8), bilinear), np.int16)
@@ -248,7 +248,7 @@ class Seen:
         self._prints = np.empty((4, 256), np.uint64)  # A column each; grows by doubling.
 
     def first(self, picture: Picture) -> Picture | Skipped:
-        """The picture itself, unless it is a duplicate. To be called in the order of the shard."""
+        """Gives the picture itself, unless it is a duplicate. To be called in the order of the shard."""
         if self._bits is None:
             return picture
         record, mine = picture.record, picture.fingerprint

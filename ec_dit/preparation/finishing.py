@@ -52,10 +52,12 @@ class Finish:
                 self._texts.append(fact["texts"])
         self.counts = Counts.of(counted, shards)
         self.faulty = [unit for unit, count in enumerate(counted) if count.faults or count.torn]
-        found = {name for of in self._files for name in of}
+        names = {name for unit in self._files for name in unit}
         splits = source.splits()
-        self._names = sorted(found, key=lambda name: (splits.index(self._split(name)), name))
-        self._lengths = {name: [of[name]["records"] if name in of else 0 for of in self._files] for name in self._names}
+        self._names = sorted(names, key=lambda name: (splits.index(self._split(name)), name))
+        self._lengths = {
+            name: [unit[name]["records"] if name in unit else 0 for unit in self._files] for name in self._names
+        }
         self.kept: dict[str, int] = {}
         for name in self._names:
             self.kept[self._split(name)] = self.kept.get(self._split(name), 0) + sum(self._lengths[name])
@@ -66,11 +68,11 @@ class Finish:
             yield from ahead.results(pool, read, range(self._number), _AT_ONCE)
 
     def lines(self) -> Iterator[str]:
-        """Of every example left out, in the source's order."""
+        """Yields a line of every example left out, in the source's order."""
         return itertools.chain.from_iterable(self._each(self._place.units.lines))
 
     def explain(self, *, asked: bool) -> str:
-        """Lines on what was left out and what was there, for the message of a preparation that fails; all is listed on disk.
+        """Writes lines on what was left out and what was there, for the message of a preparation that fails.
 
         Args:
             asked: also what filters left out, and remarks.
@@ -89,26 +91,30 @@ class Finish:
         if not self.kept.get(TRAIN):
             why = self.explain(asked=True)
             for unit in range(self._number):
-                self._place.units.forget(unit)
+                self._place.units.discard(unit)
             others = f" ({listed(self.kept)} are)" if self.kept else ""
             raise UserError(
                 f"source {self._source.name}: no example is left to train on{others}"
                 f"{':' + why if why else ' (the source has none)'}"
             )
         sizes = paths.sizes(self._place.files)
-        torn = [u for u, of in enumerate(self._files) if any(sizes.get(f["file"]) != f["bytes"] for f in of.values())]
+        torn = [
+            number
+            for number, unit in enumerate(self._files)
+            if any(sizes.get(file["file"]) != file["bytes"] for file in unit.values())
+        ]
         for unit in torn:
-            self._place.units.forget(unit)
+            self._place.units.discard(unit)
         if torn:
             raise UserError(
                 f"{self._place.files}: files of {len(torn)} units are not as they were written; the same command makes "
                 "them again"
             )
-        claimed = {file["file"] for of in self._files for file in of.values()}
+        claimed = {file["file"] for unit in self._files for file in unit.values()}
         self._place.clear_strays(claimed)  # of units that were made again, or of a run cut short at its very end
 
     def write(self, plan: Mapping[str, Any], given: tokenizer.Tokenizer | None, vocab_size: int) -> Report:
-        """Of pictures.
+        """Ends a set of pictures.
 
         Args:
             given: a tokenizer to keep instead of training one.
@@ -118,7 +124,7 @@ class Finish:
         return self._write(plan, stored.picture_features(), (TOKENIZER, model), vocab_size)
 
     def write_encoded(self, plan: Mapping[str, Any], facts: Mapping[str, Any], null_text: tuple[Any, Any]) -> Report:
-        """Of latents and embeddings.
+        """Ends a set of latents and embeddings.
 
         Args:
             facts: of Encoding.
@@ -128,7 +134,9 @@ class Finish:
         return self._write(plan, stored.encoded_features(), (ENCODING, encoding.to_bytes()), 0)
 
     def _write(self, plan: Mapping[str, Any], features: Any, extra: tuple[str, bytes], vocab_size: int) -> Report:
-        written = {file["file"]: (file["bytes"], tuple(file["sha256"])) for of in self._files for file in of.values()}
+        written = {
+            file["file"]: (file["bytes"], tuple(file["sha256"])) for unit in self._files for file in unit.values()
+        }
         shapes: dict[str, dict[str, int]] = {}
         for name in self._names if self._encoded else ():
             split, shape = layout.split_of(name)
@@ -182,7 +190,7 @@ class Finish:
 def explain(
     place: Workplace, source: Source, lines: Callable[[], Iterable[str]], counts: Mapping[str, int], *, asked: bool
 ) -> str:
-    """Lines on what was left out, each beginning with a line break; writes the list of all to a file that stays.
+    """Writes lines on what was left out, each beginning with a line break; the list of all goes to a file that stays.
 
     Args:
         lines: of skipped.jsonl.

@@ -20,13 +20,13 @@ class TakenError(UserError):
 
 
 def place_of(out: str | PurePath) -> epath.Path:
-    """The folder that `out` means: on a disk with links followed, since what is moved to its place is the folder itself."""
+    """Resolves the folder that `out` means: on a disk with links followed, as a folder itself is moved to its place."""
     place = paths.at(out)
     return place if paths.is_remote(place) else epath.Path(os.path.realpath(place))
 
 
 def listed(folder: epath.Path) -> list[str] | None:
-    """Names of the files of the data set in a folder, its report last; None where it holds no report of one."""
+    """Lists the files of the data set in a folder, its report last; None where it holds no report of one."""
     try:
         found = json_file.read(folder / REPORT)
     except (DamageError, FileNotFoundError, NotADirectoryError):
@@ -40,7 +40,7 @@ def listed(folder: epath.Path) -> list[str] | None:
 
 
 def foreign(folder: epath.Path, own: Sequence[str]) -> list[epath.Path]:
-    """What else lies in a folder."""
+    """Lists what else lies in a folder."""
     return sorted(path for path in folder.iterdir() if path.name not in own)
 
 
@@ -53,7 +53,7 @@ def remove(folder: epath.Path, own: Sequence[str]) -> None:
         folder.rmdir()
 
 
-def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
+def check_free(out: str | PurePath, overwrite: bool) -> None:
     """Looks whether a data set may be made at `out`: where nothing is, one is in the making, or one may be replaced.
 
     Raises:
@@ -88,7 +88,7 @@ def refuse_taken(out: str | PurePath, overwrite: bool) -> None:
 
 
 def is_free(out: epath.Path) -> bool:
-    """Whether nothing lies there, but perhaps an empty folder."""
+    """Tells whether nothing lies there, but perhaps an empty folder."""
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
@@ -104,7 +104,7 @@ def _is_mount_point(folder: epath.Path) -> bool:
     return str(folder) in (re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), name) for name in mounted)
 
 
-def put_back(replaced: Path, place: epath.Path) -> None:
+def restore(replaced: Path, place: epath.Path) -> None:
     """Brings an old data set back that was not replaced after all; removes one that was, but for what is not its own.
 
     Args:

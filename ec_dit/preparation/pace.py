@@ -17,7 +17,7 @@ class Pace:
 
     @contextlib.contextmanager
     def step(self, kind: Hashable, images: int = 0) -> Iterator[None]:
-        """A step that may compile when it is the first of its kind; `images` are done with it."""
+        """Times a step that may compile when it is the first of its kind; `images` are done with it."""
         begin = time.monotonic()
         yield
         if kind not in self._known:
@@ -26,7 +26,7 @@ class Pace:
             self._images += images
 
     def line(self, images: int) -> str | None:
-        """What to say after so many images, the first ones included; None where it would say little."""
+        """Gives what to say after so many images, the first ones included; None where it would say little."""
         images -= self._images
         seconds = time.monotonic() - self._start - self._seconds
         if seconds <= 0 or (images < _LEAST_IMAGES and seconds < _LEAST_SECONDS) or images < 1:

@@ -23,15 +23,15 @@ class Refusal:
     units: list[int]
 
 
-def refused(base: epath.Path) -> Refusal | None:
-    """What the preparation in a folder was refused for."""
+def read_refusal(base: epath.Path) -> Refusal | None:
+    """Reads what the preparation in a folder was refused for."""
     path, advice = base / REFUSED, "Remove it, and the same command goes on with what is there."
     if not path.exists():
         return None
     return json_file.typed(json_file.read_sealed(path, advice), Refusal, str(path), advice)
 
 
-def refuse_other(
+def check_same(
     base: epath.Path, old: Mapping[str, Any], new: Mapping[str, Any], pieces: Sequence[str], done: Collection[int]
 ) -> None:
     """Says what differs from the plan by which the units `done` in the folder `base` were made.
@@ -48,7 +48,7 @@ def refuse_other(
         source = _changed_pieces(base, pieces)
         settings += [] if source else [*map(str, differences({"units": old.get("units")}, {"units": new.get("units")}))]
     if source and not settings:
-        again = refused(base)
+        again = read_refusal(base)
         if again is not None and set(done).issubset(again.units):
             return
         changes = "\n  ".join(source)

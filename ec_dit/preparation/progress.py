@@ -16,7 +16,7 @@ class Bar(contextlib.AbstractContextManager):
     """
 
     def __init__(self, name: str, sizes: Sequence[Sequence[int | None]], before: int, shown: bool):
-        known = [sum(filter(None, of)) if None not in of else None for of in sizes]
+        known = [None if None in unit else sum(filter(None, unit)) for unit in sizes]
         self._guess = None in known
         self._units, self._done = len(sizes), 0
         total = None if self._guess else sum(size or 0 for size in known)
@@ -27,15 +27,15 @@ class Bar(contextlib.AbstractContextManager):
 
     @property
     def count(self) -> int:
-        """Of examples."""
+        """How many examples there were."""
         return self._progress.count
 
     def update(self) -> None:
-        """One more example."""
+        """Counts an example."""
         self._progress.update()
 
     def unit_done(self) -> None:
-        """One more unit."""
+        """Counts a unit."""
         self._done += 1
         if self._guess:
             self._progress.total = self.count * self._units // self._done

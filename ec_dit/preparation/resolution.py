@@ -9,13 +9,13 @@ Shape = tuple[int, int]  # Rows and columns in pixels (Y, X).
 
 
 def square(resolution: int) -> tuple[Shape, ...]:
-    """The square of that side, alone."""
+    """Gives the square of that side, alone."""
     _check(resolution=resolution)
     return ((resolution, resolution),)
 
 
 def buckets(resolution: int, step: int, max_aspect: float = 2.0) -> tuple[Shape, ...]:
-    """All shapes whose sides are multiples of `step`, one of them the longest within the square's area, tall to wide.
+    """Lists all shapes whose sides are multiples of `step`, one of them the longest within the square's area, tall to wide.
 
     Args:
         resolution: side of the square, which is among them; none has more pixels, and so more tokens, than it.
@@ -36,7 +36,7 @@ def buckets(resolution: int, step: int, max_aspect: float = 2.0) -> tuple[Shape,
 
 
 def nearest(shapes: Iterable[Shape], width: int, height: int) -> Shape:
-    """The shape whose aspect ratio is least far, by a factor, from that of a picture.
+    """Picks the shape whose aspect ratio is least far, by a factor, from that of a picture.
 
     Of several, the largest; of those, the one with fewest rows.
     """

@@ -67,19 +67,19 @@ class Source(Protocol):
     libraries: tuple[str, ...]
 
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits, 'train' first."""
+        """Lists the splits, 'train' first."""
         ...
 
     def published(self) -> Mapping[str, str]:
-        """What became of the splits it was published with, by their names, for the report: 'kept as validation', 'not read'."""
+        """Tells what became of the splits it was published with, for the report: {'val': 'kept as validation'}."""
         ...
 
     def unread(self) -> Mapping[str, int]:
-        """What lies beside the examples and is not read, for the report: how many of each kind, '.xyz' or 'link'."""
+        """Counts what lies beside the examples and is not read, for the report, by kind, such as '.xyz' or 'link'."""
         ...
 
     def shards(self) -> Sequence[Shard]:
-        """The stretches it is read in: each by itself, by any process, in any order."""
+        """Lists the stretches it is read in: each by itself, by any process, in any order."""
         ...
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
@@ -101,7 +101,7 @@ class Kind(Generic[Options]):
 
 
 def ranges(size: int, length: int = 1000, name: str = "", entries: Sequence[str] = ()) -> list[Shard]:
-    """Stretches of `length` examples, for a source of `size` that reads any of them at once; `entries` names each of them."""
+    """Cuts `size` examples, of which a source reads any at once, into stretches of `length`; `entries` names each of them."""
     return [
         Shard(
             f"{name}{start}-{min(start + length, size)}",
@@ -113,6 +113,6 @@ def ranges(size: int, length: int = 1000, name: str = "", entries: Sequence[str]
 
 
 def everything(source: Source) -> Iterator[Record | Skipped]:
-    """All examples, shard by shard."""
+    """Yields all examples, shard by shard."""
     for shard in range(len(source.shards())):
         yield from source.records(shard)

@@ -18,7 +18,7 @@ _AGAIN = "The same command makes that part again."
 
 
 def finished(folder: epath.Path) -> set[int]:
-    """The units of which notes in `folder` say that they are done."""
+    """Lists the units of which notes in `folder` say that they are done."""
     return {int(path.stem) for path in folder.glob("*.json")}
 
 
@@ -35,11 +35,11 @@ class UnitNotes:
         self._lines_sha256: dict[int, str | None] = {}  # by unit, of those whose facts were read
 
     def finished(self) -> set[int]:
-        """The units that are done."""
+        """Lists the units that are done."""
         return finished(self._folder)
 
     def facts(self, unit: int) -> dict[str, Any]:
-        """What `write` was told of a unit, its 'counts' as UnitFacts.
+        """Reads what `write` was told of a unit, its 'counts' as UnitFacts.
 
         Raises:
             DamageError: it is no longer what was written.
@@ -47,13 +47,13 @@ class UnitNotes:
         with self._made_again_if_damaged(unit) as path:
             found = json_file.read_sealed(path, _AGAIN)
             files = json_file.typed(found["files"], dict[str, dict[str, Any]], str(path), _AGAIN)
-            for of in files.values():
-                json_file.typed(of, dict[str, int | str | list[str]], str(path), _AGAIN)
+            for facts in files.values():
+                json_file.typed(facts, dict[str, int | str | list[str]], str(path), _AGAIN)
             self._lines_sha256[unit] = found.pop(_LINES_SHA256, None)  # earlier versions noted none
             return found | {"counts": json_file.typed(found["counts"], UnitFacts, str(path), _AGAIN)}
 
     def lines(self, unit: int) -> list[str]:
-        """The lines that `write` was given of a unit.
+        """Reads the lines that `write` was given of a unit.
 
         Raises:
             DamageError: they are no longer what was written.
@@ -79,8 +79,8 @@ class UnitNotes:
             self._folder / f"{unit:06d}.json", json.dumps(json_file.seal(dict(facts) | noted))
         )  # last: it is what `finished` looks for
 
-    def forget(self, unit: int) -> None:
-        """Has a unit that is done made again."""
+    def discard(self, unit: int) -> None:
+        """Discards what is noted of a unit, so that it is made again."""
         (self._folder / f"{unit:06d}.json").unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -91,5 +91,5 @@ class UnitNotes:
             with json_file.whole(str(path), _AGAIN):
                 yield path
         except DamageError:
-            self.forget(unit)
+            self.discard(unit)
             raise

@@ -34,15 +34,15 @@ class Encoders(Protocol):
     length: int
 
     def images(self, image_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the latents of pictures in -1..1."""
+        """Gives mean and standard deviation of the latents of pictures in -1..1."""
         ...
 
     def texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """text_BTM and mask_BT of captions."""
+        """Gives text_BTM and mask_BT of captions."""
         ...
 
     def cut(self, captions: Sequence[str]) -> int:
-        """How many of the captions have more tokens than are encoded."""
+        """Counts the captions that have more tokens than are encoded."""
         ...
 
 
@@ -81,7 +81,7 @@ class Files:
         self._writers[split].write(fields)
 
     def close(self) -> dict[str, Any]:
-        """Brings the files to their place; what each holds, by split."""
+        """Brings the files to their place; tells what each holds, by split."""
         found = {split: writer.close() | {"file": writer.path.name} for split, writer in sorted(self._writers.items())}
         for writer in self._writers.values():
             self._place.put(writer.path)
@@ -92,7 +92,7 @@ class Unit(Protocol):
     """Turns the kept pictures of one unit into records, in their order."""
 
     def ready(self, picture: Picture) -> Any:
-        """What `add` needs of a picture; called in several threads, in any order."""
+        """Gives what `add` needs of a picture; called in several threads, in any order."""
         ...
 
     def add(self, record: Record, ready: Any) -> None:
@@ -116,7 +116,7 @@ class PictureUnit:
         self._captions: list[str] = []
 
     def ready(self, picture: Picture) -> bytes:
-        """The bytes to store."""
+        """Gives the bytes to store."""
         return images.shrink(picture.image, picture.record.image, self._size)
 
     def add(self, record: Record, ready: bytes) -> None:
@@ -150,7 +150,7 @@ class EncodedUnit:
         self._texts = {"captions": 0, "cut": 0}
 
     def ready(self, picture: Picture) -> np.ndarray:
-        """The picture in its shape, uint8."""
+        """Brings the picture to its shape, uint8."""
         return images.fit(picture.image, nearest(self._plan.shapes, *picture.image.size))
 
     def add(self, record: Record, ready: np.ndarray) -> None:
@@ -216,7 +216,7 @@ class EncodedUnit:
 
 
 def latent_moments(facts: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over units, (Z,) float32 each."""
+    """Computes mean and standard deviation of each channel over units, (Z,) float32 each."""
     pixels = sum(fact["pixels"] for fact in facts)
     first, second = sum(np.array(fact["moments"]) for fact in facts) / pixels
     return first.astype(np.float32), np.sqrt(np.maximum(second - first**2, 1e-12)).astype(np.float32)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 
@@ -56,8 +56,8 @@ class Work:
     def run(self, progress: bool) -> str | None:
         """Makes this process's share of the units that are not done yet; how fast, where that can be told."""
         if processes.is_first():
-            self._place.take_back(self._most)
-        processes.wait("units are taken back")
+            self._place.discard_refused(self._most)
+        processes.wait("units that were refused are discarded")
         done = self._place.units.finished()
         processes.wait("all know what is done")
         left = [unit for unit in range(len(self._shards)) if unit not in done]
@@ -132,9 +132,9 @@ class Work:
                 yield from map(_line, count.skipped)
 
             why = finishing.explain(self._place, self._source, lines, dict(counts.most_common()), asked=False)
-            self._refuse(f"{self._faults:,} of the first {total:,}", why)
+            self._fail(f"{self._faults:,} of the first {total:,}", why)
 
-    def _refuse(self, share: str, why: str) -> None:
+    def _fail(self, share: str, why: str) -> NoReturn:
         raise UserError(
             f"source {self._source.name}: {share} examples cannot be used, more than "
             f"max_skipped_share={self._most:g}:{why}\nMend them, or raise max_skipped_share."
@@ -152,9 +152,9 @@ class Work:
         faults = sum(finish.counts.faults.values())
         total = faults + sum(finish.kept.values())
         if faults > self._most * total:
-            self._place.refuse(self._most, finish.faulty)
+            self._place.note_refused(self._most, finish.faulty)
             about = "about " if finish.counts.guessed else ""
-            self._refuse(f"{about}{faults:,} of {about}{total:,}", finish.explain(asked=False))
+            self._fail(f"{about}{faults:,} of {about}{total:,}", finish.explain(asked=False))
         if self._encoding is None:
             return finish.write(plan, given, vocab_size)
         text_BTM, mask_BT = self._encoding.encoders.texts([""])

@@ -49,16 +49,16 @@ class Workplace:
         self._held.check()
         self.units.write(unit, facts, counts, lines)
 
-    def refuse(self, share: float, numbers: Sequence[int]) -> None:
+    def note_refused(self, share: float, numbers: Sequence[int]) -> None:
         """Notes units with faults, which were too many for a share."""
         self._write(self._base / plans.REFUSED, json.dumps(json_file.seal({"share": share, "units": list(numbers)})))
 
-    def take_back(self, share: float) -> None:
-        """Forgets units that were refused: they may be mended by now. A larger share takes them as they are."""
-        refused = plans.refused(self._base)
+    def discard_refused(self, share: float) -> None:
+        """Discards units that were refused: they may be mended by now. A larger share takes them as they are."""
+        refused = plans.read_refusal(self._base)
         if refused is not None and share <= refused.share:
             for unit in refused.units:
-                self.units.forget(unit)
+                self.units.discard(unit)
         (self._base / plans.REFUSED).unlink(missing_ok=True)
 
     def explain(self, lines: Iterable[str]) -> epath.Path:
@@ -85,7 +85,7 @@ class Workplace:
             )
 
     def scratch(self, name: str) -> Path:
-        """A path on this machine to write the file `name` to, before `put` brings it to its place."""
+        """Gives a path on this machine to write the file `name` to, before `put` brings it to its place."""
         return self._scratch / name
 
     def put(self, path: Path) -> None:
@@ -123,7 +123,7 @@ def opened(
     mark: str = "",
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Workplace | None]:
-    """The workplace of the data set `out`; when the context ends without an error, the set takes its place.
+    """Opens the workplace of the data set `out`; when the context ends without an error, the set takes its place.
 
     All processes enter it; what it holds they must share. While another run makes the same set, this one waits.
 
@@ -166,12 +166,12 @@ def opened(
             if processes.is_first():
                 if not paths.is_remote(place):
                     stack.callback(_leave, Path(base), place)
-                    ownership.put_back(Path(base) / _REPLACED, place)
+                    ownership.restore(Path(base) / _REPLACED, place)
                 elif (base / _WHOLE).exists():
                     _remove(base)
                 made = bool(mark) and mark == _mark(place) and (not overwrite or mark != before)
                 if not made:
-                    ownership.refuse_taken(place, overwrite)
+                    ownership.check_free(place, overwrite)
                     _begin(place, base, files, plan, pieces)
         if processes.everywhere(made or not processes.is_first()):
             yield None
@@ -186,7 +186,7 @@ def opened(
                 if not ownership.is_free(place):
                     Path(place).rename(Path(base) / _REPLACED)
                 Path(files).rename(place)
-                ownership.put_back(Path(base) / _REPLACED, place)
+                ownership.restore(Path(base) / _REPLACED, place)
             else:
                 (base / _WHOLE).write_text("")
             _remove(base)
@@ -220,7 +220,7 @@ def _begin(
                 return
             done = unit_notes.finished(base / _UNITS)
             if done and any(path.name != INCOMPLETE for path in files.iterdir()):  # some with records
-                plans.refuse_other(base, old, new, pieces, done)
+                plans.check_same(base, old, new, pieces, done)
     elif not (base / _CLEARING).exists() and (unknown := _names(base)):
         raise UserError(f"{base} holds {', '.join(unknown[:5])}, which no preparation left there; move that away first")
     base.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def _remove(base: epath.Path) -> None:
 
 def _leave(base: Path, place: epath.Path) -> None:
     """After a failure, and after success: clears the folder if nothing in it is worth keeping."""
-    ownership.put_back(base / _REPLACED, place)
+    ownership.restore(base / _REPLACED, place)
     finished = any((base / _UNITS).glob("*.json")) and (base / _SET).exists()
     if (base / _PLAN).exists() and not finished and not (base / SKIPPED).exists():
         _remove(epath.Path(base))

@@ -25,7 +25,7 @@ def test_what_was_written_is_read(notes, tmp_path):
     assert again.finished() == {3, 12}
     assert again.lines(3) == LINES and again.lines(12) == []
     assert again.facts(3) == FACTS | {"counts": COUNTS}
-    notes.forget(3)
+    notes.discard(3)
     assert notes.finished() == {12}
 
 

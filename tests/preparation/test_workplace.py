@@ -134,7 +134,7 @@ def test_a_workplace_keeps_what_units_are_told(tmp_path):
         assert place.units.facts(3) == {"files": {"\u00e9": {"records": 1}}, "counts": counts.facts()}
         assert place.units.facts(12) == {"files": {}, "counts": UnitCount().facts()}
         assert place.units.lines(3) == lines and place.units.lines(12) == []
-        place.units.forget(3)
+        place.units.discard(3)
         assert place.units.finished() == {12}
         assert not place.scratch("data").exists()
     assert {path.name: path.read_text() for path in (tmp_path / "set").iterdir()} == {"data": "half", "small": "bytes"}
@@ -341,7 +341,7 @@ def test_a_mount_point_is_refused_before_anything_is_made(tmp_path, counting):
     (tmp_path / "link").symlink_to("/proc")  # mounted on every Linux
     source = counting()
     with pytest.raises(UserError, match=r"^/proc is where a disk is mounted.*name a folder in it, such as /proc/data"):
-        ownership.refuse_taken(tmp_path / "link", overwrite=True)
+        ownership.check_free(tmp_path / "link", overwrite=True)
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"is where a disk is mounted"):
             write(source, "/proc", overwrite=overwrite)
@@ -361,7 +361,7 @@ def test_folders_of_the_same_disk_that_are_mounted_are_seen(tmp_path, monkeypatc
 
         monkeypatch.setattr(Path, "read_text", mounts)
         with pytest.raises(UserError, match="mounted") if refused else contextlib.nullcontext():
-            ownership.refuse_taken(place, overwrite=False)
+            ownership.check_free(place, overwrite=False)
 
 
 def test_leftovers_are_cleared_and_what_is_not_ours_stays(tmp_path, counting):

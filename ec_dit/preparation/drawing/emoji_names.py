@@ -84,7 +84,7 @@ class Glyph:
 
 
 def all_glyphs() -> list[Glyph]:
-    """Every fully qualified sequence, ordered by code points. UserError without the emoji package."""
+    """Gives every fully qualified sequence, ordered by code points. UserError without the emoji package."""
     try:
         package = importlib.import_module("emoji")
     except ImportError as error:

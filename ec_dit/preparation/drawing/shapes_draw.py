@@ -67,14 +67,14 @@ class Thing:
     size: float
 
     def box(self) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the outline, in pixels."""
+        """Gives (left, top, right, bottom) of the outline, in pixels."""
         low = OUTLINES[self.shape].min(axis=0) * self.size / 2.0
         high = OUTLINES[self.shape].max(axis=0) * self.size / 2.0
         return (self.x + float(low[0]), self.y + float(low[1]), self.x + float(high[0]), self.y + float(high[1]))
 
 
 def coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Share of each pixel that a polygon covers, [height, width] in [0, 1]; `points` are (x, y) in pixels."""
+    """Computes the share of each pixel that a polygon covers, [height, width] in [0, 1]; `points` are (x, y) in pixels."""
     canvas = Image.new("L", (width * _SUPERSAMPLE, height * _SUPERSAMPLE), 0)
     # Pillow paints every sample that the outline touches; half a sample back puts its centres on the grid.
     corners = [(float(x) * _SUPERSAMPLE - 0.5, float(y) * _SUPERSAMPLE - 0.5) for x, y in points]
@@ -84,7 +84,7 @@ def coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def draw_ground(image_size: int, ground: str, rng: np.random.Generator) -> np.ndarray:
-    """Ground as float RGB [Y, X, 3] in 0..255: one warm white, or a random pale pattern."""
+    """Draws a ground as float RGB [Y, X, 3] in 0..255: one warm white, or a random pale pattern."""
     if ground == "plain":
         return np.broadcast_to(np.array(_PLAIN), (image_size, image_size, 3)).copy()
     first, second = rng.uniform(205.0, 250.0, 2)

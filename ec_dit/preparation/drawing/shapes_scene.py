@@ -103,7 +103,7 @@ class ShapesOptions:
                 raise UserError(f"shapes: {message}.")
 
     def held_out(self) -> frozenset[tuple[str, str]]:
-        """(colour, shape) pairs that training never draws: one colour for each shape."""
+        """Lists the (colour, shape) pairs that training never draws: one colour for each shape."""
         return frozenset((self.colors[i % len(self.colors)], shape) for i, shape in enumerate(self.shapes))
 
 
@@ -158,7 +158,7 @@ def sample_requirement(options: ShapesOptions, task: str, novel: bool, rng: np.r
 
 
 def stands(relation: str, first: Sequence[float], second: Sequence[float], ratio: float = 1.0) -> bool:
-    """Whether centre `first` (x, y) stands left of, ... `second`, by `ratio` times more than it stands aside."""
+    """Tells whether centre `first` (x, y) stands left of, ... `second`, by `ratio` times more than it stands aside."""
     x, y = second[0] - first[0], second[1] - first[1]
     ahead, aside = {"left": (x, y), "right": (-x, y), "above": (y, x), "below": (-y, x)}[relation]
     return bool(ahead > ratio * abs(aside))
@@ -207,7 +207,7 @@ def place(options: ShapesOptions, requirement: Mapping[str, Any], rng: np.random
 
 
 def for_validation(options: ShapesOptions, things: Sequence[Thing]) -> bool:
-    """Whether a scene belongs to `validation`, not to `train`, by its objects and the cells their centres lie in.
+    """Tells whether a scene belongs to `validation`, not to `train`, by its objects and the cells their centres lie in.
 
     A cell and its mirror image are one place, as training may mirror. The objects' hash shifts the sum of their places:
     with n places (8 on a 4 x 4 grid) one scene in min(n, 16) does, and each object alone has a place where it does.

@@ -36,7 +36,7 @@ class TooLarge(Unusable):
 
 
 def within(root: epath.Path, name: str) -> str:
-    """The name, relative to the folder `root`, that the data gives a file.
+    """Checks the name, relative to the folder `root`, that the data gives a file.
 
     Raises:
         Unusable: it is a URL, or a path that leads elsewhere.
@@ -52,7 +52,7 @@ def within(root: epath.Path, name: str) -> str:
 
 
 def read_file(root: epath.Path, name: str, limit: int, head: bool = False) -> bytes:
-    """The bytes of a file whose name, relative to the folder `root`, the data gives.
+    """Reads a file whose name, relative to the folder `root`, the data gives.
 
     Args:
         head: gives the first `limit` bytes, of a file of any size.
@@ -87,12 +87,12 @@ def read_file(root: epath.Path, name: str, limit: int, head: bool = False) -> by
 
 
 def is_its_own(error: OSError) -> bool:
-    """Whether a file or folder of a disk cannot be read for what it is, and not because the disk fails."""
+    """Tells whether a file or folder of a disk cannot be read for what it is, and not because the disk fails."""
     return error.errno in _ITS_OWN
 
 
 def no_file(path: epath.Path) -> str | None:
-    """What lies on a disk where a file should be, such as 'folder'; opening a pipe would wait for ever.
+    """Tells what lies on a disk where a file should be, such as 'folder'; opening a pipe would wait for ever.
 
     None for a file, for nothing at all, and in a bucket.
     """
@@ -107,7 +107,7 @@ def no_file(path: epath.Path) -> str | None:
 
 @contextlib.contextmanager
 def reading(kind: str, path: epath.Path) -> Iterator[None]:
-    """A context for reading a file of a source of that kind, in which the errors of disks and networks get its name.
+    """Gives errors of disks and networks the name of the file that is read in this context, for a source of that kind.
 
     They are no damage of the file. That it is missing, or no gzip, passes as it is.
 
@@ -123,12 +123,12 @@ def reading(kind: str, path: epath.Path) -> Iterator[None]:
 
 
 def a_url(text: str) -> Unusable:
-    """The reason to leave out a picture that is somewhere in the web."""
+    """Gives the reason to leave out a picture that is somewhere in the web."""
     return Unusable(f"a URL and no picture: {text.strip()[:200]!r}; download the pictures first, as img2dataset does")
 
 
 def check_size(size: int, limit: int) -> None:
-    """TooLarge where that is more than may be read."""
+    """Raises TooLarge where that is more than may be read."""
     if size > limit:
         raise TooLarge(f"too large: {size:,} bytes, at most {limit:,} are read")
 

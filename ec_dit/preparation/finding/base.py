@@ -66,15 +66,15 @@ class FoundSource:
         self._became: dict[str, str] = {}
 
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits, 'train' first."""
+        """Lists the splits, 'train' first."""
         return TRAIN, VALIDATION
 
     def published(self) -> Mapping[str, str]:
-        """What became of the splits it was published with, by their names."""
+        """Tells what became of the splits it was published with, by their names."""
         return self._became
 
     def unread(self) -> Mapping[str, int]:
-        """How many things of each kind lie beside the examples and are not read."""
+        """Counts what lies beside the examples and are not read."""
         return dict(self._unread.most_common())
 
     def _published(self, published: Iterable[str | None], chosen: bool, path: str) -> Splits:
@@ -126,5 +126,5 @@ class FoundSource:
 
 
 def numbered(name: str, times: int) -> str:
-    """The id of an example whose name came up for the `times`-th time."""
+    """Gives the id of an example whose name came up for the `times`-th time."""
     return name if times == 1 else f"{name}#{times}"

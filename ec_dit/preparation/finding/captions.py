@@ -18,7 +18,7 @@ _SIDED = re.compile(rf"\b({'|'.join(_SIDES + _WRITING)})\b|[0-9\"“”]", re.IG
 
 
 def may_mirror(caption: str) -> bool:
-    """Whether a caption stays true, as far as its words tell, when its image is mirrored left to right.
+    """Tells whether a caption stays true, as far as its words tell, when its image is mirrored left to right.
 
     False where it names a side or a direction, or speaks of writing, which mirroring would make unreadable.
     """

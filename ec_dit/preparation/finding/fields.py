@@ -16,7 +16,7 @@ _NO_FACTS = ("caption", "exif")  # A second copy of the text; a long list that n
 
 
 def caption_weights(kind: str, specs: tuple[str, ...]) -> dict[str, float]:
-    """{key: weight} of texts 'KEY' and 'KEY=WEIGHT'. UserError where one is neither."""
+    """Parses {key: weight} from texts 'KEY' and 'KEY=WEIGHT'. UserError where one is neither."""
     weights: dict[str, float] = {}
     for spec in specs:
         key, text = spec.rsplit("=", 1) if "=" in spec else (spec, "1")
@@ -37,7 +37,7 @@ def caption_weights(kind: str, specs: tuple[str, ...]) -> dict[str, float]:
 def choose_captions(
     keys: Mapping[str, float], fields: Mapping[str, Any], beside: Iterable[str] = ()
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The different captions of an example and how often to take each, () for all alike.
+    """Picks the different captions of an example and how often to take each, () for all alike.
 
     Args:
         beside: keys of what was not read and might have been, for the message.
@@ -68,7 +68,7 @@ def choose_captions(
 
 
 def at(fields: Any, path: str) -> Any:
-    """The value at a path such as 'captions.text'; of each, where there is a list on the way. None where there is none.
+    """Looks up the value at a path such as 'captions.text'; of each, where there is a list on the way. None where there is none.
 
     A key that holds dots itself goes before what they would lead to.
     """
@@ -84,7 +84,7 @@ def at(fields: Any, path: str) -> Any:
 
 
 def names(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The paths to all values that are there, those of nested mappings included."""
+    """Yields the paths to all values that are there, those of nested mappings included."""
     for key, value in fields.items():
         items = value if isinstance(value, list | tuple) else [value]
         nested = next((each for each in items if isinstance(each, Mapping)), None)
@@ -95,7 +95,7 @@ def names(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def lacking(wanted: Iterable[str], known: Iterable[str]) -> str:
-    """That none of the `wanted` names is there, what is instead, and the name that was meant, perhaps."""
+    """Says that none of the `wanted` names is there, what is instead, and the name that was meant, perhaps."""
     known, wanted = [name for name in dict.fromkeys(known) if len(name) < 100], list(wanted)
     guess = next(filter(None, (did_you_mean(name, known) for name in wanted)), "")
     shown = ", ".join(known[:_SHOWN])
@@ -121,7 +121,7 @@ def _is_blank(text: Any) -> bool:
 
 
 def clean(text: Any) -> str:
-    """A caption on one line, spaces single. Unusable where it is no text or says nothing."""
+    """Brings a caption on one line, spaces single. Unusable where it is no text or says nothing."""
     if isinstance(text, bytes):
         if kind := kinds.no_text(text):
             raise Unusable(f"not a caption: {kind}")
@@ -137,7 +137,7 @@ def clean(text: Any) -> str:
 
 
 def facts(fields: Mapping[str, Any], captions: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """The short texts and the numbers among `fields`, but the captions: what is sound JSON.
+    """Gives the short texts and the numbers among `fields`, but the captions: what is sound JSON.
 
     What lies in a mapping within has the name 'outer.inner'.
     """

@@ -42,7 +42,7 @@ class Example:
 
 
 def examples(tar: Tar, image: str | None, captions: tuple[str, ...]) -> Iterator[Example]:
-    """The examples of a tar in its order; without parts, the keys of which nothing is known.
+    """Yields the examples of a tar in its order; without parts, the keys of which nothing is known.
 
     Args:
         image: suffix of the image; None takes the first part that is a picture.
@@ -93,7 +93,7 @@ class _Names:
         self._texts = {name.lower(): name for name in (*_TEXTS, *captions)}
 
     def place(self, name: str) -> _Place | None:
-        """Where a file belongs by its name; None where it is hidden."""
+        """Tells where a file belongs by its name; None where it is hidden."""
         folder, slash, last = name.removeprefix("./").rpartition("/")
         words = last.split(".")
         if not words[0]:
@@ -108,7 +108,7 @@ class _Names:
         return _Place(keys[0], keys[0], suffixes[0])
 
     def place_by_content(self, name: str, place: _Place, head: bytes) -> _Place:
-        """Where a file belongs whose name tells nothing: what is a picture ends its key at the last dot."""
+        """Tells where a file belongs whose name tells nothing: what is a picture ends its key at the last dot."""
         if not self._sniffs or not kinds.is_picture(head):
             return place
         whole = name.removeprefix("./")
@@ -127,7 +127,7 @@ class _Group:
         self._done: list[Example] = []
 
     def example(self, place: _Place) -> Example:
-        """The example that a file belongs to."""
+        """Gives the example that a file belongs to."""
         self._enter(place.base)
         if place.key == place.base:
             if self._plain and place.suffix in self._plain.parts:
@@ -165,7 +165,7 @@ class _Group:
         return self._dotted
 
     def finished(self) -> Iterator[Example]:
-        """Those that are whole."""
+        """Yields those that are whole."""
         done, self._done = self._done, []
         return iter(done)
 

@@ -59,7 +59,7 @@ _URL = re.compile(rb"[a-z][a-z0-9+.-]{1,9}://[^\s\0-\x1f]+\s*", re.IGNORECASE)
 
 
 def name(head: bytes) -> str | None:
-    """What the file is that begins with these bytes, such as 'an HTML page'; None for a picture and for what is unknown."""
+    """Names the file that begins with these bytes, such as 'an HTML page'; None for a picture and for what is unknown."""
     head = head[:HEAD]
     if is_picture(head):
         return None
@@ -67,13 +67,13 @@ def name(head: bytes) -> str | None:
 
 
 def no_text(head: bytes) -> str | None:
-    """What a file is that should be a text or a table of lines; None where it may be one."""
+    """Names a file that should be a text or a table of lines; None where it may be one."""
     kind = name(head)
     return None if kind in (_JSON, _EMPTY) else kind
 
 
 def parsed(text: bytes) -> Any:
-    """What a JSON text holds. Unusable where it is damaged."""
+    """Parses a JSON text. Unusable where it is damaged."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -83,7 +83,7 @@ def parsed(text: bytes) -> Any:
 
 
 def picture(data: bytes) -> bytes:
-    """The bytes of a picture, given themselves or as base64 text.
+    """Gives the bytes of a picture, which come themselves or as base64 text.
 
     What is unknown passes, for the decoder to refuse.
 
@@ -102,7 +102,7 @@ def picture(data: bytes) -> bytes:
 
 
 def from_base64(text: bytes) -> bytes | None:
-    """The picture that a base64 text stands for; None where it is no such text, but may be a path.
+    """Decodes the picture that a base64 text stands for; None where it is no such text, but may be a path.
 
     Raises:
         Unusable: it is too long for a path, and is damaged or stands for something else that is known.

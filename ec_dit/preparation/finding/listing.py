@@ -37,7 +37,7 @@ class Listing(NamedTuple):
 
 
 def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
-    """The files that an option `path` means.
+    """Lists the files that an option `path` means.
 
     Args:
         path: a folder, searched recursively for the `endings`; a file; or a pattern with *, ? and {00..99} or {a,b}.
@@ -78,25 +78,25 @@ def find_files(kind: str, path: str, endings: tuple[str, ...]) -> Listing:
 
 
 def ending(name: str) -> str:
-    """What a name ends with, such as '.xyz'."""
+    """Gives what a name ends with, such as '.xyz'."""
     suffix = PurePosixPath(name).suffix.lower()
     return printable(suffix) if 1 < len(suffix) <= 12 else "file without an ending"
 
 
 def told(unread: Counter[str]) -> str:
-    """How many there are of each kind, for a message: '6 x .xyz, 1 x .abc'."""
+    """Says how many there are of each kind, for a message: '6 x .xyz, 1 x .abc'."""
     return ", ".join(f"{count} x {kind}" for kind, count in unread.most_common(10))
 
 
 def is_link(folder: epath.Path) -> bool:
-    """Whether a folder of a disk is a link."""
+    """Tells whether a folder of a disk is a link."""
     return not paths.is_remote(folder) and Path(folder).is_symlink()
 
 
 def walk(
     top: epath.Path, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """os.walk, on a disk or in a bucket, with folders relative to `top`; passes over what is hidden.
+    """Walks as os.walk does, on a disk or in a bucket, with folders relative to `top`; passes over what is hidden.
 
     Args:
         on_error: given what reading a folder of a disk raised; from a bucket that is raised.
@@ -117,7 +117,11 @@ def walk(
 
 
 def shut(kind: str, unread: Counter[str]) -> Callable[[OSError], None]:
-    """An `on_error` of `walk` for a source of that kind: counts folders that may not be read; UserError where the disk fails."""
+    """Makes an `on_error` of `walk` for a source of that kind: counts folders that may not be read.
+
+    Raises:
+        UserError: from it, where the disk fails.
+    """
 
     def note(error: OSError) -> None:
         if not access.is_its_own(error):
@@ -146,7 +150,7 @@ def _matching(kind: str, root: epath.Path, pattern: str) -> Iterator[str]:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """The names that a pattern with {00..99} and {a,b} stands for."""
+    """Yields the names that a pattern with {00..99} and {a,b} stands for."""
     group = re.search(r"\{([^{}]*)\}", pattern)
     if not group:
         yield pattern

@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
 
 def lines(root: epath.Path, name: str) -> Iterator[Line]:
-    """The lines of the file `name`, empty ones left out; no longer one is read whole than a text may be.
+    """Yields the lines of the file `name`, empty ones left out; no longer one is read whole than a text may be.
 
     Raises:
         UserError: it cannot be read.

@@ -18,17 +18,17 @@ _BETWEEN = re.compile(r"[-._ 0-9]+")
 
 
 def of_shard(name: str) -> str | None:
-    """The published split that a file of many examples is of, by a word in its path such as 'data/test-00000-of-00002.tar'."""
+    """Names the published split that a file of many examples is of, by a word in its path: data/test-00000-of-00002.tar."""
     return _first(word for part in name.lower().split("/") for word in _BETWEEN.split(part))
 
 
 def of_picture(name: str) -> str | None:
-    """The published split that a picture is of, by a folder such as 'val2017'; its own name tells nothing."""
+    """Names the published split that a picture is of, by a folder such as 'val2017'; its own name tells nothing."""
     return _first(part.strip("-._ 0123456789") for part in name.lower().split("/")[:-1])
 
 
 def kept_as(split: str, holds_out: bool) -> str:
-    """What a report says of a published split that is kept."""
+    """Words what a report says of a published split that is kept."""
     return f"kept as {split}{', but for a share that is held out' if holds_out else ''}"
 
 
@@ -92,11 +92,11 @@ class Splits:
         return kept_as(VALIDATION if name in self._validation else TRAIN, self.holds_out)
 
     def reads(self, published: str | None) -> bool:
-        """Whether a split is read at all."""
+        """Tells whether a split is read at all."""
         return (published or TRAIN) not in self.left_out
 
     def kept_as(self, published: str | None) -> str | None:
-        """The split of records that a published one becomes; None where a share of it is held out."""
+        """Gives the split of records that a published one becomes; None where a share of it is held out."""
         if (published or TRAIN) in self._validation:
             return VALIDATION
         return None if self.holds_out else TRAIN

@@ -59,7 +59,7 @@ class Tar:
             raise Unusable("not a tar: an empty file")
 
     def members(self) -> Iterator[Member]:
-        """All but the folders, those of archives that were appended to the first among them.
+        """Yields all but the folders, those of archives that were appended to the first among them.
 
         Raises:
             DAMAGE: the archive is damaged or cut short.
@@ -95,7 +95,7 @@ class Tar:
             block = self._exactly(_BLOCK)
 
     def read(self, size: int) -> bytes:
-        """The next bytes of the member, which has so many left."""
+        """Reads the next bytes of the member, which has so many left."""
         data = self._exactly(size)
         self._left -= size
         return data
@@ -155,7 +155,7 @@ class _Again:
         self._first, self._file = first, file
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, as few as come at once."""
+        """Reads the next bytes, as few as come at once."""
         if self._first:
             data, self._first = self._first, b""
             if 0 <= size < len(data):
@@ -178,7 +178,7 @@ class _Zstd:
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
     def read(self, size: int) -> bytes:
-        """So many bytes, or fewer at the end."""
+        """Reads so many bytes, or fewer at the end."""
         try:
             return self._stream.read(size)
         except OSError as error:

@@ -60,19 +60,19 @@ class EmojiSource:
         self._shards = ranges(len(self._glyphs))
 
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits, 'train' first."""
+        """Lists the splits, 'train' first."""
         return _SPLITS
 
     def published(self) -> Mapping[str, str]:
-        """What became of the splits it was published with, by their names; of one that has none, nothing."""
+        """Tells what became of the splits it was published with, by their names; of one that has none, nothing."""
         return {}
 
     def unread(self) -> Mapping[str, int]:
-        """Nothing: it is drawn."""
+        """Counts nothing: it is drawn."""
         return {}
 
     def shards(self) -> Sequence[Shard]:
-        """Stretches of the sequences, ordered by split and code points."""
+        """Lists stretches of the sequences, ordered by split and code points."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
@@ -93,7 +93,7 @@ SOURCE = Kind(EmojiSource, EmojiOptions)
 
 
 def find_font(path: str | None = None) -> Path:
-    """The font file to draw with: `path`, or the first known colour emoji font that is installed.
+    """Finds the font file to draw with: `path`, or the first known colour emoji font that is installed.
 
     Raises:
         UserError: `path` is no file, or no such font is installed.
@@ -135,7 +135,7 @@ class _Pen:
             raise UserError(f"emoji: {path} draws no colour emoji; pass another --font")
 
     def draw(self, glyph: Glyph) -> Image.Image:
-        """The glyph on white. Raises _NotDrawnError where the font draws nothing, several glyphs or a simpler one."""
+        """Draws a glyph on white. Raises _NotDrawnError where the font draws nothing, several glyphs or a simpler one."""
         if self._font.getlength(glyph.text) > 1.25 * self._advance:
             raise _NotDrawnError("the font draws several glyphs, not one")
         cell = self._render(glyph.text)

@@ -40,19 +40,19 @@ class ShapesSource:
         self._shards = [shard for split in _SPLITS for shard in ranges(self.size(split), name=f"{split} ")]
 
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits, 'train' first."""
+        """Lists the splits, 'train' first."""
         return _SPLITS
 
     def published(self) -> Mapping[str, str]:
-        """What became of the splits it was published with, by their names; of one that has none, nothing."""
+        """Tells what became of the splits it was published with, by their names; of one that has none, nothing."""
         return {}
 
     def unread(self) -> Mapping[str, int]:
-        """Nothing: it is drawn."""
+        """Counts nothing: it is drawn."""
         return {}
 
     def size(self, split: str) -> int:
-        """Number of examples in a split. Raises UserError for a split that does not exist."""
+        """Counts the examples in a split. Raises UserError for a split that does not exist."""
         if split not in _SPLITS:
             raise UserError(f"shapes has no split {split!r}; choose one of {_SPLITS}.")
         return int(getattr(self.options, split))
@@ -90,7 +90,7 @@ class ShapesSource:
         )
 
     def shards(self) -> Sequence[Shard]:
-        """Stretches of each split."""
+        """Lists stretches of each split."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record]:

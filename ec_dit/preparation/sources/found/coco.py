@@ -64,7 +64,7 @@ class CocoSource(base.FoundSource):
         self._shards = ranges(len(self._entries), entries=[entry.id for entry in self._entries])
 
     def shards(self) -> Sequence[Shard]:
-        """Stretches of the images in the order of their ids."""
+        """Lists stretches of the images in the order of their ids."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:

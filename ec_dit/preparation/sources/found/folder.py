@@ -85,7 +85,7 @@ class FolderSource(base.FoundSource):
             raise UserError(f"folder: no images in {self._root} or its subfolders{there}")
 
     def shards(self) -> Sequence[Shard]:
-        """Stretches of the images in the order of paths."""
+        """Lists stretches of the images in the order of paths."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:

@@ -95,7 +95,7 @@ class ParquetSource(base.FoundSource):
         self._shards = [Shard(group.name, group.rows) for group in self._groups]
 
     def shards(self) -> Sequence[Shard]:
-        """One for each row group, and for each file that cannot be used."""
+        """Lists one for each row group, and for each file that cannot be used."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:

@@ -77,7 +77,7 @@ class TfdsSource(base.FoundSource):
         self._shards = [shard for split, data in self._data.items() for shard in ranges(len(data), name=f"{split} ")]
 
     def shards(self) -> Sequence[Shard]:
-        """Stretches of each split."""
+        """Lists stretches of each split."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:

@@ -52,7 +52,7 @@ class WebdatasetSource(base.FoundSource):
         self._shards = [Shard(tar) for tar in self._tars]
 
     def shards(self) -> Sequence[Shard]:
-        """One for each tar."""
+        """Lists one for each tar."""
         return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
