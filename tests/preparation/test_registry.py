@@ -1,10 +1,21 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.preparation import registry
 from ec_dit.preparation.source import Kind, everything
+
+
+def test_every_module_of_the_folder_is_a_source_of_its_name():
+    folder = Path(registry.__file__).parent / "sources"
+    for kind, names in (("drawn", registry.DRAWN), ("found", registry.FOUND)):
+        assert sorted(names) == sorted(path.stem for path in (folder / kind).glob("[!_]*.py"))
+    for name in registry.KINDS:
+        kind = registry._kind(name)
+        assert kind.make.name == name
+        assert dataclasses.is_dataclass(kind.options) and kind.options.__dataclass_params__.frozen
 
 
 def test_makes_sources_with_their_options():
