@@ -1,6 +1,7 @@
-"""Scores a run: python -m ec_dit.evaluate --workdir=DIR --suite=shapes [--novel].
+"""Scores a run: python -m ec_dit.evaluate --workdir=DIR --suite=shapes, or --suite=shapes:images_per_task=10,novel=true.
 
-Prints the table and leaves eval_<suite>.json and a contact sheet in the workdir.
+Prints the table and leaves eval_<suite>.json and a contact sheet in the workdir. After the colon stand options of the suite,
+as in the config key eval.suites.
 """
 
 import sys
@@ -12,9 +13,7 @@ from ec_dit import cli
 from ec_dit.core.errors import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("suite", "shapes", "What to score.", flag_values=FLAGS)
-flags.DEFINE_integer("images_per_task", None, "Images for each task.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_bool("novel", False, "shapes: prompts with attribute combinations never trained on.", flag_values=FLAGS)
+flags.DEFINE_string("suite", "shapes", "What to score: NAME, or NAME:OPTION=VALUE,OPTION=VALUE.", flag_values=FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
@@ -27,19 +26,16 @@ def work() -> None:
 
     from ec_dit.config import checks
     from ec_dit.core import settings
-    from ec_dit.runs import evaluation
+    from ec_dit.evaluators import registry
+    from ec_dit.runs.evaluation import Scorer
+    from ec_dit.runs.references import References
     from ec_dit.runs.workdir import Workdir
 
-    workdir = Workdir(FLAGS.workdir)
-    changes = settings.prefixed("mesh", cli.mesh_of(FLAGS))
-    if FLAGS.images_per_task is not None:
-        changes["eval.images_per_task"] = FLAGS.images_per_task
-    config = settings.changed(workdir.config(), changes)
+    suite, workdir = registry.parse(FLAGS.suite), Workdir(FLAGS.workdir)
+    config = settings.changed(workdir.config(), settings.prefixed("mesh", cli.mesh_of(FLAGS)))
     checks.validate(config)
     system, params, step = workdir.load(config, ema=FLAGS.ema, step=FLAGS.step)
-    evaluation.run(
-        FLAGS.suite, system, params, step, workdir, cli.say, seed=FLAGS.seed, novel=FLAGS.novel, ema=FLAGS.ema
-    )
+    Scorer(suite, References(system, workdir), cli.say)(params, step, seed=FLAGS.seed, ema=FLAGS.ema)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -101,8 +101,8 @@ def work() -> None:
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
     changes = _changes()
 
-    from ec_dit.runs import evaluation, loaded
-    from ec_dit.runs.pictures import PictureFolder
+    from ec_dit.runs import loaded
+    from ec_dit.runs.pictures import PictureFolder, describe
 
     out = PictureFolder(FLAGS.out, texts, FLAGS.num)
     if processes.is_first():
@@ -128,7 +128,7 @@ def work() -> None:
         "step": run.step,
         "weights": "ema" if FLAGS.ema else "params",
         "shape": "x".join(str(side * run.factor) for side in generator.shape_YXZ[:2]),
-        **evaluation.describe(run.system, generator.settings),
+        **describe(run.system, generator.settings),
         "cut": cut,
     }
     with out.writing(facts) as record, terminal.Progress("drawing", len(out.jobs), "images") as progress:

@@ -94,7 +94,9 @@ def test_killed_it_goes_on_and_keeps_its_metrics(bucket, local):
 def test_two_processes_evaluate_and_draw_from_a_bucket_into_it(bucket, remote):
     server, place = bucket
     several = {"devices": 2}
-    ends = runs.end(runs.call_several(place, "evaluate", 2, f"--workdir={RUN}", "--images_per_task=1", **several))
+    ends = runs.end(
+        runs.call_several(place, "evaluate", 2, f"--workdir={RUN}", "--suite=shapes:images_per_task=1", **several)
+    )
     assert [code for code, _ in ends] == [0, 0], ends
     out = f"--out={RUN}/samples"
     draw = (f"--workdir={RUN}", "--prompt=a red circle", "--num=2", "--steps=2", out)

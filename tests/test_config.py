@@ -88,8 +88,23 @@ def test_json_of_an_older_version_takes_new_defaults():
     back = config.from_json(json.dumps(old))
     assert back.objective.name == "denoise" and config.difference(back, changed(train__steps=7)) == []
     assert back.optimizer.eps == RunConfig().optimizer.eps
-    assert back.eval.images_per_task == 40
+    assert back.eval.suites == ()
     assert back.train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("saved", "suites"),
+    [
+        ({"suites": ["shapes"], "images_per_task": 7}, ("shapes:images_per_task=7",)),
+        ({"suites": [], "images_per_task": 40}, ()),
+        ({"suites": ["shapes"]}, ("shapes",)),
+    ],
+)
+def test_json_of_an_older_version_has_the_pictures_of_a_task_as_a_key(saved, suites):
+    old = json.loads(config.to_json(changed(data__source="shapes", text__encoder="tower"))) | {"eval": saved}
+    back = config.from_json(json.dumps(old))
+    assert back.eval.suites == suites
+    checks.validate(back)
 
 
 def test_difference_lists_what_must_not_change():

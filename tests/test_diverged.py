@@ -10,9 +10,9 @@ from PIL import Image
 
 from ec_dit import sample
 from ec_dit.core.stopping import StopSignal
-from ec_dit.evaluators.base import Evaluation
-from ec_dit.runs import evaluation
+from ec_dit.runs.evaluation import Scorer
 from ec_dit.runs.grid import SampleGrid
+from ec_dit.runs.references import References
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling import generator
 from ec_dit.system.painter import Painter
@@ -46,7 +46,7 @@ def test_they_are_grey_and_counted_and_the_rest_is_as_ever(diverging):
     assert not Painter(diverging).generator().warning
 
 
-def test_sample_grids_tell(diverging):
+def test_sample_grids_tell(diverging, tmp_path):
     said, sheets = [], []
 
     class Writer:
@@ -56,7 +56,7 @@ def test_sample_grids_tell(diverging):
     class State:
         ema = None
 
-    grid = SampleGrid(diverging, None, Writer(), StopSignal(), said.append)
+    grid = SampleGrid(References(diverging, Workdir(str(tmp_path))), Writer(), StopSignal(), said.append)
     for step in (10, 20):  # each of itself
         grid(step, State)
     assert len(sheets) == 2
@@ -65,17 +65,15 @@ def test_sample_grids_tell(diverging):
     ]
 
 
-def test_evaluation_tells(diverging, tmp_path, monkeypatch):
-    class Suite:
-        def run(self, generate, progress):
-            made = [image for _, batch in generate(PROMPTS, range(5)) for image in batch]
-            return Evaluation({"mean": 0.0}, "a table", Image.fromarray(made[0]))
-
-    monkeypatch.setattr(evaluation, "make_evaluator", lambda *_: Suite())
+def test_evaluation_tells(diverging, tmp_path):
     said = []
-    evaluation.run("shapes", diverging, None, 7, Workdir(str(tmp_path)), said.append)
-    assert any(line.startswith(TOLD) for line in said)
-    assert json.loads((tmp_path / "eval_shapes.json").read_text())["images_not_finite"] == 2
+    score = Scorer(
+        helpers.PlainSuite(prompts=tuple(PROMPTS)), References(diverging, Workdir(str(tmp_path))), said.append
+    )
+    for step in (7, 8):  # each of itself
+        score(None, step)
+        assert json.loads((tmp_path / "eval_helpers.json").read_text())["images_not_finite"] == 2
+    assert sum(line.startswith(TOLD) for line in said) == 2
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ec_dit import convert, evaluate, main, prepare, sample
 from ec_dit.core import lock, paths, processes
-from ec_dit.runs import evaluation
+from ec_dit.runs.evaluation import Scorer
 from ec_dit.train.metrics import read_metrics
 
 pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time
@@ -65,17 +65,18 @@ def test_what_was_cut_short_at_the_last_step_is_left_to_the_next_start(workdir, 
     """Its evaluation by SIGTERM, and validation and pictures by SIGKILL."""
     evaluated = []
 
-    def evaluate_until_told(suite, system, params, step, workdir, say, stop):
-        for batch in stop.between(range(2)):
-            evaluated.append((suite, step, batch))
+    def score_until_told(self, params, step):
+        for batch in self._stop.between(range(2)):
+            evaluated.append((self.suite.label, step, batch))
             if len(evaluated) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
+        return {"mean": 0.5}
 
-    monkeypatch.setattr(evaluation, "run", evaluate_until_told)
+    monkeypatch.setattr(Scorer, "__call__", score_until_told)
     arguments = [*four_steps(workdir.parent), "--config.eval.suites=('shapes',)"]
     assert main.main(arguments) == processes.STOPPED
     output = capsys.readouterr().out
-    assert "stopped by SIGTERM during suite shapes; step 4 is saved" in output
+    assert "stopped by SIGTERM after step 4 of 4, which is saved" in output
     assert "validation loss" not in output  # all of it is there
 
     picture, metrics = workdir / "images" / "samples_0000004.png", workdir / "metrics.jsonl"
@@ -88,6 +89,7 @@ def test_what_was_cut_short_at_the_last_step_is_left_to_the_next_start(workdir, 
     assert values.keys() == {f"validation_loss/{split}" for split in ("train", "validation", "novel")}
     assert validation(workdir) == [values]
     np.testing.assert_array_equal(pixels(picture), drawn)
+    assert main.main(arguments) == 0  # to which nothing is left
     assert evaluated == [("shapes", 4, 0), ("shapes", 4, 0), ("shapes", 4, 1)]
 
 
@@ -140,7 +142,7 @@ def test_sampling_another_shape(workdir, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_evaluation_writes_its_figures(workdir, capsys):
-    assert evaluate.main(["evaluate", f"--workdir={workdir}", "--images_per_task=2"]) == 0
+    assert evaluate.main(["evaluate", f"--workdir={workdir}", "--suite=shapes:images_per_task=2"]) == 0
     figures = json.loads((workdir / "eval_shapes.json").read_text())
     assert set(figures["tasks"]) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
     assert figures["n"] == 12
@@ -165,7 +167,11 @@ def test_evaluation_writes_its_figures(workdir, capsys):
         (main, [SMOKE, "--config.mesh.data=3", "--workdir=x"], "covers 3 devices, but 8 are here"),
         (main, [SMOKE, "--config.optimizer.name=moun", "--workdir=x"], "did you mean muon?"),
         (main, [SMOKE, "--config.optimizer.eps=nan", "--workdir=x"], "must be a finite number"),
-        (main, [SMOKE, "--config.eval.suites=('shape',)", "--workdir=x"], "suite 'shape' does not fit"),
+        (
+            main,
+            [SMOKE, "--config.eval.suites=('shape',)", "--workdir=x"],
+            "there is no suite 'shape' (did you mean shapes?)",
+        ),
         (main, [SMOKE, "--config.text.encoder=cached", "--workdir=x"], "needs 'tower'"),
         (main, ["--config", "configs/shape.py"], "did you mean configs/shapes.py"),
         (main, ["--config=configs"], "configs is a folder"),

@@ -178,7 +178,7 @@ def test_two_processes_draw_and_score_as_one(place, pair):
     for index in range(3):
         one, two = (pixels(place / name / f"00000_{index:04d}.png") for name in ("one", "two"))
         assert np.abs(one - two).max() <= 1
-    ends = runs.end(runs.call_several(place, "evaluate", 2, *common, "--images_per_task=1"))
+    ends = runs.end(runs.call_several(place, "evaluate", 2, *common, "--suite=shapes:images_per_task=1"))
     assert [code for code, _ in ends] == [0, 0], ends
     assert (workdir / "eval_shapes.json").exists()
     assert "mean" in ends[0][1] and "mean" not in ends[1][1]

@@ -6,12 +6,12 @@ import signal
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from ec_dit.core.stopping import Stopped, StopSignal
-from ec_dit.evaluators.base import Evaluation
-from ec_dit.runs import evaluation, feed, training
+from ec_dit.runs import feed, training
+from ec_dit.runs.evaluation import Scorer
 from ec_dit.runs.grid import SampleGrid
+from ec_dit.runs.references import References
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.generator import Generator
 from tests import helpers
@@ -54,25 +54,22 @@ def drawing(monkeypatch):
     return helpers.make_system(c, jax.devices()[:1]), batches
 
 
-def test_a_sample_grid_ends_between_two_batches(drawing):
+def test_a_sample_grid_ends_between_two_batches(drawing, tmp_path):
     system, batches = drawing
     with StopSignal() as stop:
-        grid = SampleGrid(system, None, Writer(), stop, print)
+        grid = SampleGrid(References(system, Workdir(str(tmp_path))), Writer(), stop, print)
         with pytest.raises(Stopped):
             grid(10, State)
     assert len(batches) == 1  # of three
 
 
-def test_a_suite_ends_between_two_batches(drawing, tmp_path, monkeypatch):
-    class Suite:
-        def run(self, generate, progress):
-            made = [image for _, batch in generate("abcdefghij", range(10)) for image in batch]
-            return Evaluation({"mean": 0.0}, "a table", Image.fromarray(made[0]))
-
+def test_a_suite_ends_between_two_batches(drawing, tmp_path):
     system, batches = drawing
-    monkeypatch.setattr(evaluation, "make_evaluator", lambda *_: Suite())
-    with StopSignal() as stop, pytest.raises(Stopped):
-        evaluation.run("shapes", system, None, 7, Workdir(str(tmp_path)), print, stop=stop)
+    with StopSignal() as stop:
+        suite = helpers.PlainSuite(prompts=tuple("abcdefghij"))
+        score = Scorer(suite, References(system, Workdir(str(tmp_path))), print, stop)
+        with pytest.raises(Stopped):
+            score(None, 7)
     assert len(batches) == 1
     assert not list(tmp_path.iterdir())
 

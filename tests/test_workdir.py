@@ -15,9 +15,10 @@ from ec_dit.core import digests
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import tokenizer as tokenizers
 from ec_dit.data.encoding import Encoding
+from ec_dit.evaluators import registry
 from ec_dit.preparation import vocabulary
 from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
-from ec_dit.runs import evaluation
+from ec_dit.runs.references import References
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system.model import make_system
 from tests import helpers
@@ -140,7 +141,7 @@ def test_a_file_put_there_by_others_is_none_of_the_run(workdir, made):
 def test_options_of_the_data_that_are_none_are_damage(workdir, report, reason):
     workdir.fill(helpers.tiny_config(), None, {"report": {"source": "shapes"} | report})
     with pytest.raises(DamageError, match=rf"data.json is damaged: {reason}"):
-        evaluation.make_evaluator("shapes", None, workdir)
+        registry.parse("shapes").make(References(None, workdir))
 
 
 def test_options_of_the_data_are_those_of_its_source(workdir):

@@ -18,6 +18,7 @@ from ec_dit.core.differences import differences
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.mesh import MeshSpec
 from ec_dit.core.settings import COUNT, Use, key, section, shown
+from ec_dit.evaluators.registry import EvalSpec
 from ec_dit.flow.processes import FlowSpec
 from ec_dit.models.spec import MEMORY, ModelSpec, MoESpec, TextSpec
 from ec_dit.objectives.registry import ObjectiveSpec
@@ -104,14 +105,6 @@ class LogSpec:
     prompts: tuple[str, ...] = key(
         (), "of the sample grids; () = captions of the validation split", check=_texts, resumable=True
     )
-
-
-@dataclass(frozen=True)
-class EvalSpec:
-    """The `eval` section."""
-
-    suites: tuple[str, ...] = key((), "run when training ends: shapes", check=_texts, resumable=True)
-    images_per_task: int = key(40, "of a suite", at_least=1, at_most=COUNT, resumable=True)
 
 
 @dataclass(frozen=True)
@@ -246,8 +239,19 @@ def from_tree(saved: Mapping[str, Any]) -> RunConfig:
             else:
                 raise ValueError(f"{whole} is {shown(value)}, but must be a section of keys")
 
-    fill(saved, "")
+    fill(_renewed(saved), "")
     return settings.assemble(RunConfig, values)
+
+
+def _renewed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Gives what an older version saved in the keys of this one: the pictures of a task were a key, and are a suite's option."""
+    part = saved.get("eval")
+    if not isinstance(part, Mapping) or "images_per_task" not in part:
+        return saved
+    kept = {name: value for name, value in part.items() if name != "images_per_task"}
+    if part.get("suites") == ["shapes"]:
+        kept["suites"] = [f"shapes:images_per_task={part['images_per_task']}"]
+    return {**saved, "eval": kept}
 
 
 def difference(old: RunConfig, new: RunConfig) -> list[str]:

@@ -8,6 +8,7 @@ from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import rounding, settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import shown
+from ec_dit.evaluators.registry import parse_all
 from ec_dit.flow.processes import PROCESSES
 from ec_dit.preparation import registry
 from ec_dit.sampling.samplers import SAMPLERS
@@ -94,11 +95,12 @@ def _validate_together(config: RunConfig) -> None:
         )
     if config.data.source in registry.DRAWN:
         check(config.text.encoder == "tower", "text.encoder", f"data.source '{config.data.source}' needs 'tower'")
-    for suite in config.eval.suites:
+    for suite in parse_all(config.eval.suites):
         check(
-            suite == config.data.source == "shapes",
+            not suite.sources or config.data.source in ("", *suite.sources),
             "eval.suites",
-            f"suite {shown(suite)} does not fit data.source {config.data.source!r}; there is 'shapes', for the shapes data",
+            f"suite {suite.label} scores models trained on the {' or '.join(suite.sources)} data, not on data.source "
+            f"{config.data.source!r}",
         )
     rounding.kept_tokens((size // patch) ** 2, config.flow.mask_ratio)
     if config.text.encoder == "tower":

@@ -1,10 +1,10 @@
-"""Runs an evaluation suite on a model and leaves its figures and pictures in the workdir."""
+"""Scores a model by a suite: makes it ready for the run, draws its pictures, and leaves figures and pictures in the workdir."""
 
-import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+import collections
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ec_dit.config import specs
@@ -13,104 +13,97 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.stopping import StopSignal
 from ec_dit.core.terminal import Progress
 from ec_dit.data import images
-from ec_dit.evaluators.base import Evaluation, Evaluator
-from ec_dit.evaluators.shapes import ShapesEvaluator
-from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
-from ec_dit.runs.workdir import Workdir
-from ec_dit.sampling.settings import SampleSettings
-from ec_dit.system.model import System
-from ec_dit.system.painter import Painter
-
-SUITES = ("shapes",)
+from ec_dit.evaluators.base import Evaluator, Figures, RunFacts, Suite
+from ec_dit.runs.pictures import describe
+from ec_dit.runs.references import References
 
 
-def run(
-    suite: str,
-    system: System,
-    params: Any,
-    step: int,
-    workdir: Workdir,
-    say: Callable[[str], None],
-    *,
-    seed: int = 0,
-    novel: bool = False,
-    ema: bool = True,
-    stop: StopSignal | None = None,
-) -> Evaluation:
-    """Generates, scores, prints the table, writes eval_<suite>.json and eval_<suite>.png.
+class Scorer:
+    """Scores the parameters of a run by one suite, as often as it is called.
+
+    Args:
+        references: of the run.
+        say: prints a line for people.
+        stop: asked between the batches of pictures; None: nobody stops it.
 
     Raises:
-        Stopped: between two batches, where `stop` says so.
-        UserError: for an unknown suite, or data that it does not fit.
+        UserError: the suite does not fit the run or its data, or what draws cannot be loaded.
     """
-    evaluator = make_evaluator(suite, system, workdir, novel)
-    settings = specs.sample_settings(system.config)
-    generator = Painter(system).generator(settings)
-    say(
-        f"suite {suite}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
-        f"NFE {settings.evaluations}"
-    )
 
-    def generate(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[tuple[slice, np.ndarray]]:
-        batches = generator.batches(params, prompts, indices, seed)
-        return batches if stop is None else stop.between(batches)
+    def __init__(
+        self,
+        suite: Suite,
+        references: References,
+        say: Callable[[str], None],
+        stop: StopSignal | None = None,
+    ):
+        self.suite = suite
+        self._say, self._stop = say, stop
+        self._system, self._workdir = references.system, references.workdir
+        self._evaluator = _make(suite, references)
+        references.read(self._evaluator.prompts)
+        self._settings = specs.sample_settings(self._system.config)
+        self._generator = references.painter.generator(self._settings)
 
-    with Progress(f"suite {suite}", None, "images", shown=processes.is_first()) as progress:
-        outcome = evaluator.run(generate, progress.reach)
-    name = suite + ("_novel" if novel else "")
-    figures = dict(outcome.figures) | {
-        "step": step,
-        "seed": seed,
-        "weights": "ema" if ema else "params",
-        "images_not_finite": generator.broken,
-        **describe(system, settings),
-    }
-    picture = workdir.path / f"eval_{name}.png"
-    if processes.is_first():
-        workdir.write_eval(name, figures)
-        picture.write_bytes(images.encode_png(outcome.sheet))
-    say(outcome.table)
-    if generator.warning:
-        say(generator.warning)
-    say(f"contact sheet: {picture}")
-    return outcome
+    def __call__(self, params: Any, step: int, *, seed: int = 0, ema: bool = True) -> Figures:
+        """Draws, scores, prints the table, and writes eval_<label>.json and eval_<label>.png; every process calls it.
 
+        Returns:
+            the figures; 'mean' is the headline.
 
-def make_evaluator(suite: str, system: System, workdir: Workdir, novel: bool = False) -> Evaluator:
-    """The suite by its name, with the prompts that fit the run's data.
-
-    Raises:
-        UserError: for an unknown suite, or data that it does not fit.
-    """
-    if suite not in SUITES:
-        raise UserError(f"there is no suite '{suite}'; choose one of {', '.join(SUITES)}.")
-    report = workdir.data_report()
-    if report.get("source") != "shapes":
-        raise UserError(
-            f"suite shapes scores models trained on the shapes data, not on {report.get('source', 'synthetic')}."
+        Raises:
+            Stopped: between two batches, where `stop` says so; nothing is written then.
+        """
+        settings, generator, label = self._settings, self._generator, self.suite.label
+        self._say(
+            f"suite {label}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
+            f"NFE {settings.evaluations}"
         )
-    options = workdir.data_options(ShapesOptions)
-    return ShapesEvaluator(options, system.config.eval.images_per_task, novel)
+        generator.made = generator.broken = 0
+        with contextlib.closing(self._draw(params, seed)) as drawn:  # of which a suite may leave the last ones
+            outcome = self._evaluator.score(drawn)
+        figures: Figures = {"mean": outcome.mean, **outcome.figures}
+        facts: dict[str, Any] = {"step": step, "seed": seed, "weights": "ema" if ema else "params"}
+        facts |= {"images_not_finite": generator.broken, **describe(self._system, settings)}
+        picture = self._workdir.path / f"eval_{label}.png"
+        if processes.is_first():
+            self._workdir.write_eval(label, {**figures, **facts})
+            picture.write_bytes(images.encode_png(outcome.sheet))
+        self._say(outcome.table)
+        if generator.warning:
+            self._say(generator.warning)
+        self._say(f"contact sheet: {picture}")
+        return figures
+
+    def _draw(self, params: Any, seed: int) -> Generator[np.ndarray, None, None]:
+        """Yields the pictures of the prompts."""
+        prompts = self._evaluator.prompts
+        batches = self._generator.batches(params, prompts, list(_repeats(prompts)), seed)
+        with Progress(f"suite {self.suite.label}", None, "images", shown=processes.is_first()) as progress:
+            for part, batch in batches if self._stop is None else self._stop.between(batches):
+                progress.reach(part.stop, len(prompts))
+                yield from batch
 
 
-def describe(system: System, settings: SampleSettings) -> dict[str, Any]:
-    """Every setting an image depends on, and the versions and devices that made it, for the files beside it."""
-    return {
-        "dtype": str(system.dtype),
-        "path": system.config.flow.path,
-        "prediction": settings.prediction,
-        "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
-        "mesh": dict(system.mesh.shape),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "nfe": settings.evaluations,
-        "guidance": settings.guidance,
-        "guidance_interval": list(settings.guidance_interval),
-        "time_shift": settings.time_shift,
-        "spacing": settings.spacing,
-        "batch_size": settings.batch_size,
-        "capacity_factor": settings.routing.capacity_factor,
-        "group_size": settings.routing.group_size,
-        "paired_group_size": settings.paired_routing.group_size,
-    }
+def _make(suite: Suite, facts: RunFacts) -> Evaluator:
+    if suite.sources and facts.source not in suite.sources:
+        raise UserError(
+            f"suite {suite.label} scores models trained on the {' or '.join(suite.sources)} data, not on {facts.source}."
+        )
+    return suite.make(facts)
+
+
+def _repeats(prompts: Sequence[str]) -> Iterator[int]:
+    """Yields how often each prompt came before, so that one that comes again gives another picture."""
+    seen = collections.Counter[str]()
+    for prompt in prompts:
+        yield seen[prompt]
+        seen[prompt] += 1
+
+
+def metrics(figures: Figures, prefix: str) -> dict[str, float]:
+    """Names figures among a run's metrics: those of a group by PREFIX/GROUP/NAME."""
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        found |= metrics(value, f"{prefix}/{name}") if isinstance(value, Mapping) else {f"{prefix}/{name}": value}
+    return found

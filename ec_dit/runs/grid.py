@@ -1,20 +1,17 @@
 """Pictures drawn while a model trains, beside real ones with the same captions."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import hub, processes
 from ec_dit.core.stopping import StopSignal
-from ec_dit.data import images
-from ec_dit.data.batch import Text
-from ec_dit.data.dataset import Dataset
 from ec_dit.data.sheet import contact_sheet
+from ec_dit.runs.references import References
 from ec_dit.sampling.settings import SampleSettings
-from ec_dit.system.model import System
-from ec_dit.system.painter import Painter, autoencoder_path
+from ec_dit.system.painter import autoencoder_path
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.state import TrainState
 
@@ -25,65 +22,38 @@ _BATCH = 4  # of them at a time, between which a run may be told to stop
 class SampleGrid:
     """Draws fixed prompts with the moving average; for validation captions the real picture stands beside each.
 
-    Of encoded data the captions' embeddings are those that are stored, so that no text encoder is loaded for them.
-
     Attributes:
         NAME: of the pictures, in files and in TensorBoard.
     """
 
     NAME = "samples"
 
-    def __init__(
-        self,
-        system: System,
-        data: Dataset,
-        writer: MetricWriter,
-        stop: StopSignal,
-        say: Callable[[str], None],
-    ):
+    def __init__(self, references: References, writer: MetricWriter, stop: StopSignal, say: Callable[[str], None]):
         self._writer, self._stop, self._say = writer, stop, say
-        config = system.config
+        config = references.system.config
         self._seed, self._prompts = config.seed, list(config.log.prompts)
         self._real: list[np.ndarray] = []
-        if self._prompts:
-            self._generator = Painter(system).generator(_settings(config))
-            return
-        split = data["validation" if "validation" in data.splits else "train"]
-        part = max(split.parts, key=lambda part: part.size)
-        records = [split[part.start + i] for i in range(min(_PICTURES, part.size))]
-        self._prompts = [record.caption for record in records]
-        if data.encoding is None:
-            self._real = [images.center_crop(images.decode(record.image), config.data.size) for record in records]
-            self._generator = Painter(system).generator(_settings(config))
-            return
-        means_BYXZ = np.stack([record.latents[0][0] for record in records]).astype(np.float32)
-        null_text = system.null_text()
-        known = {record.caption: Text(np.float32(record.text_TM()), record.texts[0][1]) for record in records}
-
-        def encode(captions: Sequence[str]) -> Text:
-            found = [known.get(caption, null_text) for caption in captions]  # '' fills batches up
-            return Text(np.stack([text.tokens for text in found]), np.stack([text.mask_BT for text in found]))
-
-        painter = Painter(system, encode)
-        self._real = list(images.to_uint8(painter.autoencoder.decode(means_BYXZ)))
-        self._generator = painter.generator(_settings(config, part.shape), part.shape)
+        shape = None
+        if not self._prompts:
+            data = references.data
+            split = "validation" if "validation" in data.splits else "train"
+            shape = max(data[split].parts, key=lambda part: part.size).shape
+            examples = references.examples(split, _PICTURES, shape)
+            self._prompts = [example.caption for example in examples]
+            self._real = [example.image for example in examples]
+        self._generator = references.painter.generator(_settings(config, shape), shape)
 
     @classmethod
     def make(
-        cls,
-        system: System,
-        data: Dataset,
-        writer: MetricWriter,
-        stop: StopSignal,
-        say: Callable[[str], None],
+        cls, references: References, writer: MetricWriter, stop: StopSignal, say: Callable[[str], None]
     ) -> "SampleGrid | None":
         """None, and why, where the autoencoder of the latents is not at hand: training goes on without pictures."""
-        if data.encoding is not None:
-            path = autoencoder_path(system)
+        if references.data.encoding is not None:
+            path = autoencoder_path(references.system)
             if not processes.everywhere(hub.is_there(path)):
                 say(f"no sample grids: not every process finds the autoencoder {path}; see --config.data.autoencoder")
                 return None
-        return cls(system, data, writer, stop, say)
+        return cls(references, writer, stop, say)
 
     def __call__(self, done: int, state: TrainState) -> None:
         """Draws, and writes the grid. Raises Stopped between two batches where the run is told to stop."""

@@ -10,7 +10,10 @@ from ec_dit import cli
 from ec_dit.config import KEYS, RunConfig, checks, specs
 from ec_dit.core import settings
 from ec_dit.core.errors import UserError, did_you_mean
-from ec_dit.runs import evaluation
+from ec_dit.evaluators import registry
+from ec_dit.evaluators.base import Figures
+from ec_dit.runs.evaluation import Scorer
+from ec_dit.runs.references import References
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.generator import Generator
 from ec_dit.sampling.routes import Routes, RouteTracer
@@ -97,19 +100,21 @@ class Run:
             tracers.append(RouteTracer(generator))
         return tracers[0](self.params, prompt, index, seed)
 
-    def evaluate(self, suite: str = "shapes", *, seed: int = 0, novel: bool = False) -> Mapping[str, Any]:
+    def evaluate(self, suite: str = "shapes", *, seed: int = 0) -> Figures:
         """Scores the run by a suite, as `python -m ec_dit.evaluate` does, and leaves the files that it leaves.
+
+        Args:
+            suite: its name, with options as a config has them: "shapes:novel=true".
+            seed: of the starting noise.
 
         Returns:
             The figures; 'mean' is the headline.
 
         Raises:
-            UserError: for an unknown suite, or one that does not fit the run's data.
+            UserError: for an unknown suite or option, or one that does not fit the run's data.
         """
-        outcome = evaluation.run(
-            suite, self.system, self.params, self.step, self.workdir, cli.say, seed=seed, novel=novel, ema=self.ema
-        )
-        return outcome.figures
+        score = Scorer(registry.parse(suite), References(self.system, self.workdir), cli.say)
+        return score(self.params, self.step, seed=seed, ema=self.ema)
 
     def generator(self, shape: tuple[int, int] | None = None, **sampling: object) -> Generator:
         """Makes, once for each shape and settings, what draws batch by batch; arguments as `draw` has them."""

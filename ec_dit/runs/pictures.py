@@ -1,17 +1,21 @@
-"""A folder of drawn pictures, and the record by which a later call knows which of its files are its own."""
+"""What stands beside drawn pictures: the settings they depend on, and the record of the files that are a call's own."""
 
 import contextlib
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ec_dit.core import json_file, paths
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.data import images
 from ec_dit.data.sheet import contact_sheet
+from ec_dit.sampling.settings import SampleSettings
+from ec_dit.system.model import System
 
 _RECORD, _SHEET = "settings.json", "sheet.png"
 _OURS = re.compile(r"\d{5,}_\d{4,}\.png|sheet\.png")
@@ -122,3 +126,26 @@ class PictureFolder:
 
 def _name(number: int, index: int) -> str:
     return f"{number:05d}_{index:04d}.png"
+
+
+def describe(system: System, settings: SampleSettings) -> dict[str, Any]:
+    """Lists every setting an image depends on, and the versions and devices that made it, for the files beside it."""
+    return {
+        "dtype": str(system.dtype),
+        "path": system.config.flow.path,
+        "prediction": settings.prediction,
+        "devices": f"{system.mesh.size} x {jax.devices()[0].device_kind}",
+        "mesh": dict(system.mesh.shape),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "nfe": settings.evaluations,
+        "guidance": settings.guidance,
+        "guidance_interval": list(settings.guidance_interval),
+        "time_shift": settings.time_shift,
+        "spacing": settings.spacing,
+        "batch_size": settings.batch_size,
+        "capacity_factor": settings.routing.capacity_factor,
+        "group_size": settings.routing.group_size,
+        "paired_group_size": settings.paired_routing.group_size,
+    }

@@ -1,8 +1,8 @@
-"""A whole training run, put together from its parts: data, state, callbacks, evaluation at the end."""
+"""A whole training run, put together from its parts: data, state, callbacks, and what it does on the way and at the end."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,12 @@ from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.evaluators.registry import parse_all
 from ec_dit.models import sizes
-from ec_dit.runs import evaluation, feed, starting
+from ec_dit.runs import feed, starting
+from ec_dit.runs.evaluation import Scorer, metrics
 from ec_dit.runs.grid import SampleGrid
+from ec_dit.runs.references import References
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System, make_config_mesh, make_system
@@ -79,19 +82,21 @@ def _run(
         Workdir(config.train.init_from).check_start(system)  # says what is wrong before anything is written
     with lock.held(workdir.path / ".lock", f"the workdir {workdir.path}", say) as held:
         workdir.claim(config, data)
-        for suite in config.eval.suites:
-            evaluation.make_evaluator(suite, system, workdir)  # what does not fit should say so before the training
-        return _train(system, data, workdir, held, say, stop)
+        references = References(system, workdir, data)
+        # What does not fit should say so before the training.
+        scorers = [Scorer(suite, references, say, stop) for suite in parse_all(config.eval.suites)]
+        return _train(data, references, scorers, held, say, stop)
 
 
 def _train(
-    system: System,
     data: Dataset | None,
-    workdir: Workdir,
+    references: References,
+    scorers: Sequence[Scorer],
     held: lock.Lock,
     say: Callable[[str], None],
     stop: stopping.StopSignal,
 ) -> str | None:
+    system, workdir = references.system, references.workdir
     config = system.config
     hosts = f" in {processes.count()} processes" if processes.count() > 1 else ""
     kind = jax.devices()[0].device_kind
@@ -113,8 +118,8 @@ def _train(
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
         _closing(checkpointer),
     ):
-        callbacks, actions = _callbacks(system, data, loader, writer, checkpointer, begin, stop, say)
-        callbacks.append(trace)
+        progress, save = _callbacks(system, data, loader, writer, checkpointer, begin, say)
+        actions = _actions(data, references, scorers, begin, writer, progress, stop, say)
         batches = training_step.stream(system, loader.batches(first_step))
         step_fn, steps = training_step.make_train_step(system, tx, shardings), config.train.steps
         state, done, complete = loop.train(
@@ -123,19 +128,13 @@ def _train(
             batches,
             first_step=first_step,
             steps=steps,
-            callbacks=callbacks,
+            callbacks=(progress, save, trace),
             actions=actions,
             checks=(checkpointer.check, writer.check, held.check),
             stop=stop,
         )
     if not complete:
         say(f"stopped by SIGTERM after step {done} of {steps}, which is saved; the same command goes on from there")
-        return None
-    try:
-        for suite in config.eval.suites:
-            evaluation.run(suite, system, state.ema, int(state.step), workdir, say, stop=stop)
-    except stopping.Stopped:
-        say(f"stopped by SIGTERM during suite {suite}; step {done} is saved, and the same command evaluates it again")
         return None
     return fingerprint(state.params)
 
@@ -160,9 +159,8 @@ def _callbacks(
     writer: MetricWriter,
     checkpointer: Checkpointer,
     begin: starting.Start,
-    stop: stopping.StopSignal,
     say: Callable[[str], None],
-) -> tuple[list[loop.Callback], list[loop.Every]]:
+) -> tuple[loop.Progress, loop.SaveEvery]:
     config, last = system.config, system.config.train.steps
 
     def meta(done: int) -> dict[str, Any]:
@@ -191,16 +189,40 @@ def _callbacks(
         last_good=lambda: _last_good(checkpointer),
         schedule=schedule,
     )
-    actions: list[loop.Every] = []
+    return progress, save
+
+
+def _actions(
+    data: Dataset | None,
+    references: References,
+    scorers: Sequence[Scorer],
+    begin: starting.Start,
+    writer: MetricWriter,
+    progress: loop.Progress,
+    stop: stopping.StopSignal,
+    say: Callable[[str], None],
+) -> list[loop.Every]:
+    system, actions = references.system, list[loop.Every]()
+    log, last = system.config.log, system.config.train.steps
+
+    def add(every: int, act: Callable[[int, TrainState], None], figure: str) -> None:
+        actions.append(loop.Every(every, last, progress, act, functools.partial(writer.recorded, figure)))
+
     if data is not None:
         loss_fn = functools.partial(training_step.make_validation(system), frozen=begin.frozen)
         validate = functools.partial(_validate, system, data, writer, stop, say, loss_fn)
-        recorded = functools.partial(writer.recorded, f"validation_loss/{data.splits[-1]}")  # all in one line
-        actions.append(loop.Every(config.log.validate_every, last, progress, validate, recorded))
-        if config.log.sample_every and (draw := SampleGrid.make(system, data, writer, stop, say)):
-            recorded = functools.partial(writer.recorded, SampleGrid.NAME)
-            actions.append(loop.Every(config.log.sample_every, last, progress, draw, recorded))
-    return [progress, save], actions
+        add(log.validate_every, validate, f"validation_loss/{data.splits[-1]}")  # all in one line
+        if log.sample_every and (draw := SampleGrid.make(references, writer, stop, say)):
+            add(log.sample_every, draw, SampleGrid.NAME)
+    for scorer in scorers:
+        prefix = f"eval/{scorer.suite.label}"
+        add(scorer.suite.every or last, functools.partial(_score, scorer, prefix, writer), f"{prefix}/mean")
+    return actions
+
+
+def _score(scorer: Scorer, prefix: str, writer: MetricWriter, done: int, state: TrainState) -> None:
+    """Scores the moving average. Raises Stopped between two batches, where the run is told to stop."""
+    writer.scalars(done, metrics(scorer(state.ema, done), prefix))
 
 
 def _last_good(checkpointer: Checkpointer) -> str:

@@ -21,6 +21,7 @@ from ec_dit.core.differences import differences
 from ec_dit.core.digests import DigestedFiles
 from ec_dit.core.errors import DamageError, UserError
 from ec_dit.core.tree import named_leaves
+from ec_dit.data import dataset as datasets
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.layout import ENCODING as _ENCODING
@@ -205,6 +206,20 @@ class Workdir:
         where, advice = str(self.path / _DATA), self._files.advice
         with json_file.whole(where, advice):
             return json_file.typed(self.data_report()["options"], kind, where, advice)
+
+    def dataset(self) -> Dataset:
+        """Opens the data set of the run.
+
+        Raises:
+            UserError: there is none, it is not where it was, or another one is there.
+        """
+        data = self.data()
+        if not data:
+            raise UserError(f"the run in {self.path} has no data set: it trained on synthetic data, or was converted.")
+        found = datasets.open(json_file.typed(data.get("path"), str, str(self.path / _DATA), self._files.advice))
+        if found.fingerprint != data.get("fingerprint"):
+            raise UserError(f"the data set at {found.path} is not the one that the run in {self.path} was trained on.")
+        return found
 
     def checkpointer(self, **options: Any) -> Checkpointer:
         """The run's checkpoints; options as Checkpointer has them."""

@@ -242,7 +242,7 @@ class Every:
 
     def is_due(self, done: int) -> bool:
         """Whether it belongs to that step."""
-        return bool(self._every) and (done % self._every == 0 or done == self._total_steps)
+        return bool(self._every) and (done % self._every == 0 or done >= self._total_steps)
 
     def is_missing(self, first_step: int) -> bool:
         """Whether the run before, which ended at `first_step`, did not come to it."""

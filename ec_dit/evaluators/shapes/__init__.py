@@ -1,11 +1,14 @@
 """The `shapes` suite: prompts of the embedded data set's six tasks, scored by classical vision."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from ec_dit.core.settings import COUNT, key
 from ec_dit.data.sheet import contact_sheet
-from ec_dit.evaluators.base import Evaluation, Generate
+from ec_dit.evaluators import base
+from ec_dit.evaluators.base import Evaluation, RunFacts
 from ec_dit.evaluators.shapes.scoring import score
 from ec_dit.preparation.drawing.shapes_scene import ShapesOptions, eval_prompts
 
@@ -13,36 +16,48 @@ _PROMPT_SEED = 20_000  # of the prompts; one list for everybody, so that figures
 _SHEET_PER_TASK = 8
 
 
+@dataclass(frozen=True)
+class Suite(base.Suite):
+    """Draws pictures for each of the six tasks and checks them against their captions."""
+
+    sources = ("shapes",)
+
+    images_per_task: int = key(40, "pictures for each task", at_least=1, at_most=COUNT)
+    novel: bool = key(
+        False, "prompts with the colour-shape pairs kept out of training, for the tasks that name colours"
+    )
+
+    @property
+    def variant(self) -> str:
+        """Keeps figures of novel prompts apart."""
+        return "novel" if self.novel else ""
+
+    def make(self, facts: RunFacts) -> "ShapesEvaluator":
+        """Makes the prompts from the options of the run's data set."""
+        return ShapesEvaluator(facts.source_options(ShapesOptions), self.images_per_task, self.novel)
+
+
 class ShapesEvaluator:
-    """Generates `per_task` images for each of the six tasks and checks them against their captions.
+    """Scores pictures of the tasks' prompts.
 
     Args:
         options: of the data set the model was trained on.
-        per_task: images per task.
-        novel: prompts with the colour-shape pairs kept out of training; only tasks that name colours have such.
+        per_task: pictures for each task.
+        novel: as `Suite` has it.
     """
 
-    name = "shapes"
-
     def __init__(self, options: ShapesOptions, per_task: int, novel: bool = False):
-        tasks, self._captions, self._wanted = zip(*eval_prompts(options, per_task, _PROMPT_SEED, novel), strict=True)
-        self._tasks = tasks
+        self._tasks, self.prompts, self._wanted = zip(
+            *eval_prompts(options, per_task, _PROMPT_SEED, novel), strict=True
+        )
         self._options = options
 
-    def run(self, generate: Generate, progress: Callable[[int, int], None]) -> Evaluation:
-        """Scores one image per prompt; see `evaluators.base.Evaluator`."""
-        total = len(self._captions)
-        made: list[np.ndarray] = []
-        seen: dict[str, int] = {}
-        for part, batch in generate(self._captions, _count_repeats(self._captions, seen)):
-            made.extend(batch)
-            progress(part.stop, total)
+    def score(self, images: Iterator[np.ndarray]) -> Evaluation:
+        """Scores one picture a prompt; see `evaluators.base.Evaluator`."""
+        made = list(images)
         result = score(made, self._wanted, self._options.shapes, self._options.colors)
-        correct = result.pop("correct")
-        names = list(result["tasks"])
-        rows = [(name, self._tasks.count(name), result["tasks"][name]) for name in names] + [
-            ("mean", total, result["mean"])
-        ]
+        correct, mean, names = result.pop("correct"), result.pop("mean"), list(result["tasks"])
+        rows = [(name, self._tasks.count(name), result["tasks"][name]) for name in names] + [("mean", len(made), mean)]
         table = "\n".join(
             [
                 f"{'task':<14} {'images':>6}  accuracy",
@@ -50,18 +65,9 @@ class ShapesEvaluator:
             ]
         )
         shown = [i for name in names for i in _first(self._tasks, name, _SHEET_PER_TASK)]
-        captions = [f"{self._captions[i]} [{'right' if correct[i] else 'wrong'}]" for i in shown]
+        captions = [f"{self.prompts[i]} [{'right' if correct[i] else 'wrong'}]" for i in shown]
         sheet = contact_sheet([made[i] for i in shown], captions, columns=_SHEET_PER_TASK, smooth=True)
-        return Evaluation(result, table, sheet)
-
-
-def _count_repeats(captions: tuple[str, ...], seen: dict[str, int]) -> list[int]:
-    """The how-manieth image of its caption each one is, so that a repeated caption gives another image."""
-    indices = []
-    for caption in captions:
-        indices.append(seen.get(caption, 0))
-        seen[caption] = indices[-1] + 1
-    return indices
+        return Evaluation(mean, result, table, sheet)
 
 
 def _first(tasks: tuple[str, ...], name: str, count: int) -> list[int]:

@@ -1,0 +1,108 @@
+"""Real pictures and their captions beside what draws others: for sample grids and evaluation suites."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ec_dit.config import specs
+from ec_dit.config.data import SYNTHETIC
+from ec_dit.core.errors import UserError
+from ec_dit.data import images
+from ec_dit.data.batch import Text
+from ec_dit.data.dataset import Dataset
+from ec_dit.evaluators.base import Example
+from ec_dit.runs.workdir import Workdir
+from ec_dit.system.captions import Captions
+from ec_dit.system.model import System
+from ec_dit.system.painter import Painter
+
+T = TypeVar("T")
+
+
+class References:
+    """What a run is compared with: examples of its data set, and a painter that knows their captions.
+
+    Of encoded data a caption's embeddings are those that are stored, so that no text encoder is loaded for it. It is what
+    `evaluators.base.RunFacts` asks for.
+
+    Args:
+        data: the run's data set; None: the workdir knows where it is, and it is opened when it is needed.
+    """
+
+    def __init__(self, system: System, workdir: Workdir, data: Dataset | None = None):
+        self.system, self.workdir, self._data = system, workdir, data
+        self._texts: dict[str, Text] = {}  # of captions, where published encoders made their embeddings
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """The data set. Raises UserError where it cannot be opened."""
+        return self._data or self.workdir.dataset()
+
+    @property
+    def source(self) -> str:
+        """Names what made the data set; 'synthetic' where there is none."""
+        return str(self.workdir.data_report().get("source", SYNTHETIC))
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names the splits of the data set; () where there is none."""
+        return () if self.source == SYNTHETIC else self.data.splits
+
+    def source_options(self, kind: type[T]) -> T:
+        """Gives the options with which the source made the data set; DamageError where they are not of this kind."""
+        return self.workdir.data_options(kind)
+
+    @functools.cached_property
+    def painter(self) -> Painter:
+        """What turns captions and latents into pictures. Raises UserError where the autoencoder is not at hand."""
+        return Painter(self.system, self._encode)
+
+    @functools.cached_property
+    def _captions(self) -> Captions:
+        return Captions(self.system)
+
+    def examples(self, split: str, count: int, shape: specs.Shape | None = None) -> list[Example]:
+        """Reads the first examples of a split, fewer than `count` where there are no more.
+
+        Args:
+            shape: of encoded data, the latents' rows and columns; None: the square of the config.
+
+        Raises:
+            UserError: no such split, or no latents of that shape in it, or no autoencoder to decode them.
+        """
+        records, config = self.data[split], self.system.config
+        if self.data.encoding is None:
+            chosen = [records[i] for i in range(min(count, len(records)))]
+            real = [images.center_crop(images.decode(record.image), config.data.size) for record in chosen]
+        else:
+            shape = shape or specs.square(config)
+            part = next((part for part in records.parts if part.shape == shape), None)
+            if part is None:
+                raise UserError(f"split {split} of {self.data.path} holds no latents of {shape[0]} x {shape[1]}.")
+            chosen = [records[part.start + i] for i in range(min(count, part.size))]
+            self._texts[""] = self.system.null_text()
+            for record in chosen:
+                self._texts[record.caption] = Text(np.float32(record.text_TM()), record.texts[0][1])
+            means_BYXZ = np.stack([record.latents[0][0] for record in chosen]).astype(np.float32)
+            real = list(images.to_uint8(self.painter.autoencoder.decode(means_BYXZ)))
+        return [Example(record.caption, image) for record, image in zip(chosen, real, strict=True)]
+
+    def read(self, prompts: Iterable[str]) -> None:
+        """Reads prompts by published encoders, where the model needs them, which are loaded for this and let go.
+
+        Raises:
+            UserError: the config names no encoders, or they are not what the model was made for.
+        """
+        unknown = [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self._texts]
+        if self.system.tokenizer is not None or not unknown:
+            return
+        text = Captions(self.system)(unknown)
+        self._texts |= {prompt: Text(*row) for prompt, *row in zip(unknown, *text, strict=True)}
+
+    def _encode(self, captions: Sequence[str]) -> Text:
+        if any(caption not in self._texts for caption in captions):
+            return self._captions(captions)
+        texts = [self._texts[caption] for caption in captions]
+        return Text(np.stack([text.tokens for text in texts]), np.stack([text.mask_BT for text in texts]))
