@@ -14,7 +14,8 @@ def more(monkeypatch):
 
 
 def test_every_module_of_the_room_is_a_suite():
-    assert registry.names() == ["distance", "emoji_only", "shapes"]
+    assert {"distance", "emoji_only", "shapes"} <= set(registry.names())
+    assert not {"base", "registry"} & set(registry.names())
     for name in registry.names():
         suite = registry.parse(name)
         assert (suite.label, suite.every) == (name, 0)
@@ -31,7 +32,7 @@ def test_options_are_read_as_their_types():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("shape", r"no suite 'shape' \(did you mean shapes\?\); choose one of distance, emoji_only, shapes$"),
+        ("shape", r"no suite 'shape' \(did you mean shapes\?\); choose one of .*distance, .*shapes"),
         ("base", r"no suite 'base'"),
         ("", r"no suite ''; choose one of"),
         (
