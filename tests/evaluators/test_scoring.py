@@ -219,3 +219,9 @@ def test_a_finished_run_is_scored_without_its_data_open(c, system, events, tmp_p
     values = score({"w": np.full((2,), 7.0)}, 70)
     assert values["mean"] == pytest.approx(np.mean(by_hand(c, "validation", 2, 70)), abs=3)
     assert json.loads((tmp_path / "eval_distance.json").read_text())["step"] == 70
+
+
+def test_a_prompt_that_comes_again_is_another_picture_of_it(events, system, tmp_path):
+    """What draws here compares the indices that it is given with a count of its own."""
+    suite = helpers.PlainSuite(prompts=("a", "b", "a", "a", "b"))
+    assert Scorer(suite, References(system, Workdir(str(tmp_path))), print)({"w": np.ones(2)}, 1) == {"mean": 0.0}
