@@ -30,6 +30,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # no cause of the message: as one it would read as a trouble that passes by itself
+            self._file.close()
             raise UserError(f"another watcher is at work here: {path} is locked.") from None
         self._say, self._clock = say, clock
         self._file.seek(0)

@@ -1,5 +1,8 @@
 """What a watcher remembers, whatever has become of its file."""
 
+import pytest
+
+from ec_dit.core.errors import UserError
 from launch.clock import Clock
 from launch.journal import Journal
 
@@ -16,3 +19,11 @@ def test_lines_of_others_and_damaged_ones_are_passed_over(tmp_path):
     with Journal(path, lambda line: None, Clock()) as journal:
         assert [entry["event"] for entry in journal.story("a")] == ["watching", "saved"]
         assert journal.last("step", 0) == 7
+
+
+def test_one_watcher_at_a_time(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, lambda line: None, Clock()), pytest.raises(UserError, match="another watcher is at work here"):
+        Journal(path, lambda line: None, Clock())
+    with Journal(path, lambda line: None, Clock()):
+        pass

@@ -249,4 +249,14 @@ def test_a_new_story_owes_nothing_to_the_old(played):
     shutil.rmtree(played.folder / "gs/bucket/run/checkpoints")
     code, output = played.call("watch", *played.watch_arguments("--max_attempts=0", steps=3))
     assert code == 0, output
+    assert played.starts[2:] == [0]  # the other job's end is not this one's
     assert played.newest == 12
+
+
+def test_attempts_of_a_story_that_was_given_up_do_not_count(played):
+    arguments = played.watch_arguments("--max_attempts=1")
+    played.plan(UP, crash=1, at=0)
+    assert played.call("watch", *arguments)[0] == 4
+    played.plan(UP, failing=[["tpu-vm ssh|host.sh start", 1, "Connection refused"]])  # mended, but for one attempt
+    code, output = played.call("watch", *arguments)
+    assert code == 0, output
