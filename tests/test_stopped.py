@@ -80,7 +80,7 @@ def test_validation_ends_between_two_batches(tmp_path):
     c = helpers.change(c, data__options={"image_size": 48, "train": 7, "validation": 4, "novel": 2})
     data, batches = feed.open_data(c, print), []
 
-    def loss(params, batch, positions):
+    def loss(params, batch):
         sigterm_at(batches, 4)
         assert batch[0].shape == (2, 8, 8, 3)
         return np.float32(1), np.int32(2)
