@@ -33,7 +33,7 @@ class Slice:
 
 
 def find(text: str) -> Slice:
-    """The slice of a topology such as v5p:8x8x8.
+    """Gives the slice of a topology such as v5p:8x8x8.
 
     Raises:
         UserError: for one that Google Cloud does not offer by an accelerator type.

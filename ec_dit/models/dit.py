@@ -157,5 +157,5 @@ class DiT(nnx.Module):
 
 
 def take_tokens(tokens_BSD: jax.Array, keep_BS: jax.Array) -> jax.Array:
-    """The tokens of each image that `keep_BS` names, in its order."""
+    """Takes the tokens of each image that `keep_BS` names, in its order."""
     return jax.vmap(lambda tokens_SD, keep_S: tokens_SD[keep_S])(tokens_BSD, keep_BS)

@@ -68,18 +68,18 @@ def train_flops_per_image(
 
 
 def paper_sizes() -> dict[str, Sizes]:
-    """Sizes of every model of the paper, by config name."""
+    """Counts every model of the paper, by config name."""
     return {name: sizes(row.spec) for name, row in PAPER.items()}
 
 
 def markdown_page() -> str:
-    """docs/models.md: the models of the paper, ours beside the printed figures."""
+    """Writes docs/models.md: the models of the paper, our figures beside the printed ones."""
     table = [f"| {' | '.join(cells)} |" for cells in (_COLUMNS, ["---"] * len(_COLUMNS), *_table())]
     return "\n".join([_HEADER, *table, _footer()])
 
 
 def text_table() -> str:
-    """The same table for a terminal."""
+    """Writes the same table for a terminal."""
     rows = [_COLUMNS, *_table()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join("  ".join(map(str.rjust, cells, widths)) + "\n" for cells in rows)

@@ -32,7 +32,7 @@ class SparseSpec:
     every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE)
 
     def is_sparse(self, block: int) -> bool:
-        """Whether the block of that index has experts."""
+        """Tells whether the block of that index has experts."""
         return bool(self.num_experts) and block >= self.first and (block - self.first) % self.every == 0
 
 
@@ -166,7 +166,7 @@ class DiTSpec(ModelSpec):
         return sum(self.sparse.is_sparse(i) for i in range(self.num_blocks))
 
     def stages(self) -> list[tuple[tuple[bool, ...], int]]:
-        """The blocks as (pattern of sparse flags, repeats): a scan runs over the repeats of each pattern.
+        """Gives the blocks as (pattern of sparse flags, repeats): a scan runs over the repeats of each pattern.
 
         At most three stages, so that what is compiled does not grow with depth.
         """

@@ -22,7 +22,7 @@ _COPIED = {"w_up_EDF": "w_up_DF", "w_down_EFD": "w_down_FD", "b_up_EF": "b_up_F"
 def upcycle(
     dense: Mapping[str, Any], fresh: Mapping[str, Any], dense_spec: DiTSpec, spec: DiTSpec, key: jax.Array, noise: float
 ) -> dict[str, Any]:
-    """The parameters of a sparse DiT from those of its dense twin; to be jitted, with the shardings of the sparse one.
+    """Makes the parameters of a sparse DiT from those of its dense twin; to be jitted, with the shardings of the sparse one.
 
     Args:
         dense: parameters of a DiT of `dense_spec`.

@@ -18,7 +18,7 @@ LATENT_PIXEL = 8  # pixels per side of a latent pixel, in every autoencoder that
 
 
 def patchify(x_BYXZ: jax.Array, patch: int) -> jax.Array:
-    """(B, Y, X, Z) -> (B, S, P): row-major patches, each flattened as (row, column, channel)."""
+    """Cuts images (B, Y, X, Z) into patches (B, S, P): row-major, each flattened as (row, column, channel)."""
     b, y, x, z = x_BYXZ.shape
     if y % patch or x % patch:
         raise UserError(f"a {y} x {x} image or latent does not divide into patches of {patch} x {patch}.")
@@ -27,7 +27,7 @@ def patchify(x_BYXZ: jax.Array, patch: int) -> jax.Array:
 
 
 def unpatchify(patches_BSP: jax.Array, patch: int, rows: int, columns: int) -> jax.Array:
-    """The inverse of `patchify` for a grid of rows x columns patches."""
+    """Puts patches together again, the inverse of `patchify`, for a grid of rows x columns patches."""
     b, _, p = patches_BSP.shape
     z = p // (patch * patch)
     pixels = patches_BSP.reshape(b, rows, columns, patch, patch, z).transpose(0, 1, 3, 2, 4, 5)
@@ -37,7 +37,7 @@ def unpatchify(patches_BSP: jax.Array, patch: int, rows: int, columns: int) -> j
 def sincos_2d(
     rows: int, columns: int, width: int, base: int, scale: float = 1.0, fit: PositionFit = "area"
 ) -> np.ndarray:
-    """Fixed sine-cosine positions (S, D) of a rows x columns grid, for any grid.
+    """Computes fixed sine-cosine positions (S, D) of a rows x columns grid, for any grid.
 
     Half of the width encodes the column, half the row, as in PixArt-alpha. A grid of another size than the `base` x `base`
     one is stretched, so that a square model meets no position beyond those it was trained on when the resolution rises.
@@ -60,7 +60,7 @@ def _sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
 
 
 def sinusoid(t_B: jax.Array, width: int) -> jax.Array:
-    """(B, width) cosines then sines of 1000 t: DiT's timestep features, t in [0, 1]."""
+    """Computes (B, width) cosines, then sines, of 1000 t: DiT's timestep features, t in [0, 1]."""
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
     angles = 1000 * t_B.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)

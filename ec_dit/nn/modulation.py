@@ -85,10 +85,10 @@ def cost(kind: ModulationKind, width: int, vectors: int = VECTORS) -> Cost:
 
 @functools.partial(jax.checkpoint, prevent_cse=False)  # keeps x as it came, not its copies in float32
 def adaptive_norm(x_BSD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
-    """LayerNorm(x) (1 + scale) + shift, all in float32 and rounded once: in bfloat16, 1 + a small scale would be 1."""
+    """Computes LayerNorm(x) (1 + scale) + shift, all in float32 and rounded once: in bfloat16, 1 + a small scale would be 1."""
     return modulate(layer_norm(x_BSD.astype(jnp.float32)), shift_BD, scale_BD).astype(x_BSD.dtype)
 
 
 def modulate(x_BSD: jax.Array, shift_BD: jax.Array, scale_BD: jax.Array) -> jax.Array:
-    """x (1 + scale) + shift, the same for every token of an image."""
+    """Computes x (1 + scale) + shift, the same for every token of an image."""
     return x_BSD * (1 + scale_BD[:, None]) + shift_BD[:, None]

@@ -58,7 +58,7 @@ def stacked_axes(spec: RoutingSpec) -> Any:
 
 
 def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
-    """The token of every slot, experts first: (E, G, C, D)."""
+    """Gathers the token of every slot, experts first: (E, G, C, D)."""
     slots_GECD = jax.vmap(lambda tokens_SD, index_EC: tokens_SD[index_EC])(tokens_GSD, index_GEC)
     return slots_GECD.transpose(1, 0, 2, 3)
 
@@ -67,7 +67,7 @@ def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
 def combine(
     slots_EGCD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, group_size: int, how: CombineKind = "scatter"
 ) -> jax.Array:
-    """Sum over the slots that hold a token of gate x output: (G, S, D), summed in float32, returned in the slots' dtype.
+    """Sums gate x output over the slots that hold a token: (G, S, D), summed in float32, returned in the slots' dtype.
 
     Its gradient is a gather, however it sums. 'one_hot' rounds gates to the slots' dtype, 'scatter' does not.
     """
@@ -161,7 +161,7 @@ class MoE(nnx.Module):
 
 
 def router_scores(x_GSD: jax.Array, w_router_DE: jax.Array) -> jax.Array:
-    """softmax over experts of x W_r, in float32."""
+    """Computes the softmax over experts of x W_r, in float32."""
     highest = jax.lax.Precision.HIGHEST
     return jax.nn.softmax(jnp.einsum("GSD,DE->GSE", x_GSD, w_router_DE, precision=highest), axis=-1)
 

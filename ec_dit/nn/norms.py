@@ -9,7 +9,7 @@ from ec_dit.nn.cost import Cost
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """Zero mean, unit variance over the last dimension; dtype kept."""
+    """Gives zero mean and unit variance over the last dimension; dtype kept."""
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     return (wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)).astype(x.dtype)

@@ -36,7 +36,7 @@ class ParamInfo:
 def matrix(
     rngs: nnx.Rngs, shape: tuple[int, ...], axes: LogicalAxes, roles: str, *, zero: bool = False, hidden: bool = True
 ) -> nnx.Param:
-    """A float32 weight matrix, Xavier-normal over its `i` and `o` dimensions, or zero."""
+    """Makes a float32 weight matrix, Xavier-normal over its `i` and `o` dimensions, or zero."""
     fan_in = math.prod(n for n, role in zip(shape, roles, strict=True) if role == "i")
     fan_out = math.prod(n for n, role in zip(shape, roles, strict=True) if role == "o")
     std = 0.0 if zero else math.sqrt(2 / (fan_in + fan_out))
@@ -45,12 +45,12 @@ def matrix(
 
 
 def router(rngs: nnx.Rngs, shape: tuple[int, int], axes: LogicalAxes) -> nnx.Param:
-    """The router's matrix. It has no roles: a few columns of scores are no map between widths for Muon to orthogonalise."""
+    """Makes the router's matrix. It has no roles: a few columns of scores are no map between widths for Muon to orthogonalise."""
     return table(jax.random.normal(rngs.params(), shape, jnp.float32) / math.sqrt(shape[0]), axes)
 
 
 def table(value: jax.Array, axes: LogicalAxes) -> nnx.Param:
-    """A float32 parameter that is no matrix: a bias, a norm scale, an embedding table."""
+    """Makes a float32 parameter that is no matrix: a bias, a norm scale, an embedding table."""
     return nnx.Param(value.astype(jnp.float32), axes=tuple(axes), roles=None, hidden=False)
 
 
@@ -73,7 +73,7 @@ def per_device(
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """(graph definition, parameters, their ParamInfo): the two trees are plain nested dicts of the same structure.
+    """Splits a model into (graph definition, parameters, their ParamInfo): two trees of one structure, plain nested dicts.
 
     `nnx.merge(graphdef, params)` gives the model back.
     """
