@@ -153,11 +153,11 @@ def test_a_job_that_ends_while_it_is_looked_at_was_not_killed(tmp_path):
 
 @pytest.mark.slow
 def test_run_status_logs_profile_delete(stage, monkeypatch):
-    """On hosts that run host.sh."""
+    """On hosts that run host.sh, whose training saves one checkpoint and goes on without end."""
     temporary = stage.folder / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    stage.plan(ACTIVE)
+    stage.plan(ACTIVE, stalls=1)
     assert stage.call("create", *SLICE)[0] == 0
     assert "w-1: none none" in stage.call("status", *POD)[1]
     overrides = ("--", "--config.train.steps=300", f"--config.log.prompts=({NASTY!r},)")
