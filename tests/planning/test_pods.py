@@ -48,7 +48,7 @@ def planned(name, folder):
     """
     before = json.loads((ROOT / "docs" / "plans.json").read_text())[f"{name} train"]
     now, told = figures(folder / "lowered.json", "-c", LOWER, f"configs/{name}.py", folder / "lowered.json")
-    if all(now[key] == before[key] for key in ("program", "versions")):
+    if all(now[key] == before.get(key) for key in ("program", "versions")):
         return before, told
     path = folder / "plan.json"
     return figures(path, "-m", "ec_dit.plan", f"--config=configs/{name}.py", f"--json={path}")
