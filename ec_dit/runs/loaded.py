@@ -20,7 +20,7 @@ from ec_dit.sampling.routes import Routes, RouteTracer
 from ec_dit.sampling.settings import SampleSpec
 from ec_dit.system.captions import Captions
 from ec_dit.system.model import System
-from ec_dit.system.painter import Painter
+from ec_dit.system.painter import Painter, load_autoencoder
 
 _Made = tuple[Generator, list[RouteTracer]]
 
@@ -43,8 +43,9 @@ class Run:
     def __init__(self, workdir: Workdir, system: System, params: Any, step: int, *, ema: bool):
         self.workdir, self.system, self.params, self.step, self.ema = workdir, system, params, step, ema
         self.config = system.config
+        autoencoder = load_autoencoder(system)
         self.captions = Captions(system)
-        self._painter = Painter(system, self.captions)
+        self._painter = Painter(system, self.captions, autoencoder)
         self._made: dict[tuple[SampleSpec, specs.Shape], _Made] = {}
 
     @property

@@ -24,15 +24,16 @@ class Painter:
 
     Args:
         encode: captions as the model takes them; None: read by `Captions`, which loads encoders where the model needs them.
+        autoencoder: of the latents; None: loaded here.
 
     Raises:
         UserError: the model needs published encoders or an autoencoder that the config does not name, or that do not fit.
     """
 
-    def __init__(self, system: System, encode: Encode | None = None):
+    def __init__(self, system: System, encode: Encode | None = None, autoencoder: Autoencoder | Identity | None = None):
         self._system = system
+        self.autoencoder = autoencoder or load_autoencoder(system)  # what is missing shows before large encoders load
         self.encode = encode or Captions(system)
-        self.autoencoder = load_autoencoder(system)
 
     def generator(self, settings: SampleSettings | None = None, shape: specs.Shape | None = None) -> Generator:
         """Makes what draws latents of one shape, and pictures of them.
