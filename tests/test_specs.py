@@ -1,5 +1,6 @@
 """What the rooms below get of a config, worked out by hand."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -7,24 +8,45 @@ import jax
 import numpy as np
 import pytest
 
-from ec_dit.config import specs
+from ec_dit.config import KEYS, specs
+from ec_dit.core import settings
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES
+from ec_dit.core.tree import named_leaves
 from ec_dit.objectives.denoise import Denoise
 from tests import helpers
 
 
 def test_the_transformer_has_the_fields_of_the_sections_it_comes_from():
-    config = (
-        helpers.tiny_config(model__ffn_ratio=3.0)
-        if "ffn_ratio" in vars(helpers.tiny_config().model)
-        else helpers.tiny_config()
-    )
+    config = helpers.tiny_config()
     spec = specs.dit_spec(config)
     assert (spec.latent_size, spec.channels, spec.text_width) == (8, 3, 32)
     for section, made in ((config.model, spec), (config.moe, spec.sparse)):
         shared = {each.name for each in dataclasses.fields(section)} & {each.name for each in dataclasses.fields(made)}
         assert shared and all(getattr(made, name) == getattr(section, name) for name in shared)
+
+
+@pytest.mark.slow
+def test_keys_that_parameters_get_their_shapes_from_say_so():
+    """Every other key of the model, changed alone, leaves the parameters as they are."""
+
+    def shapes(c):
+        params = jax.eval_shape(helpers.make_system(c, jax.devices()[:1]).init_params, jax.random.key(0))
+        return {name: leaf.shape for name, leaf in named_leaves(params)}
+
+    base, tried = helpers.tiny_config(), set()
+    before = shapes(base)
+    for name, known in KEYS.items():
+        value, kind = settings.get(base, name), known.kind
+        others = [word for word in known.words if word != value] or ([not value] if kind is bool else [])
+        others = others or ([2 * value or 1] if kind in (int, float) else [])
+        of_the_model = name.partition(".")[0] in ("model", "moe", "text")
+        if of_the_model and others and (known.facts.params != "shape" or name == "model.num_blocks"):
+            with contextlib.suppress(UserError):  # which says that it does not fit the others
+                same = shapes(settings.changed(base, {name: others[0]})) == before
+                assert same == (name != "model.num_blocks"), name
+                tried.add(name)
+    assert {"model.num_blocks", "model.remat", "model.position_fit", "moe.gate", "text.lower"} <= tried
 
 
 def test_the_text_tower_has_the_words_of_its_tokenizer():

@@ -27,7 +27,7 @@ class DataSpec:
         resumable=True,
     )
     space: Literal["latents", "pixels"] = key(
-        "latents", "what the model denoises: pixels, or latents of an autoencoder"
+        "latents", "what the model denoises: pixels, or latents of an autoencoder", params="shape"
     )
     size: int = key(
         32,
@@ -35,7 +35,7 @@ class DataSpec:
         at_least=1,
         at_most=SIZE,
     )
-    channels: int = key(4, "Z: 3 for pixels, 4 or 16 for latents", at_least=1, at_most=SIZE)
+    channels: int = key(4, "Z: 3 for pixels, 4 or 16 for latents", at_least=1, at_most=SIZE, params="shape")
     autoencoder: str = key(
         "",
         "folder of the published autoencoder of the latents: what sampling draws pictures with",
@@ -43,7 +43,10 @@ class DataSpec:
         resumable=True,
     )
     normalize: Literal["channel", "none"] = key(
-        "channel", "latents: mean 0 and deviation 1 of each channel, as measured over the data set", use=_LATENTS
+        "channel",
+        "latents: mean 0 and deviation 1 of each channel, as measured over the data set",
+        use=_LATENTS,
+        params="meaning",
     )
     posterior: Literal["sample", "mean"] = key(
         "sample", "latents: drawn anew each time from what the autoencoder gives, or its mean", use=_LATENTS

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from ec_dit.core.errors import UserError, did_you_mean, shortened
 
 T = TypeVar("T")
+Params = Literal["", "shape", "meaning"]
 SIZE, COUNT = 2**20, 2**31 - 1  # the largest width, length or number of parts; the largest number of anything
 _KINDS = {
     bool: "true or false",
@@ -71,6 +72,7 @@ class _Facts:
     use: Use | None
     resumable: bool
     because: str
+    params: Params
 
 
 def key(
@@ -86,6 +88,7 @@ def key(
     use: Use | None = None,
     resumable: bool = False,
     because: str = "",
+    params: Params = "",
 ) -> Any:
     """Declares a key, as the default of a dataclass's field.
 
@@ -98,12 +101,13 @@ def key(
         use: when it does something; None: always.
         resumable: whether it may change between the runs of one workdir.
         because: why it may not, where it looks as if it could.
+        params: whether shapes of parameters follow from it, or they are trained for it.
     """
     bounds = None
     if at_least is not None or above is not None:
         low = above if at_least is None else at_least
         bounds = Bounds(low or 0, at_most if below is None else below, above is not None, below is not None)
-    facts = _Facts(meaning, bounds, choices, check, use, resumable, because)
+    facts = _Facts(meaning, bounds, choices, check, use, resumable, because, params)
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={_FACTS: facts})
     return dataclasses.field(default=default, metadata={_FACTS: facts})

@@ -21,9 +21,12 @@ class FlowSpec:
         "rectified",
         "rectified: straight lines from data to noise (the paper's); ddpm: 1000 levels of noise (PixArt)",
         choices=lambda: tuple(PROCESSES),
+        params="meaning",
     )
     prediction: Prediction = key(
-        "velocity", "velocity (the paper's); data: the clean image, a velocity in the loss; ddpm: epsilon"
+        "velocity",
+        "velocity (the paper's); data: the clean image, a velocity in the loss; ddpm: epsilon",
+        params="meaning",
     )
     time_mean: float = key(
         0.0, "t = sigmoid(u), u ~ N(mean, std); 0 = data, 1 = noise. ddpm draws levels evenly", use=_RECTIFIED

@@ -27,9 +27,9 @@ class SparseSpec:
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
 
-    num_experts: int = key(0, "E", at_least=0, at_most=SIZE)
-    first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE)
-    every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE)
+    num_experts: int = key(0, "E", at_least=0, at_most=SIZE, params="shape")
+    first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE, params="shape")
+    every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE, params="shape")
 
     def is_sparse(self, block: int) -> bool:
         """Tells whether the block of that index has experts."""
@@ -45,7 +45,7 @@ def _group_size(value: str) -> str | None:
 class MoESpec(RoutingSpec, SparseSpec):
     """The `moe` section: where sparse blocks are, and how they route in training."""
 
-    routing: RoutingKind = key("dense", "expert_choice; token_choice: GShard top-2; dense: no experts")
+    routing: RoutingKind = key("dense", "expert_choice; token_choice: GShard top-2; dense: no experts", params="shape")
     group_size: int | str = key(
         "1024",
         "tokens routed together in training: a number, or 'image'",
@@ -60,38 +60,50 @@ class MoESpec(RoutingSpec, SparseSpec):
 class ModelSpec:
     """The `model` section: a diffusion transformer, whatever it is fed and however it routes."""
 
-    width: int = key(1152, "D", at_least=1, at_most=SIZE)
-    num_blocks: int = key(28, "blocks, dense and sparse", at_least=1, at_most=SIZE)
-    num_heads: int = key(18, "H", at_least=1, at_most=SIZE)
-    num_kv_heads: int = key(6, "grouped key-value heads, in self- and cross-attention", at_least=1, at_most=SIZE)
-    head_dim: int = key(64, "K", at_least=1, at_most=SIZE)
-    ffn_factor: int = key(4, "F / D", at_least=1, at_most=SIZE)
-    patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE)
+    width: int = key(1152, "D", at_least=1, at_most=SIZE, params="shape")
+    num_blocks: int = key(28, "blocks, dense and sparse", at_least=1, at_most=SIZE, params="shape")
+    num_heads: int = key(18, "H", at_least=1, at_most=SIZE, params="shape")
+    num_kv_heads: int = key(
+        6, "grouped key-value heads, in self- and cross-attention", at_least=1, at_most=SIZE, params="shape"
+    )
+    head_dim: int = key(64, "K", at_least=1, at_most=SIZE, params="shape")
+    ffn_factor: int = key(4, "F / D", at_least=1, at_most=SIZE, params="shape")
+    patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE, params="shape")
     block: BlockKind = key(
-        "cross_attention", "what blocks are made of: cross_attention, the paper's, reads the text in each"
+        "cross_attention",
+        "what blocks are made of: cross_attention, the paper's, reads the text in each",
+        params="shape",
     )
     modulation: ModulationKind = key(
-        "adaln", "how time enters: each block with a map of its own, or one map for all (PixArt-alpha)"
+        "adaln", "how time enters: each block with a map of its own, or one map for all (PixArt-alpha)", params="shape"
     )
-    qk_norm: bool = key(False, "RMSNorm on queries and keys")
+    qk_norm: bool = key(False, "RMSNorm on queries and keys", params="shape")
     bias: bool = key(
         False,
         "biases in attention and feed-forward layers (PixArt-alpha's weights have them, the paper's counts do not)",
+        params="shape",
     )
     position_scale: float = key(
-        1.0, "divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart", above=0
+        1.0,
+        "divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart",
+        above=0,
+        params="meaning",
     )
     position_fit: PositionFit = key(
-        "area", "of sizes other than data.size: area stretches both sides alike; sides each (PixArt-alpha)"
+        "area",
+        "of sizes other than data.size: area stretches both sides alike; sides each (PixArt-alpha)",
+        params="meaning",
     )
     text_projection: bool = key(
-        False, "a two-layer perceptron M -> D on the text before cross-attention (PixArt-alpha)"
+        False, "a two-layer perceptron M -> D on the text before cross-attention (PixArt-alpha)", params="shape"
     )
     size_embedding: bool = key(
-        False, "the picture's sides and aspect ratio enter beside the time (PixArt-alpha at 1024 pixels)"
+        False,
+        "the picture's sides and aspect ratio enter beside the time (PixArt-alpha at 1024 pixels)",
+        params="shape",
     )
     learned_sigma: bool = key(
-        False, "the output has a second half, a variance, that nothing uses (PixArt-alpha's weights)"
+        False, "the output has a second half, a variance, that nothing uses (PixArt-alpha's weights)", params="shape"
     )
     attention: AttentionKernel = key("xla", "kernel: xla, or cudnn on GPUs in bfloat16", resumable=True)
     remat: RematPolicy = key("none", "what the backward pass recomputes: dots, all but weight products", resumable=True)
@@ -186,12 +198,16 @@ class TextSpec:
     """The `text` section: what the model reads of a caption."""
 
     encoder: Literal["cached", "tower"] = key(
-        "cached", "embeddings stored with the data, or a small text encoder trained jointly"
+        "cached", "embeddings stored with the data, or a small text encoder trained jointly", params="shape"
     )
     width: int = key(
-        1280, "M; OpenCLIP bigG's text tower, the nearest public encoder to the paper's", at_least=1, at_most=SIZE
+        1280,
+        "M; OpenCLIP bigG's text tower, the nearest public encoder to the paper's",
+        at_least=1,
+        at_most=SIZE,
+        params="shape",
     )
-    length: int = key(77, "T, tokens per caption", at_least=1, at_most=SIZE)
+    length: int = key(77, "T, tokens per caption", at_least=1, at_most=SIZE, params="shape")
     path: str = key(
         "",
         "folders of the published encoders of cached embeddings, comma-separated; sampling reads prompts with them",
@@ -199,10 +215,17 @@ class TextSpec:
         resumable=True,
     )
     lower: bool = key(
-        False, "prompts in lower case and without space around them (PixArt's)", use=only("text.encoder", "cached")
+        False,
+        "prompts in lower case and without space around them (PixArt's)",
+        use=only("text.encoder", "cached"),
+        params="meaning",
     )
-    tower_blocks: int = key(2, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"))
-    tower_heads: int = key(4, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"))
+    tower_blocks: int = key(
+        2, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"), params="shape"
+    )
+    tower_heads: int = key(
+        4, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"), params="shape"
+    )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class RoutingSpec:
         "score",
         "the softmaxed score (Algorithm 1), or that divided by the sum over the experts that took the token (upcycled models)",
         use=only("moe.routing", "expert_choice"),
+        params="meaning",
     )
     report_gates: bool = False
 

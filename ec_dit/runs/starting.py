@@ -17,19 +17,6 @@ from ec_dit.system.model import System
 from ec_dit.train.checkpoint import Checkpointer, abstract_like
 from ec_dit.train.state import TrainState
 
-# Keys that parameters are made for, beside those that give them their shapes.
-_MEANING = (
-    "model.position",
-    "model.modulation",
-    "model.num",
-    "moe.routing",
-    "moe.gate",
-    "moe.first",
-    "moe.every",
-    "flow.p",
-    "data.normalize",
-    "text.",
-)
 _REFERENCE = "reference"  # in the record of a checkpoint
 
 
@@ -121,9 +108,8 @@ def _tell(system: System, say: Callable[[str], None]) -> None:
     """Says where the parameters come from, and what differs of what they are made for."""
     source = Workdir(system.config.train.init_from)
     say(f"starting with the parameters of {system.config.train.init_from}")
-    for line in config_lib.difference(source.config(), system.config):
-        if line.startswith(_MEANING):
-            say(f"note: they were made with another {line}")
+    for line in config_lib.difference(source.config(), system.config, ("shape", "meaning")):
+        say(f"note: they were made with another {line}")
     made, here = source.encoding(), system.encoding
     if made is not None and here is not None and system.config.data.normalize == "channel":
         say(

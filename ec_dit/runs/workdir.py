@@ -34,18 +34,6 @@ from ec_dit.train.state import TrainState
 _Options = TypeVar("_Options")
 _CONFIG, _TOKENIZER, _DATA, _CHECKPOINTS = "config.json", "tokenizer.model", "data.json", "checkpoints"
 _ORIGIN = "conversion.json"
-_STRUCTURE = (  # starts of keys on which the shapes of parameters depend
-    *("model.width", "model.num_", "model.head_dim", "model.ffn", "model.patch", "model.qk_norm", "model.modulation"),
-    *(
-        "model.bias",
-        "model.size_embedding",
-        "model.text_projection",
-        "model.learned_sigma",
-        "moe.routing",
-        "moe.num_experts",
-    ),
-    *("moe.first", "moe.every", "text.", "data.channels", "data.space"),
-)
 _SECTIONS = {"model", "moe", "data", "optimizer", "train"}  # of every run's config, and of no other program's
 
 
@@ -281,7 +269,7 @@ class Workdir:
         theirs = settings.replaced(self.config(), system.config, "mesh", "model.attention")
         held, here = (_shapes(each) for each in (make_system(theirs, own, encoding=self.encoding()), system))
         if arrays := list(differences(held, here)):
-            lines = [line for line in config_lib.difference(theirs, system.config) if line.startswith(_STRUCTURE)]
+            lines = config_lib.difference(theirs, system.config, ("shape",))
             raise UserError(
                 f"--config.train.init_from={self.path} holds another model: {len(arrays)} arrays differ, such as {arrays[0]}, "
                 "since\n  " + "\n  ".join(lines) + "\nSet these keys as they are there, or start from other parameters."
