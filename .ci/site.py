@@ -27,17 +27,7 @@ def tables() -> str:
 
 
 def _meaning(key: Key) -> str:
-    facts = key.facts
-    parts = [html.escape(facts.meaning, quote=False)]
-    if key.words:
-        parts.append("one of " + ", ".join(_code(word or "''") for word in key.words))
-    if facts.bounds is not None:
-        parts.append(str(facts.bounds))
-    if facts.use is not None:
-        values = ", ".join(_code(shown(value)) for value in facts.use.values)
-        parts.append(f"used {'unless' if facts.use.excluded else 'only where'} `{facts.use.other}` is {values}")
-    if facts.resumable:
-        parts.append("may change on resume")
+    parts = (html.escape(part, quote=False) for part in (key.facts.meaning, *key.limits))
     return "; ".join(parts).replace("|", "\\|")
 
 

@@ -74,18 +74,20 @@ def run(
     work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[], object] | None = None,
+    more_help: Callable[[], str] = str,
 ) -> int:
     """Parses `argv` (the program's name first) into `flag_values`, calls `work`, and returns the exit code.
 
     Args:
         check: called before other processes are waited for, to find mistakes in the arguments.
+        more_help: gives what --help says beside `doc` and the flags.
     """
     foreign = False  # whether a library's error ended it
     terminal.accept_any_text()
     for flag in flag_values:
         flag_values[flag].unparse()  # a second call in one process starts from the defaults
     try:
-        return processes.leave(_work(doc, flag_values, work, argv, check), failed=False)
+        return processes.leave(_work(doc, flag_values, work, argv, check, more_help), failed=False)
     except KeyboardInterrupt:
         _tell(name, "interrupted")
         code = INTERRUPTED
@@ -129,10 +131,11 @@ def _work(
     work: Callable[[], int | None],
     argv: Sequence[str],
     check: Callable[[], object] | None,
+    more_help: Callable[[], str],
 ) -> int:
     extra = flag_values(list(argv))[1:]
     if flag_values["help"].value:
-        print(doc + flag_values.get_help())
+        print(doc + flag_values.get_help() + more_help())
         return 0
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")

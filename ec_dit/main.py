@@ -51,7 +51,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a trace (train.trace), which there cannot be yet
     values, (own, changes) = define_flags(), overrides.split(argv)
     config = functools.cache(lambda: overrides.read(values.config, changes))
-    return cli.run("main", __doc__ or "", values, lambda: train(config(), values.workdir), own, check=config)
+
+    def work() -> int:
+        return train(config(), values.workdir)
+
+    return cli.run("main", __doc__ or "", values, work, own, check=config, more_help=overrides.keys_help)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
             tries=bool(values["try"].value),
         )
 
-    return cli.run("plan", __doc__ or "", values, work, own)
+    return cli.run("plan", __doc__ or "", values, work, own, more_help=overrides.keys_help)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ cli.define_path("prompts_file", "A text file with one prompt a line.", flag_valu
 cli.define_path("out", "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", None, "Integration steps.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("steps", None, "Integration steps.", flag_values=FLAGS)
 flags.DEFINE_string(
     "sampler", None, "How to get from noise to pictures, such as heun; a wrong name lists all.", flag_values=FLAGS
 )
-cli.define_float("guidance", None, "Classifier-free guidance scale; 1 = off.", lower_bound=0, flag_values=FLAGS)
+cli.define_float("guidance", None, "Classifier-free guidance scale; 1 = off.", flag_values=FLAGS)
 flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", flag_values=FLAGS)
 cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=FLAGS)
 flags.DEFINE_string(
@@ -41,7 +41,7 @@ flags.DEFINE_string(
 )
 cli.define_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
 flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1, upper_bound=100_000, flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", None, "Images at once.", flag_values=FLAGS)
 flags.DEFINE_string(
     "text_encoder",
     None,

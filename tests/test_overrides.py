@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ec_dit import config, main, plan
-from ec_dit.config import overrides
+from ec_dit.config import KEYS, overrides
 from ec_dit.core import settings
 from ec_dit.core.errors import UserError
 
@@ -254,3 +254,12 @@ def test_what_the_file_sets_may_lose_its_effect_by_an_override():
     c = read("--config.moe.routing=dense", "--config.moe.num_experts=0")
     assert c.moe.group_size == "32"
     read("--config.moe.group_size=32", name=SHAPES)  # as it is
+
+
+def test_help_tells_every_key_with_its_default_and_limits(capsys):
+    assert main.main(["main", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n  {name}: {known.facts.meaning}\n    (default: " in told for name, known in KEYS.items())
+    start = "(default: 'rectified'; one of rectified, ddpm)"
+    assert f"\n    {start}\n" in told
+    assert "(default: 1.0; must be greater than 0; used only where flow.path is 'rectified')" in told

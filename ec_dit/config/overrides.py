@@ -49,6 +49,15 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
     return rest, changes
 
 
+def keys_help() -> str:
+    """Describes every key of a config as --help shows it."""
+    lines = ["", "", "keys of the config, which --config starts from and --config.KEY=VALUE changes:"]
+    for known in KEYS.values():
+        lines.append(f"  {known.name}: {known.facts.meaning}")
+        lines.append(f"    (default: {'; '.join([settings.shown(known.default), *known.limits])})")
+    return "\n".join(lines)
+
+
 def read(name: str | None, changes: Sequence[Change]) -> RunConfig:
     """The config of a file with overrides, checked.
 

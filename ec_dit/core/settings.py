@@ -155,6 +155,21 @@ class Key:
         """What kind of value it takes, for messages."""
         return f"must be {_KINDS[self.kind]}"
 
+    @property
+    def limits(self) -> list[str]:
+        """Tells in words what it may be, when it does something, and whether it may change on resume."""
+        facts, found = self.facts, list[str]()
+        if self.words:
+            found.append("one of " + ", ".join(word or "''" for word in self.words))
+        if facts.bounds is not None:
+            found.append(str(facts.bounds))
+        if facts.use is not None:
+            values = ", ".join(shown(value) for value in facts.use.values)
+            found.append(f"used {'unless' if facts.use.excluded else 'only where'} {facts.use.other} is {values}")
+        if facts.resumable:
+            found.append("may change on resume")
+        return found
+
     def fit(self, value: Any) -> Any:
         """A Python or decoded JSON value as this key has it: whole numbers become floats where it is one, and lists tuples.
 

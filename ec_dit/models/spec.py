@@ -27,7 +27,7 @@ class SparseSpec:
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
 
-    num_experts: int = key(0, "E", at_least=0, at_most=SIZE, params="shape")
+    num_experts: int = key(0, "E, experts of a sparse block; 0: none", at_least=0, at_most=SIZE, params="shape")
     first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE, params="shape")
     every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE, params="shape")
 
@@ -60,14 +60,16 @@ class MoESpec(RoutingSpec, SparseSpec):
 class ModelSpec:
     """The `model` section: a diffusion transformer, whatever it is fed and however it routes."""
 
-    width: int = key(1152, "D", at_least=1, at_most=SIZE, params="shape")
+    width: int = key(1152, "D, numbers of a token", at_least=1, at_most=SIZE, params="shape")
     num_blocks: int = key(28, "blocks, dense and sparse", at_least=1, at_most=SIZE, params="shape")
-    num_heads: int = key(18, "H", at_least=1, at_most=SIZE, params="shape")
+    num_heads: int = key(18, "H, heads of attention", at_least=1, at_most=SIZE, params="shape")
     num_kv_heads: int = key(
         6, "grouped key-value heads, in self- and cross-attention", at_least=1, at_most=SIZE, params="shape"
     )
-    head_dim: int = key(64, "K", at_least=1, at_most=SIZE, params="shape")
-    ffn_factor: int = key(4, "F / D", at_least=1, at_most=SIZE, params="shape")
+    head_dim: int = key(64, "K, numbers of a head", at_least=1, at_most=SIZE, params="shape")
+    ffn_factor: int = key(
+        4, "F / D, how many times wider the feed-forward layers are", at_least=1, at_most=SIZE, params="shape"
+    )
     patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE, params="shape")
     block: BlockKind = key(
         "cross_attention",

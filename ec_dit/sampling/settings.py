@@ -59,7 +59,7 @@ class SampleSpec:
         64,
         "images sampled at once; fixed, padded, so that it cannot change an image",
         at_least=1,
-        at_most=COUNT,
+        at_most=100_000,
         resumable=True,
     )
 
