@@ -89,10 +89,11 @@ FIRST = (1, 2, 2, 2)  # every axis but data, which only repeats what fsdp does t
 def cases():
     """Meshes for each kind of model; what the first ones show, the others repeat under more layouts."""
     first = [("expert_choice", {}, FIRST), ("token_choice", SHARED, (2, 1, 2, 2))]
-    more = [("expert_choice", {}, mesh) for mesh in ((8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), *recommended("sparse"))]
+    sparse = dict.fromkeys([(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), *recommended("sparse")])
+    more = [("expert_choice", {}, mesh) for mesh in sparse if mesh != FIRST]
     more += [("expert_choice", {"combine": "one_hot"}, FIRST), ("expert_choice", {"accumulate": 2}, (2, 2, 2, 1))]
     more += [("token_choice", SHARED, FIRST), ("token_choice", {}, (1, 1, 8, 1))]
-    more += [("dense", {}, mesh) for mesh in (FIRST, *recommended("dense"))]
+    more += [("dense", {}, mesh) for mesh in dict.fromkeys([FIRST, *recommended("dense")])]
 
     def case(routing, options, mesh, *marks):
         name = "-".join([routing, *map(str, options.values()), ",".join(map(str, mesh))])
