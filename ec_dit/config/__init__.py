@@ -6,7 +6,7 @@ more (`overrides.py`). `typed` makes of it the dataclasses that everything else 
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,20 +254,18 @@ def _renewed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**saved, "eval": kept}
 
 
-def difference(
-    old: RunConfig, new: RunConfig, params: Collection[settings.Params] = ("", "meaning", "shape")
-) -> list[str]:
+def difference(old: RunConfig, new: RunConfig, *params: settings.Params) -> list[str]:
     """Gives lines 'key: old -> new' for every key that must not change within one workdir but did, if it does anything in either.
 
     Args:
-        params: which keys, by what parameters have to do with them.
+        params: which keys, by what parameters have to do with them; none: all.
     """
     idle = unused(old).keys() & unused(new).keys()
     lines = []
     for each in differences(_listed(old), _listed(new)):
         known = KEYS[each.name if each.name in KEYS else each.name.rpartition(".")[0]]
         fixed = not known.facts.resumable or (each.name == "train.steps" and new.optimizer.schedule != "constant")
-        if fixed and known.name not in idle and known.facts.params in params:
+        if fixed and known.name not in idle and (not params or known.facts.params in params):
             lines.append(f"{each} ({known.facts.because})" if known.facts.because else str(each))
     return lines
 

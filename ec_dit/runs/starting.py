@@ -108,7 +108,7 @@ def _tell(system: System, say: Callable[[str], None]) -> None:
     """Says where the parameters come from, and what differs of what they are made for."""
     source = Workdir(system.config.train.init_from)
     say(f"starting with the parameters of {system.config.train.init_from}")
-    for line in config_lib.difference(source.config(), system.config, ("shape", "meaning")):
+    for line in config_lib.difference(source.config(), system.config, "shape", "meaning"):
         say(f"note: they were made with another {line}")
     made, here = source.encoding(), system.encoding
     if made is not None and here is not None and system.config.data.normalize == "channel":

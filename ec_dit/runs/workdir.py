@@ -269,7 +269,7 @@ class Workdir:
         theirs = settings.replaced(self.config(), system.config, "mesh", "model.attention")
         held, here = (_shapes(each) for each in (make_system(theirs, own, encoding=self.encoding()), system))
         if arrays := list(differences(held, here)):
-            lines = config_lib.difference(theirs, system.config, ("shape",))
+            lines = config_lib.difference(theirs, system.config, "shape")
             raise UserError(
                 f"--config.train.init_from={self.path} holds another model: {len(arrays)} arrays differ, such as {arrays[0]}, "
                 "since\n  " + "\n  ".join(lines) + "\nSet these keys as they are there, or start from other parameters."
