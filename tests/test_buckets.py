@@ -22,7 +22,7 @@ from tests import gcs_server, runs, sets
 from tests.train.checkpoints import newest
 from tests.train.checkpoints import state as checkpoint_state
 
-pytestmark = pytest.mark.xdist_group("buckets")  # they share a run that takes its time
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("buckets")]  # they share a run that takes its time
 
 RUN, DATA = "gs://bucket/runs/one", "gs://bucket/data/shapes"
 STEPS = ("--config.train.steps=6", "--config.log.validate_every=6", "--config.log.sample_every=6")

@@ -15,6 +15,8 @@ from ec_dit.system import step as training_step
 from ec_dit.train.state import TrainState
 from tests import helpers
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2
 ONE = (1, 1, 1, 1)
 

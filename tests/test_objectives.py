@@ -20,6 +20,8 @@ from ec_dit.train import state as train_state
 from ec_dit.train.metrics import read_metrics
 from tests import helpers
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Apart(Objective):

@@ -20,6 +20,8 @@ from tests import encoded_sets as sets
 from tests.picture_folders import captioned, pictures, put
 from tests.sets import hashes
 
+pytestmark = pytest.mark.slow
+
 ENCODERS = ["--vae=/nonexistent/vae", "--text_encoder=/nonexistent/t5"]
 SHAPES = ["--source=shapes", "--num_train=30", "--num_validation=5", "--vocab_size=100"]
 

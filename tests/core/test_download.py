@@ -15,6 +15,8 @@ from ec_dit.core.download import Name
 from ec_dit.encoders import clip_tokenizer, t5_tokenizer, text
 from tests import hub_server
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ASK = """
 import json, sys

@@ -14,6 +14,8 @@ from ec_dit.core import lock, paths
 from ec_dit.core.errors import UserError
 from tests import gcs_server
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import os, sys, time
 from ec_dit.core import lock, paths

@@ -14,6 +14,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import MESH_AXES, make_mesh
 from ec_dit.core.name_map import CONV, FLAT, LINEAR, LINEAR_INTO, SAME, Entry, patches
 
+pytestmark = pytest.mark.slow
+
 WAYS = {
     "same": (SAME, (4, 8), (4, 8)),
     "flat": (FLAT, (8, 4, 2), (64,)),

@@ -13,6 +13,8 @@ from ec_dit.core import rendezvous
 from ec_dit.core.errors import TryAgain, UserError
 from ec_dit.core.rendezvous import meet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def port():

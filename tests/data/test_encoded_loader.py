@@ -11,6 +11,8 @@ from ec_dit.data.rows import EncodedRows
 from tests import sets
 from tests.data.batches import SHARES, assert_same, joined, kinds, shares_of, take
 
+pytestmark = pytest.mark.slow
+
 SIZES = {(2, 2): 13, (2, 3): 7, (3, 2): 3}
 
 

@@ -21,6 +21,8 @@ from ec_dit.preparation import filters, writing
 from tests import sets
 from tests.data.batches import SHARES, assert_same, joined, kinds, shares_of, take
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(numbers, words, split="train", **options):
     return PictureRows(numbers[split], words, **{"image_size": 8, "text_length": 10} | options)

@@ -11,6 +11,8 @@ from ec_dit.core.mesh import make_mesh
 from ec_dit.encoders.autoencoder import Autoencoder, Identity
 from tests.encoders.tiny_vae import BASE, mesh, normal, published, uniform
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -18,6 +18,8 @@ from ec_dit.encoders.clip import ClipOutput, ClipSpec, ClipText
 from ec_dit.nn import param
 from tests.encoders.text_folders import clip_config, write_clip
 
+pytestmark = pytest.mark.slow
+
 END = 799
 IDS_BT = np.random.default_rng(0).integers(1, END, (8, 11)).astype(np.int32)
 for row, end in enumerate((10, 4, 1, 8, 10, 2, 3, 9)):

@@ -21,6 +21,8 @@ from tests import damage
 from tests.encoders import text_folders, tiny_vae
 from tests.pixart_folders import SIZES
 
+pytestmark = pytest.mark.slow
+
 
 def write_clip_json(folder):
     return text_folders.write_clip_tokenizer(folder, files="tokenizer.json")

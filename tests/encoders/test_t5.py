@@ -17,6 +17,8 @@ from ec_dit.encoders.t5 import T5Encoder, T5Spec, distance_classes
 from ec_dit.nn import param
 from tests.encoders.text_folders import t5_config, write_t5
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = np.array([[11], [4], [1], [8], [11], [2], [3], [10]])
 IDS_BT = np.random.default_rng(0).integers(3, 480, (8, 11)).astype(np.int32)
 MASK_BT = np.arange(11) < LENGTHS

@@ -21,6 +21,8 @@ from tests.encoders.text_folders import (
     write_t5_tokenizer,
 )
 
+pytestmark = pytest.mark.slow
+
 BIG_G = {"pad": "!", "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu", "hidden_size": 24}
 T5_WIDTH = 48  # the widest
 

@@ -13,6 +13,8 @@ from ec_dit.encoders.autoencoder import Autoencoder
 from ec_dit.nn import param
 from tests.encoders.tiny_vae import BASE, mesh, normal, uniform
 
+pytestmark = pytest.mark.slow
+
 NO_MATRICES = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 FAMILIES = {
     "Stable Diffusion 1 and 2": {"scaling_factor": 0.18215, "layers_per_block": 2},

@@ -15,6 +15,8 @@ from ec_dit.preparation.drawing.shapes_draw import OUTLINES, PALETTE
 from ec_dit.preparation.drawing.shapes_scene import TASKS, ShapesOptions
 from ec_dit.preparation.sources.drawn.shapes import ShapesSource
 
+pytestmark = pytest.mark.slow
+
 ALL = ShapesOptions(shapes=tuple(OUTLINES), colors=tuple(PALETTE), ground="textured")
 DIFFICULTIES = {
     "cell": ShapesOptions(),

@@ -14,6 +14,8 @@ from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn.routing import RoutingSpec
 
+pytestmark = pytest.mark.slow
+
 SPEC = DiTSpec(width=16, num_blocks=2, num_heads=4, num_kv_heads=2, head_dim=8, text_width=12, sparse=SparseSpec(4))
 ROUTING = RoutingSpec("expert_choice", 2.0)
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast

@@ -19,6 +19,8 @@ from ec_dit.nn.embeddings import patchify, unpatchify
 from ec_dit.nn.routing import IMAGE, RoutingSpec
 from tests import plain
 
+pytestmark = pytest.mark.slow
+
 SPEC = DiTSpec(
     width=16,
     num_blocks=4,

@@ -18,6 +18,8 @@ from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.routing import RoutingSpec
 from tests.pixart_folders import save_transformer
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "learned sigma": {},
     "large patches of pixels": {

@@ -25,6 +25,8 @@ from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.routing import RoutingSpec
 from tests.nn.test_cost import traced_flops
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = DiTSpec(width=32, num_blocks=5, num_heads=4, num_kv_heads=2, head_dim=8, text_width=24, latent_size=8)
 SPECS = {

@@ -14,6 +14,8 @@ from ec_dit.models.dit import DiT
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn import param
 
+pytestmark = pytest.mark.slow
+
 DENSE = DiTSpec(width=8, num_blocks=5, num_heads=2, num_kv_heads=1, head_dim=4, text_width=4, latent_size=4, bias=True)
 SPARSE = replace(DENSE, sparse=SparseSpec(3, first=2, every=2))  # blocks 2 and 4
 

@@ -10,6 +10,8 @@ from ec_dit.nn import param
 from ec_dit.nn.attention import Attention
 from tests import plain
 
+pytestmark = pytest.mark.slow
+
 WIDTH, TEXT_WIDTH, HEAD_DIM = 12, 10, 8
 
 

@@ -17,6 +17,8 @@ from ec_dit.nn import param
 from ec_dit.nn.moe import STATS_AXES, MoE
 from ec_dit.nn.routing import RoutingSpec
 
+pytestmark = pytest.mark.slow
+
 MESHES = [(1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 4, 1)]
 MESHES += [pytest.param(mesh, marks=pytest.mark.exhaustive) for mesh in ((8, 1, 1, 1), (2, 2, 2, 1), (1, 4, 1, 2))]
 IMAGES, TOKENS, WIDTH, EXPERTS, GROUP = 16, 8, 32, 8, 16

@@ -14,6 +14,8 @@ from ec_dit.nn.moe import MoE, combine, dispatch, router_scores
 from ec_dit.nn.routing import IMAGE, RoutingSpec
 from tests import plain
 
+pytestmark = pytest.mark.slow
+
 # (images, tokens per image, group size, experts, capacity factor, width)
 SIZES = [
     (1, 4, 4, 2, 1.0, 4),

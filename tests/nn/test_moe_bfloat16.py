@@ -11,6 +11,8 @@ from ec_dit.nn.routing import RoutingSpec
 from tests import plain
 from tests.nn.test_moe import make
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 2.0**-8  # of bfloat16, relative: half of its last place
 SINGLE = 2.0**-24
 

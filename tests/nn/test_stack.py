@@ -11,6 +11,8 @@ from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.stack import Stack
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 6
 
 

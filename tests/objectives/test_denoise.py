@@ -21,6 +21,8 @@ from ec_dit.sampling.generator import predict_fn
 from ec_dit.sampling.samplers import SAMPLERS
 from tests import plain
 
+pytestmark = pytest.mark.slow
+
 BATCH, SIZE, PATCH, CHANNELS, LENGTH, FLOOR = 8, 8, 2, 3, 5, 0.05
 DIT = DiTSpec(
     width=16,

@@ -20,6 +20,8 @@ from ec_dit.planning import advice, report
 from ec_dit.planning import compile as compiler
 from tests import helpers
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"fits", "devices", "hbm_bytes_per_chip", "hbm_limit_bytes", "memory", "params_total", "params_activated"}
 KEYS |= {"model_flops_per_chip", "compiled_flops_per_chip", "collectives", "roofline", "step_seconds", "mfu"}
 KEYS |= {"hours_800k", "paper_hours"}

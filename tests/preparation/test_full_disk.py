@@ -14,6 +14,8 @@ from ec_dit.core import processes
 from ec_dit.data import reading
 from tests.sets import hashes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

@@ -12,6 +12,8 @@ from ec_dit.data import dataset
 from tests import gcs_server, sets
 from tests.sets import Breaking, hashes, write
 
+pytestmark = pytest.mark.slow
+
 
 def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -10,6 +10,8 @@ from ec_dit.flow.rectified import RectifiedFlow
 from ec_dit.sampling.guidance import guide, interleave
 from ec_dit.sampling.samplers import SAMPLERS, count_evaluations
 
+pytestmark = pytest.mark.slow
+
 
 def decay(x, t):
     """dx/dt = 2 x: x(0) = x(1) exp(-2)."""

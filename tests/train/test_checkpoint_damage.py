@@ -14,6 +14,8 @@ from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.state import TrainState
 from tests.train.checkpoints import FAULTS, FILES, HARMLESS, flipped, newest, shapes, state, words
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_damage_of_every_file_is_found_or_harmless(two, tmp_path, capfd, file):

@@ -16,6 +16,8 @@ from ec_dit.core.errors import TryAgain, explain
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.state import TrainState
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_files():

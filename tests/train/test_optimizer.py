@@ -11,6 +11,8 @@ import pytest
 from ec_dit.nn.param import ParamInfo
 from ec_dit.train.optimizer import OptimizerSpec, make_optimizer, make_schedule
 
+pytestmark = pytest.mark.slow
+
 STEPS, WARMUP = 8, 3
 
 

@@ -9,6 +9,8 @@ import pytest
 from ec_dit.train.state import TrainState, init_state
 from ec_dit.train.step import make_step
 
+pytestmark = pytest.mark.slow
+
 
 def quadratic(params, frozen, batch, key):
     loss = jnp.mean(jnp.square(batch @ params["w"] - 1))

@@ -18,6 +18,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.preparation.finding import access, base, listing
 from tests import gcs_server
 
+pytestmark = pytest.mark.slow
+
 
 class Source(base.FoundSource):
     name = "mine"

@@ -19,6 +19,8 @@ from ec_dit.preparation.drawing.shapes_scene import TASKS, ShapesOptions, captio
 from ec_dit.preparation.sources.drawn import shapes as shapes_source
 from ec_dit.preparation.sources.drawn.shapes import ShapesSource
 
+pytestmark = pytest.mark.slow
+
 EASY = ShapesOptions(train=240, validation=60, novel=40)
 ALL = dataclasses.replace(EASY, image_size=64, ground="textured", shapes=tuple(OUTLINES), colors=tuple(PALETTE))
 JITTER = dataclasses.replace(ALL, placement="jitter", object_size=(0.5, 0.8))
