@@ -184,7 +184,7 @@ def measure(config: RunConfig, topology: str, what: str) -> Need:
     """
     on, _ = compiler.devices(topology)
     try:
-        compiled = (compiler.train_step if what == "train" else compiler.sample_step)(config, on).compile()
+        compiled = compiler.lower(config, on, what).compile()
     except compiler.DoesNotFit as error:
         return Need(error.needed, error.held)
-    return Need(compiled.needed, compiled.held)
+    return Need(compiled.needed, compiled.lowered.held)

@@ -32,41 +32,6 @@ from ec_dit.train.state import TrainState
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A program, and what it holds.
-
-    Attributes:
-        program: of one device.
-        system: whose step it is.
-        images: in a step, over all devices.
-        held: bytes on one device by kind: what goes into the program and stays.
-        seconds: that compiling took.
-    """
-
-    program: jax.stages.Compiled
-    system: System
-    images: int
-    held: dict[str, int]
-    seconds: float
-
-    @property
-    def needed(self) -> int:
-        """Bytes of one device's memory that it takes."""
-        memory = self.program.memory_analysis()
-        assert memory is not None
-        every = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
-        # The peak that a CPU's compiler tells leaves out what the program makes on its way.
-        on_cpu = self.system.mesh.devices.flat[0].platform == "cpu"
-        return every if on_cpu else memory.peak_memory_in_bytes or every
-
-
-@dataclass(frozen=True)
 class Lowered:
     """A step before it is compiled.
 
@@ -91,7 +56,7 @@ class Lowered:
         place = (self.system.mesh.devices.flat[0].device_kind, coordinates(self.system.mesh), options)
         return hashlib.sha256(f"{place}\n{self.step.as_text()}".encode()).hexdigest()
 
-    def compile(self) -> Compiled:
+    def compile(self) -> "Compiled":
         """Compiles it.
 
         Raises:
@@ -105,7 +70,38 @@ class Lowered:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise DoesNotFit(str(error), self.held) from error
             raise UserError(f"the compiler refuses this step: {str(error).strip().splitlines()[0]}") from error
-        return Compiled(program, self.system, self.images, self.held, self.seconds + time.perf_counter() - start)
+        return Compiled(program, self, self.seconds + time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program.
+
+    Attributes:
+        program: of one device.
+        lowered: what it was compiled from.
+        seconds: that lowering and compiling took.
+    """
+
+    program: jax.stages.Compiled
+    lowered: Lowered
+    seconds: float
+
+    @property
+    def needed(self) -> int:
+        """Bytes of one device's memory that it takes."""
+        memory = self.program.memory_analysis()
+        assert memory is not None
+        every = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        )
+        # The peak that a CPU's compiler tells leaves out what the program makes on its way.
+        on_cpu = self.lowered.system.mesh.devices.flat[0].platform == "cpu"
+        return every if on_cpu else memory.peak_memory_in_bytes or every
 
 
 def devices(text: str) -> tuple[list[Any], Chip]:
@@ -176,6 +172,15 @@ def make_system(config: RunConfig, on: Sequence[Any]) -> System:
         path = datasets.open(d.path).tokenizer_path
         tokenizer = Tokenizer.load(path) if path else None
     return systems.make_system(config, tokenizer, on)
+
+
+def lower(config: RunConfig, on: Sequence[Any], what: str) -> Lowered:
+    """Lowers a step, `what` being train or sample.
+
+    Raises:
+        UserError: for a config that does not fit the devices.
+    """
+    return (train_step if what == "train" else sample_step)(config, on)
 
 
 def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:

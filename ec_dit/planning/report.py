@@ -187,7 +187,7 @@ def make(config: RunConfig, topology: str, what: str) -> Report:
         UserError: for a topology that nobody knows, or a config that does not fit it.
     """
     on, chip = compiler.devices(topology)
-    lowered = (compiler.train_step if what == "train" else compiler.sample_step)(config, on)
+    lowered = compiler.lower(config, on, what)
     compiled, system = lowered.compile(), lowered.system
     text = compiled.program.as_text()
     assert text is not None
@@ -196,9 +196,9 @@ def make(config: RunConfig, topology: str, what: str) -> Report:
     flops, traffic = (sum(getattr(w, what) * times for w, times in work) for what in ("flops", "bytes"))
     total = compiled.needed
     spec = specs.dit_spec(config)
-    images = compiled.images
+    images = lowered.images
     model_flops = images * _image_flops(config, what)
-    kinds = dict(compiled.held)
+    kinds = dict(lowered.held)
     if what == "train":
         kinds["gradients"] = max(0, min(total - sum(kinds.values()), kinds["parameters"]))
     kinds["activations and temporaries"] = total - sum(kinds.values())

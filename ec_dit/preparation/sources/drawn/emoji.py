@@ -4,7 +4,7 @@ Validation holds out combinations whose parts are all trained (emoji_names.held_
 whether a model composes. What the font does not draw as one glyph is skipped.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
 from ec_dit.data.records import TRAIN, VALIDATION, Record
+from ec_dit.preparation.drawing.base import DrawnSource
 from ec_dit.preparation.drawing.emoji_names import Glyph, all_glyphs, held_out
 from ec_dit.preparation.source import Kind, Shard, Skipped, ranges
 
@@ -43,11 +44,10 @@ class EmojiOptions:
             raise UserError(f"emoji: image_size is {self.image_size}; it must be from 8 to 1024")
 
 
-class EmojiSource:
+class EmojiSource(DrawnSource):
     """Draws the emoji. Implements source.Source."""
 
     name = "emoji"
-    holds_out = False
     libraries: tuple[str, ...] = ("emoji",)
 
     def __init__(self, options: EmojiOptions):
@@ -62,14 +62,6 @@ class EmojiSource:
     def splits(self) -> tuple[str, ...]:
         """Lists the splits, 'train' first."""
         return _SPLITS
-
-    def published(self) -> Mapping[str, str]:
-        """Tells what became of the splits it was published with, by their names; of one that has none, nothing."""
-        return {}
-
-    def unread(self) -> Mapping[str, int]:
-        """Counts nothing: it is drawn."""
-        return {}
 
     def shards(self) -> Sequence[Shard]:
         """Lists stretches of the sequences, ordered by split and code points."""

@@ -5,7 +5,7 @@ says where it belongs); `novel` asks for colour-shape pairs that training never 
 Every record is a function of (options, split, index), so any one of them can be drawn on its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
 from ec_dit.data.records import Record
+from ec_dit.preparation.drawing.base import DrawnSource
 from ec_dit.preparation.drawing.shapes_draw import draw_scene
 from ec_dit.preparation.drawing.shapes_scene import (
     TASKS,
@@ -28,11 +29,10 @@ _SPLITS = ("train", "validation", "novel")
 _SCENE_TRIES = 1000
 
 
-class ShapesSource:
+class ShapesSource(DrawnSource):
     """Draws the `shapes` data set (see ShapesOptions for what can be set). Implements source.Source."""
 
     name = "shapes"
-    holds_out = False
     libraries: tuple[str, ...] = ()
 
     def __init__(self, options: ShapesOptions) -> None:
@@ -42,14 +42,6 @@ class ShapesSource:
     def splits(self) -> tuple[str, ...]:
         """Lists the splits, 'train' first."""
         return _SPLITS
-
-    def published(self) -> Mapping[str, str]:
-        """Tells what became of the splits it was published with, by their names; of one that has none, nothing."""
-        return {}
-
-    def unread(self) -> Mapping[str, int]:
-        """Counts nothing: it is drawn."""
-        return {}
 
     def size(self, split: str) -> int:
         """Counts the examples in a split. Raises UserError for a split that does not exist."""
