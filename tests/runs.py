@@ -55,7 +55,7 @@ def call(place, module, *arguments, devices=1, variables=(), prefix=()):
         }
         | dict(variables)
     )
-    command = [*prefix, sys.executable, "-m", f"ec_dit.{module}", *arguments]
+    command = [*prefix, sys.executable, "-m", "tests.entry_point", f"ec_dit.{module}", *arguments]
     return subprocess.Popen(
         command,
         cwd=place,

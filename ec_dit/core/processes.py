@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from ec_dit.core import paths, places, rendezvous
@@ -229,6 +230,24 @@ def of_first(text: str) -> str:
 def everywhere(holds: bool) -> bool:
     """Whether something holds in every process; all of them ask."""
     return holds if count() == 1 else all(map(bool, _said(b"holds" if holds else b"", range(count()))))
+
+
+def add_words(words: np.ndarray) -> np.ndarray:
+    """The sum over all processes of an array of uint32, modulo 2**32, in each of them; all ask, with the same shape."""
+    if count() == 1:
+        return words
+    from jax._src import distributed
+
+    client, talk = distributed.global_state.client, next(_talks)
+    assert client is not None
+    if not is_first():
+        client.key_value_set_bytes(f"ec_dit/{talk}/{index()}", words.tobytes())
+    for i in range(1, count() if is_first() else 0):
+        said = client.blocking_key_value_get_bytes(f"ec_dit/{talk}/{i}", 1000 * _WORK_SECONDS)
+        client.key_value_delete(f"ec_dit/{talk}/{i}")
+        words = words + np.frombuffer(said, np.uint32).reshape(words.shape)
+    (total,) = _said(words.tobytes(), (0,))
+    return np.frombuffer(total, np.uint32).reshape(words.shape)
 
 
 def check_shared(folder: epath.Path, flag: str) -> None:

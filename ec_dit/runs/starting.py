@@ -10,7 +10,7 @@ import optax
 
 from ec_dit import config as config_lib
 from ec_dit.core.errors import TryAgain, UserError
-from ec_dit.core.tree import fingerprint
+from ec_dit.core.fingerprints import fingerprint
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System

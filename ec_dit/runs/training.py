@@ -10,7 +10,8 @@ import jax
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import lock, processes, stopping
-from ec_dit.core.tree import fingerprint, num_params
+from ec_dit.core.fingerprints import fingerprint
+from ec_dit.core.tree import num_params
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.synthetic import SyntheticLoader

@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 
 from ec_dit.core import processes
 from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
+from ec_dit.core.fingerprints import leaf_fingerprints
 from ec_dit.core.json_file import damaged, seal
-from ec_dit.core.tree import is_key, leaf_fingerprints, named_leaves
+from ec_dit.core.tree import is_key, named_leaves
 from ec_dit.train import checkpoint_files
 from ec_dit.train.background import Task, patience
 from ec_dit.train.checkpoint_folder import CheckpointFolder

@@ -1,0 +1,27 @@
+"""`python -m tests.entry_point MODULE ARGUMENTS`: an entry point as `python -m` runs it, of which JAX keeps all it compiles.
+
+Of several processes JAX has only the first write to the cache of programs, and looks for those of the others there in vain:
+every run of two processes would compile half of its programs again.
+"""
+
+import runpy
+import sys
+from typing import Any
+
+from jax._src import compiler, distributed
+
+_write = compiler._cache_write
+
+
+def _write_as_first(*arguments: Any, **options: Any) -> None:
+    state = distributed.global_state
+    own, state.process_id = state.process_id, 0
+    try:
+        _write(*arguments, **options)
+    finally:
+        state.process_id = own
+
+
+compiler._cache_write = _write_as_first
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
