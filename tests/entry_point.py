@@ -4,6 +4,7 @@ Of several processes JAX has only the first write to the cache of programs, and 
 every run of two processes would compile half of its programs again.
 """
 
+import gc
 import runpy
 import sys
 from typing import Any
@@ -23,5 +24,7 @@ def _write_as_first(*arguments: Any, **options: Any) -> None:
 
 
 compiler._cache_write = _write_as_first
+gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million, nearly all of which live on
+sys.modules["torch"] = None  # type: ignore[assignment]  # which tensorboardX imports where it is installed, for seconds
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

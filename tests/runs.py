@@ -10,7 +10,7 @@ from pathlib import Path
 from ec_dit.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
-STEPS = 40
+STEPS = 20
 SETTINGS = f"""
 from ec_dit import config, presets
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata.array_metadata_store import Store
 
 from ec_dit.core import processes
 from ec_dit.core.errors import DamageError, TryAgain, UserError, explain
@@ -24,10 +25,24 @@ from ec_dit.train.state import TrainState
 
 T = TypeVar("T")
 _ATTEMPTS = 10  # at reading the newest checkpoint, while a run deletes old ones
+_PART = 2**20  # bytes of a part that one of several holders of an array writes
 
 
 class AbsentError(UserError):
     """A checkpoint that is not there, or was deleted while it was read."""
+
+
+def _tree_handler() -> ocp.PyTreeCheckpointHandler:
+    """Makes Orbax's handler of trees, which has small arrays that lie in several copies written by the holder of one.
+
+    By default each holder writes a part, and compiles a program to cut it out: several for each array, at the first save.
+    """
+    types = ocp.type_handlers
+    arrays = types.ArrayHandler(array_metadata_store=Store(), min_slice_bytes_for_replica_parallel=_PART)
+    others = [(kind, types.get_type_handler(kind)) for kind in types.supported_types() if kind is not jax.Array]
+    return ocp.PyTreeCheckpointHandler(
+        type_handler_registry=types.create_type_handler_registry((jax.Array, arrays), *others)
+    )
 
 
 class Checkpointer:
@@ -43,7 +58,7 @@ class Checkpointer:
     def __init__(self, directory: str, *, keep: int | None = None, asynchronous: bool = True, read_only: bool = False):
         self._folder = CheckpointFolder(directory)
         self._keep, self._asynchronous, self._read_only = keep, asynchronous, read_only
-        self._arrays = ocp.PyTreeCheckpointHandler()
+        self._arrays = _tree_handler()
         self._saver: ocp.AsyncCheckpointer | None = None
         self._end: Task | None = None  # of the save that was begun last
         if read_only:
@@ -55,7 +70,7 @@ class Checkpointer:
             self._folder.path.mkdir(parents=True, exist_ok=True)
             self._folder.clear_torn()
         processes.wait("the checkpoints are looked at")
-        items = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        items = {"state": _tree_handler(), "meta": ocp.JsonCheckpointHandler()}
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items))
 
     def latest(self) -> int | None:

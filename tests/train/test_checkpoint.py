@@ -10,7 +10,7 @@ import pytest
 
 from ec_dit.core import processes
 from ec_dit.core.errors import UserError
-from ec_dit.train import checkpoint_folder
+from ec_dit.train import checkpoint, checkpoint_folder
 from ec_dit.train.checkpoint import AbsentError, Checkpointer
 from ec_dit.train.state import TrainState
 from tests.train.checkpoints import newest, shapes, state
@@ -189,3 +189,30 @@ def test_a_failed_save_is_told_at_once_and_at_the_next(tmp_path, monkeypatch):
     checkpoints.save(2, state(2), {})
     with pytest.raises(OSError, match="no space"):
         checkpoints.wait()
+
+
+@pytest.mark.parametrize(("part", "cut"), [(2**20, False), (64, True)])
+def test_holders_of_the_same_array_write_parts_of_it_where_these_are_large(tmp_path, monkeypatch, part, cut):
+    """Cutting compiles a program for every part: for small ones that takes longer than writing them."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    array = np.random.default_rng(0).standard_normal((8, 16), np.float32)
+    laid = {"w": jax.device_put(array, jax.NamedSharding(mesh, jax.P()))}
+    monkeypatch.setattr(checkpoint, "_PART", part)
+    checkpoints, compiled = Checkpointer(str(tmp_path), asynchronous=False), []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        checkpoints.save(1, {"params": laid}, {})
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+        checkpoints.close()
+    assert len(compiled) == (8 if cut else 0)
+    again = Checkpointer(str(tmp_path), read_only=True)
+    restored = again.restore(1, TrainState(None, None, shapes(laid), None, None), only=("params",))
+    again.close()
+    np.testing.assert_array_equal(restored.params["w"], array)
