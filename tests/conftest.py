@@ -7,10 +7,10 @@ import os
 import shutil
 import tempfile
 
+from tests import xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # tests compile much and run little
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}"
 
 # What one process compiled, neither the workers of pytest-xdist nor the processes that tests start compile again.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ec_dit.train.metrics import read_metrics
+from tests import xla
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
@@ -51,7 +52,7 @@ def call(place, module, *arguments, devices=1, variables=(), prefix=()):
         | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": xla.flags(devices),
         }
         | dict(variables)
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla
+
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "routing.ipynb"
 
 
@@ -25,7 +27,7 @@ def test_it_runs(tmp_path, monkeypatch):
     import nbformat
 
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[2]))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # it compiles much and runs little
+    monkeypatch.setenv("XLA_FLAGS", xla.flags(1))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [[*cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]

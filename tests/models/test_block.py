@@ -1,7 +1,7 @@
 """One block: where it starts, what it is made of, and what each part may see."""
 
 import dataclasses
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow
 
 SPEC = DiTSpec(width=16, num_blocks=2, num_heads=4, num_kv_heads=2, head_dim=8, text_width=12, sparse=SparseSpec(4))
 ROUTING = RoutingSpec("expert_choice", 2.0)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
 
 
 def build(spec, sparse):
@@ -44,7 +43,7 @@ def inputs():
 @cache
 def forward(graphdef, routing):
     """Compiled once for each block and routing, whatever the parameters."""
-    return quick_jit(lambda params, *args: apply(nnx.merge(graphdef, params), *args, routing))
+    return jax.jit(lambda params, *args: apply(nnx.merge(graphdef, params), *args, routing))
 
 
 def run(graphdef, params, tokens_BSD, condition, routing=ROUTING):
@@ -54,7 +53,7 @@ def run(graphdef, params, tokens_BSD, condition, routing=ROUTING):
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_block_starts_as_the_identity(inputs, sparse):
     tokens_BSD, condition = inputs
-    start = quick_jit(lambda *args: apply(build(SPEC, sparse)(), *args))
+    start = jax.jit(lambda *args: apply(build(SPEC, sparse)(), *args))
     out_BSD, _ = start(tokens_BSD, condition)
     np.testing.assert_array_equal(out_BSD, tokens_BSD)
 
@@ -64,7 +63,7 @@ def test_an_adaln_single_block_starts_as_the_identity(inputs):
     tokens_BSD, condition = inputs
     block = build(dataclasses.replace(SPEC, modulation="adaln_single"), False)
     condition = condition._replace(time=jnp.zeros((2, 6, 16)))
-    out_BSD, _ = quick_jit(lambda *args: apply(block(), *args))(tokens_BSD, condition)
+    out_BSD, _ = jax.jit(lambda *args: apply(block(), *args))(tokens_BSD, condition)
     np.testing.assert_array_equal(out_BSD, tokens_BSD)
 
 

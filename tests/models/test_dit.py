@@ -1,7 +1,7 @@
 """The whole transformer against float64 NumPy; dropped tokens, other resolutions, masks, precision, size of the program."""
 
 import dataclasses
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,6 @@ SPEC = DiTSpec(
 )
 DENSE = dataclasses.replace(SPEC, sparse=SparseSpec())
 ROUTING = RoutingSpec("expert_choice", 2.0)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
 KEEP_BS = jnp.array([[3, 9, 0, 15, 7, 4, 12, 10], [1, 2, 5, 6, 8, 11, 13, 14]])
 
 
@@ -53,7 +52,7 @@ def example(rows=8, columns=8, batch=2):
 @cache
 def forward(graphdef, routing):
     """Compiled once for each model and routing, whatever the parameters."""
-    return quick_jit(lambda params, inputs, keep: nnx.merge(graphdef, params)(*inputs, routing=routing, keep_BS=keep))
+    return jax.jit(lambda params, inputs, keep: nnx.merge(graphdef, params)(*inputs, routing=routing, keep_BS=keep))
 
 
 def run(graphdef, params, inputs, keep_BS=None, routing=ROUTING):
@@ -87,7 +86,7 @@ def test_the_model_equals_float64(randomise, num_blocks, first, every, parts):
 
 def test_the_output_starts_at_zero():
     spec = dataclasses.replace(SPEC, num_blocks=1, sparse=SparseSpec())
-    out_BSP, _ = quick_jit(lambda inputs: build(spec)()(*inputs, routing=ROUTING))(example())
+    out_BSP, _ = jax.jit(lambda inputs: build(spec)()(*inputs, routing=ROUTING))(example())
     np.testing.assert_array_equal(out_BSP, np.zeros((2, 16, 12)))
 
 
@@ -108,7 +107,7 @@ def test_dropped_tokens_influence_nothing(randomise, group_size):
         return (out_BSP * weights_BSP).sum(), (out_BSP, stats.experts_BS)
 
     weights_BSP = np.random.default_rng(2).normal(size=(2, 8, 12)).astype(np.float32)
-    differentiate = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, (out_BSP, experts_LBS)), gradient_BYXZ = differentiate(x_BYXZ, weights_BSP)
     assert out_BSP.shape == (2, 8, 12)
     assert experts_LBS.shape == (2, 2, 8)
@@ -228,7 +227,7 @@ def test_remat_changes_no_gradient(randomise):
             out_BSP, stats = nnx.merge(graphdef, params)(*example(), routing=RoutingSpec("token_choice", 2.0))
             return jnp.square(out_BSP).mean() + stats.aux_loss.sum()
 
-        gradients.append(quick_jit(jax.grad(loss))(params))
+        gradients.append(jax.jit(jax.grad(loss))(params))
     for other in gradients[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradients[0], other)
 

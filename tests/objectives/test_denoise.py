@@ -49,7 +49,6 @@ GOAL = {
     "aux_weight": 0.3,
 }
 KEY = jax.random.key(6)
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def network(graphdef, routing, params, x_BYXZ, t_B, text, keep_BS=None):
 @cache
 def forward(graphdef, routing):
     """Compiled once for each routing."""
-    return quick_jit(partial(network, graphdef, routing))
+    return jax.jit(partial(network, graphdef, routing))
 
 
 def plain_draws(key, goal, shape):
@@ -138,7 +137,7 @@ def test_the_loss_equals_numpy(random_model, prediction, kind):
     graphdef, params = random_model
     goal = Denoise(path="rectified", prediction=prediction, **GOAL, routing=RoutingSpec(kind, 2.0))
     x0_BYXZ, text = example()
-    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))
+    run = jax.jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))
     total, parts = run(params, Batch(x0_BYXZ, text), KEY)
 
     inputs, noise_BYXZ = plain_inputs(goal, x0_BYXZ, text)
@@ -178,7 +177,7 @@ def test_the_gradient_is_that_of_a_squared_distance_to_constants(random_model):
     def total(params):
         return goal.loss(nnx.merge(graphdef, params), None, Batch(x0_BYXZ, text), KEY)[0]
 
-    gradients = [named_leaves(quick_jit(jax.grad(loss))(params)) for loss in (total, expected)]
+    gradients = [named_leaves(jax.jit(jax.grad(loss))(params)) for loss in (total, expected)]
     for (name, a), (_, b) in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max(), err_msg=name)
         assert np.abs(b).max() > 1e-4, name
@@ -233,7 +232,7 @@ def test_the_prediction_of_a_real_model_is_its_answer_laid_out_as_an_image(rando
         model = nnx.merge(graphdef, params)
         return predict_fn(model, ROUTING)(x_BYXZ, t_B, model.encode(text))
 
-    made_BYXZ = np.asarray(quick_jit(run)(params))
+    made_BYXZ = np.asarray(jax.jit(run)(params))
     out_BSP, _ = forward(graphdef, ROUTING)(params, x_BYXZ, t_B, text)
     np.testing.assert_allclose([plain.patches(image, PATCH) for image in made_BYXZ], out_BSP, rtol=1e-4, atol=1e-5)
 
@@ -248,7 +247,7 @@ def test_the_loss_of_ddpm_equals_numpy(random_model):
     graphdef, params = random_model
     goal = Denoise(path="ddpm", prediction="epsilon", **GOAL | {"caption_dropout": 0.0}, routing=ROUTING)
     x0_BYXZ, text = example()
-    run = quick_jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))
+    run = jax.jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))
     loss, parts = run(params, Batch(x0_BYXZ, text), KEY)
 
     key_t, key_noise, key_keep, _ = jax.random.split(KEY, 4)
@@ -286,7 +285,7 @@ def validation(graphdef, prediction):
     goal = Denoise(
         path="ddpm" if prediction == "epsilon" else "rectified", prediction=prediction, **GOAL, routing=ROUTING
     )
-    return quick_jit(lambda params, *inputs: goal.validation_loss(nnx.merge(graphdef, params), None, *inputs))
+    return jax.jit(lambda params, *inputs: goal.validation_loss(nnx.merge(graphdef, params), None, *inputs))
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "data", "epsilon"])
