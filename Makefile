@@ -2,6 +2,7 @@
 # make test    lint, types, architecture, tests                     (PYTEST_ARGS="-k sizes" narrows them)
 # make test-fast  those that take little, for the edit loop
 # make test-all   also those that only repeat
+# make coverage   the same, and which lines they ran
 # make lint    ruff, its format, mypy
 # make format  rewrite the sources in the project's style
 # make wheel   build wheel and source distribution into dist/ and try the wheel in an empty folder
@@ -17,7 +18,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test test-fast test-all lint format notebook wheel site docs plans layouts clean
+.PHONY: help train test test-fast test-all coverage lint format notebook wheel site docs plans layouts clean
 
 EXTRAS ?= test
 ARGS ?=
@@ -72,6 +73,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST) $(PYTEST_ARGS)
+
+coverage: $(STAMP)
+	$(PYTEST) --cov --cov-config=pyproject.toml --cov-report=term-missing $(PYTEST_ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,7 @@ EXTRAS = {
     "test": [
         "pytest>=9,<9.2",  # with 9.2 pytest-xdist 3.8 does not see groups: each worker makes every shared run anew
         "pytest-xdist>=3.8,<4",
+        "pytest-cov>=7.1,<8",
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<3",
         "emoji>=2.15,<3",
