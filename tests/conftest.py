@@ -46,6 +46,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs {', '.join(absent)}: pip install -e '.[{name}]'")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Keeps what a module leaves behind, programs above all, out of later collections, each of which would take seconds."""
+    yield
+    gc.freeze()
+
+
 @pytest.fixture
 def randomise():
     """`build() -> module` to (graph definition, normal parameters): a fresh model starts as the identity and hides mistakes."""

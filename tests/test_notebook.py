@@ -21,7 +21,7 @@ def test_it_is_kept_without_outputs():
 
 
 @pytest.mark.extra("notebook")
-@pytest.mark.slow
+@pytest.mark.exhaustive  # for half a minute; make notebook runs it too
 def test_it_runs(tmp_path, monkeypatch):
     import nbclient
     import nbformat

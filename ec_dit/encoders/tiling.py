@@ -55,9 +55,9 @@ def decode_tiled(
     """The decoded image (B, Y * factor, X * factor, channels), float32, put together from tiles.
 
     Args:
-        decode: (at_once, y, x, Z) -> (at_once, y * factor, x * factor, channels); y and x are the same in every call.
+        decode: (tiles, y, x, Z) -> (tiles, y * factor, x * factor, channels), of one shape in every call.
         tile: side of a tile in latent pixels; along a shorter side of the latent, that side.
-        at_once: how many tiles a call gets, of the same or of several images.
+        at_once: how many tiles a call gets at most, of the same or of several images.
 
     Raises:
         UserError: for tiles too small to overlap.
@@ -68,7 +68,7 @@ def decode_tiled(
     rows, columns = cut(y, tile, factor), cut(x, tile, factor)
     places = list(itertools.product(range(images), range(len(rows.starts)), range(len(columns.starts))))
     whole_BYXZ = None
-    for part, full in padded(places, at_once, places[-1]):
+    for part, full in padded(places, min(at_once, len(places)), places[-1]):
         tiles_BYXZ = np.stack(
             [latent_BYXZ[n, rows.starts[i] :, columns.starts[j] :][: rows.size, : columns.size] for n, i, j in full]
         )

@@ -34,7 +34,9 @@ def _truth(options: ShapesOptions, number: int) -> tuple[Images, list[dict[str, 
     return images, [dict(record.meta["require"]) for record in records]
 
 
-@pytest.mark.parametrize("name", DIFFICULTIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in ("jitter", "free"))) for name in DIFFICULTIES]
+)
 def test_true_images_agree_with_their_captions(name: str) -> None:
     options = DIFFICULTIES[name]
     images, requirements = _truth(options, 300)
