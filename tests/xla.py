@@ -1,4 +1,4 @@
-"""How XLA compiles for the tests, which compile much and run little. Imports nothing of jax, which reads the flags at its start."""
+"""How XLA compiles for the tests, which compile much and run little. Imports nothing of jax, which reads flags at its start."""
 
 from importlib.metadata import version
 

@@ -100,7 +100,7 @@ def test_joined_as_sd3_and_as_flux(pipeline):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("join", ["sd3", "flux"])
+@pytest.mark.parametrize("join", ["sd3", pytest.param("flux", marks=pytest.mark.exhaustive)])
 def test_a_mesh_gives_what_one_device_does(pipeline, join):
     every = paths(pipeline, "", "_2", "_3")
     wanted = TextEncoders.load(every, 36, one_device(), join=join).encode(CAPTIONS)

@@ -65,7 +65,9 @@ def compare(ours, theirs, image_BYXZ, latent_BYXZ):
 
 
 @pytest.mark.extra("conformance")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in ("SDXL", "SD3"))) for name in FAMILIES]
+)
 def test_encode_and_decode_equal_diffusers(family, tmp_path):
     theirs = of_diffusers(**FAMILIES[family])
     theirs.save_pretrained(tmp_path)
