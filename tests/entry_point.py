@@ -7,6 +7,7 @@ every run of two processes would compile half of its programs again.
 import gc
 import runpy
 import sys
+import warnings
 from typing import Any
 
 from jax._src import compiler, distributed
@@ -26,5 +27,8 @@ def _write_as_first(*arguments: Any, **options: Any) -> None:
 compiler._cache_write = _write_as_first
 gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million, nearly all of which live on
 sys.modules["torch"] = None  # type: ignore[assignment]  # which tensorboardX imports where it is installed, for seconds
+warnings.filterwarnings(
+    "ignore", "Error (reading|writing) persistent compilation cache"
+)  # another process is writing it
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -105,7 +105,10 @@ def walk(
     remote = paths.is_remote(top)
     waiting = [top]
     while waiting:
-        for folder, folders, names in waiting.pop().walk(on_error=_network_fault if remote else on_error):
+        here = waiting.pop()
+        # From Python 3.12 on a path's own walk takes linked folders for files.
+        found = here.walk(on_error=_network_fault) if remote else os.walk(here, onerror=on_error)
+        for folder, folders, names in found:
             folders[:] = [name for name in folders if not name.startswith(".")]
             names = [name for name in names if not name.startswith(".")]
             inner = os.fspath(folder).removeprefix("gs://").removeprefix(start).strip("/")
