@@ -71,8 +71,8 @@ def test_killed_again_and_again_it_ends_in_the_same_parameters(place, unbroken, 
     assert all(unbroken[1][step] == loss for step, loss in losses.items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # tests/train/test_loop.py shows it within one process
+@pytest.mark.parametrize("workers", [2, 0])
 def test_sigterm_stops_with_a_checkpoint_and_a_code_of_its_own(place, unbroken, workers):
     workdir = place / f"stopped{workers}"
     process = start(place, workdir, f"--config.data.workers={workers}")
