@@ -79,7 +79,7 @@ def _sums(tree: Any) -> dict[str, np.ndarray]:
                 if part.start is not None:
                     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
                     numbers = _array_sums(np.asarray(numbers, dtype), part.start, np)
-                sums[name] += numbers
+                sums[name] += numbers.reshape(-1, _WORDS)  # a device's own sums have the array's dimensions too, of size 1
         # What lies over several processes is in none of them whole.
         spread = [name for name, array in arrays.items() if not getattr(array, "is_fully_addressable", True)]
         if spread:
@@ -96,7 +96,7 @@ def _parts(array: Any) -> list[_Part]:
         return [whole if array.size <= _SMALL else _Part(_compiled_sums(array, None), None)]
     if math.prod(array.sharding.shard_shape(array.shape)) > _SMALL:
         sharding = array.sharding if isinstance(array.sharding, jax.NamedSharding) else None
-        return [_Part(shard.data.reshape(-1, _WORDS), None) for shard in _own(_compiled_sums(array, sharding))]
+        return [_Part(shard.data, None) for shard in _own(_compiled_sums(array, sharding))]
     if array.is_fully_addressable and array.size <= _SMALL:
         return [whole]
     return [_Part(shard.data, tuple(index.start or 0 for index in shard.index)) for shard in _own(array)]
