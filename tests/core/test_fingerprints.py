@@ -74,6 +74,9 @@ def test_an_array_has_one_fingerprint_however_it_lies(monkeypatch, mesh, small, 
     laid = jax.device_put(array, jax.NamedSharding(mesh, jax.P(*axes)))
     assert leaf_fingerprints([laid]) == host
     assert fingerprint([laid]) == whole
+    with jax.set_mesh(mesh):  # as where a step is saved
+        assert leaf_fingerprints([laid, array]) == {"0": host["0"], "1": host["0"]}
+        assert fingerprint([laid]) == whole
 
 
 @pytest.mark.parametrize(
