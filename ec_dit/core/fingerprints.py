@@ -79,7 +79,9 @@ def _sums(tree: Any) -> dict[str, np.ndarray]:
                 if part.start is not None:
                     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
                     numbers = _array_sums(np.asarray(numbers, dtype), part.start, np)
-                sums[name] += numbers.reshape(-1, _WORDS)  # a device's own sums have the array's dimensions too, of size 1
+                sums[name] += numbers.reshape(
+                    -1, _WORDS
+                )  # a device's own sums have the array's dimensions too, of size 1
         # What lies over several processes is in none of them whole.
         spread = [name for name, array in arrays.items() if not getattr(array, "is_fully_addressable", True)]
         if spread:

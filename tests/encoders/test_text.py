@@ -73,7 +73,9 @@ def test_one_clip_gives_its_last_states(pipeline, number):
         ends = out.mask_BT.sum(1) - 1
         states_BM = out.text_BTM[np.arange(4), ends]
         assert np.abs(states_BM).max() > 0.5
-        np.testing.assert_allclose(out.pooled_BM, states_BM, rtol=1e-6, atol=1e-7)  # what rounds a sum of numbers near 1
+        np.testing.assert_allclose(
+            out.pooled_BM, states_BM, rtol=1e-6, atol=1e-7
+        )  # what rounds a sum of numbers near 1
 
 
 def test_joined_as_sd3_and_as_flux(pipeline):
