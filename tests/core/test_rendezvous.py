@@ -5,7 +5,7 @@ import select
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import pytest
 
@@ -129,12 +129,12 @@ def test_a_port_that_another_program_has(port, greeting, monkeypatch):
 
 
 def test_two_of_one_number_and_another_count(port):
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         first = pool.submit(meet, f"localhost:{port}", 3, 0, seconds=20)
-        second = pool.submit(meet, f"localhost:{port}", 3, 1, seconds=20)
-        time.sleep(0.5)
+        both = [pool.submit(meet, f"localhost:{port}", 3, 1, seconds=20) for _ in range(2)]
+        (refused,), (second,) = wait(both, return_when=FIRST_COMPLETED)  # whichever came later
         with pytest.raises(UserError, match=r"process 1 of 3: .*another process 1 is there already"):
-            meet(f"localhost:{port}", 3, 1, seconds=20)
+            refused.result()
         with pytest.raises(UserError, match=r"process 3 of 4: .*it waits for processes 1 to 2 of 3"):
             meet(f"localhost:{port}", 4, 3, seconds=20)
         meet(f"localhost:{port}", 3, 2, seconds=20)
