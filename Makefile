@@ -74,7 +74,7 @@ test: lint
 test-all: lint
 	$(PYTEST) $(PYTEST_ARGS)
 
-coverage: $(STAMP)
+coverage: lint
 	$(PYTEST) --cov --cov-config=pyproject.toml --cov-report=term-missing $(PYTEST_ARGS)
 
 format: $(STAMP)

@@ -225,11 +225,8 @@ def test_before_the_first_checkpoint_settings_may_change(tmp_path, capsys):
     """A run whose first loss was not finite goes on in its workdir once the cause is mended."""
     common = ["main", SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.data.path={tmp_path / 'data'}", *EIGHT]
     common += ["--config.model.num_blocks=2", "--config.train.steps=2", "--config.optimizer.schedule=constant"]
-    common += [
-        "--config.moe.routing=dense",
-        "--config.moe.num_experts=0",
-        "--config.optimizer.name=adamw",
-    ]  # compile soon
+    # What compiles soon.
+    common += ["--config.moe.routing=dense", "--config.moe.num_experts=0", "--config.optimizer.name=adamw"]
     assert main.main([*common, "--config.optimizer.learning_rate=1e30"]) == 2
     assert "There is no checkpoint yet" in capsys.readouterr().err
     assert main.main([*common, "--config.optimizer.learning_rate=1e-3"]) == 0

@@ -19,9 +19,8 @@ import numpy as np
 from ec_dit.core import processes
 from ec_dit.core.tree import is_key, named_leaves
 
-_SMALL = (
-    2**16
-)  # elements of an array, or of what a device holds of it, that are added on the host, which saves compiling
+# Elements of an array, or of what a device holds of it, that are added on the host, which saves compiling.
+_SMALL = 2**16
 _SALTS = (0, 0x9E3779B9, 0x3C6EF372, 0xDAA66D2B)
 _WORDS = len(_SALTS)  # of a fingerprint
 
@@ -32,7 +31,7 @@ def fingerprint(tree: Any) -> str:
     digest = hashlib.sha256()
     for name in sorted(leaves):
         digest.update(f"{name}:{leaves[name].dtype}:{leaves[name].shape};".encode())
-        digest.update(sums[name][0].tobytes())
+        digest.update(next(iter(sums[name].values())).tobytes())
     return digest.hexdigest()
 
 
@@ -42,16 +41,10 @@ def leaf_fingerprints(tree: Any) -> dict[str, dict[str, str]]:
     Of float32 leaves also for the bfloat16 numbers that they round to: what was saved as the one and read as the other can be
     compared without holding both. Any change of one element alone is seen for certain.
     """
-    dtypes = {name: _dtypes(_bits(leaf)) for name, leaf in named_leaves(tree)}
     return {
-        name: {dtype: words.tobytes().hex() for dtype, words in zip(dtypes[name], sums, strict=True)}
-        for name, sums in _sums(tree).items()
+        name: {dtype: words.tobytes().hex() for dtype, words in of_leaf.items()}
+        for name, of_leaf in _sums(tree).items()
     }
-
-
-def _bits(leaf: Any) -> Any:
-    """A leaf as an array of numbers, which typed keys are not."""
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _dtypes(array: Any) -> list[str]:
@@ -67,9 +60,9 @@ class _Part(NamedTuple):
     start: tuple[int, ...] | None
 
 
-def _sums(tree: Any) -> dict[str, np.ndarray]:
-    """`_array_sums` of every leaf, by name."""
-    arrays = {name: _bits(leaf) for name, leaf in named_leaves(tree)}
+def _sums(tree: Any) -> dict[str, dict[str, np.ndarray]]:
+    """`_array_sums` of every leaf, by name and by the dtypes that they are of, its own first."""
+    arrays = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in named_leaves(tree)}
     parts = {name: _parts(array) for name, array in arrays.items()}
     data = jax.device_get({name: [part.data for part in of_array] for name, of_array in parts.items()})
     sums = {name: np.zeros((len(_dtypes(array)), _WORDS), np.uint32) for name, array in arrays.items()}
@@ -79,16 +72,15 @@ def _sums(tree: Any) -> dict[str, np.ndarray]:
                 if part.start is not None:
                     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
                     numbers = _array_sums(np.asarray(numbers, dtype), part.start, np)
-                sums[name] += numbers.reshape(
-                    -1, _WORDS
-                )  # a device's own sums have the array's dimensions too, of size 1
+                # A device's own sums have the array's dimensions too, of size 1.
+                sums[name] += numbers.reshape(-1, _WORDS)
         # What lies over several processes is in none of them whole.
         spread = [name for name, array in arrays.items() if not getattr(array, "is_fully_addressable", True)]
         if spread:
             words = processes.add_words(np.concatenate([sums[name] for name in spread]))
             ends = np.cumsum([len(sums[name]) for name in spread])
             sums |= zip(spread, np.split(words, ends[:-1]), strict=True)
-    return sums
+    return {name: dict(zip(_dtypes(array), sums[name], strict=True)) for name, array in arrays.items()}
 
 
 def _parts(array: Any) -> list[_Part]:

@@ -195,18 +195,24 @@ def _unpacked(told: bytes) -> Exception:
 _talks = itertools.count()
 
 
-def _said(content: bytes, speakers: Sequence[int]) -> list[bytes]:
-    """What each of `speakers` says, in every process; all of them ask, in the same order.
+def _line() -> tuple[Any, str]:
+    """Gives the coordinator's store of words, and where in it those of the next talk lie; all of them ask, in the same order.
 
-    It goes by way of the coordinator and not of devices: nothing is compiled, and whoever is late is waited for.
+    They go that way and not by devices: nothing is compiled, and whoever is late is waited for.
     """
     from jax._src import distributed
 
-    client, talk = distributed.global_state.client, next(_talks)
+    client = distributed.global_state.client
     assert client is not None
+    return client, f"ec_dit/{next(_talks)}"
+
+
+def _said(content: bytes, speakers: Sequence[int]) -> list[bytes]:
+    """What each of `speakers` says, in every process; all of them ask, in the same order."""
+    client, talk = _line()
     if index() in speakers:
-        client.key_value_set_bytes(f"ec_dit/{talk}/{index()}", content)
-    return [client.blocking_key_value_get_bytes(f"ec_dit/{talk}/{i}", 1000 * _WORK_SECONDS) for i in speakers]
+        client.key_value_set_bytes(f"{talk}/{index()}", content)
+    return [client.blocking_key_value_get_bytes(f"{talk}/{i}", 1000 * _WORK_SECONDS) for i in speakers]
 
 
 def check_same(text: str, what: str) -> None:
@@ -236,16 +242,14 @@ def add_words(words: np.ndarray) -> np.ndarray:
     """The sum over all processes of an array of uint32, modulo 2**32, in each of them; all ask, with the same shape."""
     if count() == 1:
         return words
-    from jax._src import distributed
-
-    client, talk = distributed.global_state.client, next(_talks)
-    assert client is not None
-    if not is_first():
-        client.key_value_set_bytes(f"ec_dit/{talk}/{index()}", words.tobytes())
-    for i in range(1, count() if is_first() else 0):
-        said = client.blocking_key_value_get_bytes(f"ec_dit/{talk}/{i}", 1000 * _WORK_SECONDS)
-        client.key_value_delete(f"ec_dit/{talk}/{i}")
-        words = words + np.frombuffer(said, np.uint32).reshape(words.shape)
+    client, talk = _line()
+    if is_first():
+        for i in range(1, count()):
+            said = client.blocking_key_value_get_bytes(f"{talk}/{i}", 1000 * _WORK_SECONDS)
+            client.key_value_delete(f"{talk}/{i}")
+            words = words + np.frombuffer(said, np.uint32).reshape(words.shape)
+    else:
+        client.key_value_set_bytes(f"{talk}/{index()}", words.tobytes())
     (total,) = _said(words.tobytes(), (0,))
     return np.frombuffer(total, np.uint32).reshape(words.shape)
 
