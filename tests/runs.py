@@ -1,5 +1,7 @@
 """Runs of the trainer as real processes: alone or several together, killed or told to stop."""
 
+import fcntl
+import json
 import os
 import re
 import socket
@@ -43,6 +45,23 @@ SMALL_FILES = (
     'ulimit -f 600; exec "$@"',
     "sh",
 )  # before a command: no file of it grows beyond 307,200 bytes
+
+
+def unbroken(tmp_path_factory):
+    """A folder with that config, of which `unbroken` is the workdir of a run that nothing stopped, and what it said last.
+
+    One process with one device; made once for all workers of pytest-xdist.
+    """
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "oracle"
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = place / "told.json"
+        if not told.exists():
+            (place / "tiny.py").write_text(SETTINGS)
+            told.write_text(json.dumps(finish(start(place, place / "unbroken"))))
+        return place, *json.loads(told.read_text())
 
 
 def call(place, module, *arguments, devices=1, variables=(), prefix=()):

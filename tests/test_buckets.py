@@ -60,7 +60,7 @@ def remote(bucket):
     return runs.finish(runs.start(place, RUN, f"--config.data.path={DATA}", *STEPS))[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_in_a_bucket_ends_as_one_on_a_disk(bucket, local, remote):
     server, place = bucket
     assert remote == local

@@ -17,7 +17,7 @@ from ec_dit.train.metrics import read_metrics
 pytestmark = pytest.mark.xdist_group("main")  # they share a run that takes its time
 
 SMOKE = "--config=configs/shapes.py:smoke"
-EIGHT = ("--config.mesh.data=8", "--config.train.batch_size=64")  # a batch that splits over the emulated devices
+EIGHT = ("--config.mesh.data=8", "--config.moe.group_size=64")  # a batch that splits over the emulated devices
 
 
 def pixels(path):
@@ -221,10 +221,11 @@ def test_sampling_leaves_no_picture_of_an_earlier_call(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_before_the_first_checkpoint_settings_may_change(tmp_path, capsys):
+def test_before_the_first_checkpoint_settings_may_change(workdir, tmp_path, capsys):
     """A run whose first loss was not finite goes on in its workdir once the cause is mended."""
-    common = ["main", SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.data.path={tmp_path / 'data'}", *EIGHT]
-    common += ["--config.model.num_blocks=2", "--config.train.steps=2", "--config.optimizer.schedule=constant"]
+    common = ["main", SMOKE, f"--workdir={tmp_path / 'run'}", f"--config.data.path={workdir.parent / 'data'}"]
+    common += ["--config.mesh.data=8", "--config.model.num_blocks=2", "--config.train.steps=2"]
+    common += ["--config.optimizer.schedule=constant"]
     # What compiles soon.
     common += ["--config.moe.routing=dense", "--config.moe.num_experts=0", "--config.optimizer.name=adamw"]
     assert main.main([*common, "--config.optimizer.learning_rate=1e30"]) == 2

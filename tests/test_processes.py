@@ -26,22 +26,14 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(place, one):
-    """Losses by step of one process of eight devices."""
-    runs.finish(runs.start(place, place / "unbroken", *EXPERTS, devices=8))
-    return runs.losses(place / "unbroken")
+def unbroken(tmp_path_factory):
+    """Losses by step of one process with one device."""
+    return runs.losses(runs.unbroken(tmp_path_factory)[0] / "unbroken")
 
 
 @pytest.fixture(scope="module")
-def one(place):
-    """Losses by step of a short run of one process of eight devices, which also prepares the data."""
-    runs.finish(runs.start(place, place / "one", *EXPERTS, *SHORT, devices=8))
-    return runs.losses(place / "one")
-
-
-@pytest.fixture(scope="module")
-def pair(place, one):
-    """The workdir of a short run of two processes, with its outputs."""
+def pair(place):
+    """The workdir of a short run of two processes, which also prepare the data, with its outputs."""
     ends = runs.end(runs.start_several(place, place / "pair", 2, *EXPERTS, *SHORT))
     assert [code for code, _ in ends] == [0, 0], ends
     return place / "pair", [output for _, output in ends]
@@ -53,9 +45,9 @@ def assert_close(losses, expected, steps):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(pair, one):
+def test_two_processes_train_as_one(pair, unbroken):
     workdir, (first, second) = pair
-    assert_close(runs.losses(workdir), one, range(1, 7))
+    assert_close(runs.losses(workdir), unbroken, range(1, 7))
     assert "8 x cpu in 2 processes" in first
     assert "validation loss  train" in first
     assert "step 1/" not in second  # one process prints
@@ -63,11 +55,11 @@ def test_two_processes_train_as_one(pair, one):
 
 
 @pytest.mark.exhaustive
-def test_four_tasks_of_slurm_train_as_one(place, one):
+def test_four_tasks_of_slurm_train_as_one(place, unbroken):
     mesh = ("--config.mesh.data=2", "--config.mesh.expert=2", "--config.mesh.tensor=2")
     ends = runs.end(runs.srun(place, place / "four", 4, *mesh, *SHORT))
     assert [code for code, _ in ends] == [0] * 4, ends
-    assert_close(runs.losses(place / "four"), one, range(1, 7))
+    assert_close(runs.losses(place / "four"), unbroken, range(1, 7))
 
 
 @pytest.mark.exhaustive
@@ -153,8 +145,8 @@ def test_a_port_that_another_program_has_ends_all_soon_with_one_message(tmp_path
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_is_told_by_all(place, one):
-    ends = runs.end(runs.start_several(place, place / "one", 2, *EXPERTS, *SHORT, "--config.seed=1"))
+def test_a_mistake_of_all_is_told_by_all(place, pair):
+    ends = runs.end(runs.start_several(place, pair[0], 2, *EXPERTS, *SHORT, "--config.seed=1"))
     assert [code for code, _ in ends] == [2, 2], ends
     for i, (_, output) in enumerate(ends):
         assert f"main [process {i} of 2]:" in output

@@ -49,8 +49,9 @@ def _entries(folder):
 
 
 @pytest.fixture(scope="module")
-def unbroken(place):
-    return finish(start(place, place / "unbroken"))
+def unbroken(tmp_path_factory):
+    """Fingerprint and losses, as printed, of a run that nothing stopped."""
+    return runs.unbroken(tmp_path_factory)[1:]
 
 
 @pytest.mark.slow
@@ -117,7 +118,8 @@ def test_a_checkpoint_of_eight_devices_continues_on_four_and_on_one(place):
 
 
 @pytest.mark.slow
-def test_another_config_in_the_same_workdir_is_refused(place, unbroken):
+def test_another_config_in_the_same_workdir_is_refused(tmp_path_factory):
+    place, *_ = runs.unbroken(tmp_path_factory)
     process = start(place, place / "unbroken", "--config.optimizer.learning_rate=0.5")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 2

@@ -33,9 +33,15 @@ class Stack(nnx.Module):
             raise UserError(f"remat '{remat}': choose none, {', '.join(POLICIES)}.")
         self.remat = remat
         self.repeats = repeats
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-        keys = jax.random.split(rngs.params(), repeats)
-        self.blocks = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
+        graphdefs = list[nnx.GraphDef]()  # of the one trace of `make`: large models take seconds to trace
+
+        def weights(key: jax.Array) -> nnx.State:
+            graphdef, state = nnx.split(make(nnx.Rngs(key)))
+            graphdefs.append(graphdef)
+            return state
+
+        weights_L = jax.vmap(weights)(jax.random.split(rngs.params(), repeats))
+        self.blocks = nnx.merge(graphdefs[0], weights_L)
 
     def __call__(self, carry: Any, apply: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
         """Runs `apply(repeat, carry) -> (carry, out)` through all repeats; outs come back stacked on a leading L."""

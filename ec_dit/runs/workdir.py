@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import jax
-
 from ec_dit import cli
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig
@@ -328,7 +326,7 @@ class Workdir:
 
 def _shapes(system: System) -> dict[str, tuple[int, ...]]:
     """Of the parameters, by name."""
-    return {name: leaf.shape for name, leaf in named_leaves(jax.eval_shape(system.init_params, jax.random.key(0)))}
+    return {name: leaf.shape for name, leaf in named_leaves(system.shapes())}
 
 
 def _text(content: Mapping[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """A model on its mesh: what it is made of, how its parameters lie, and what it takes for text."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,9 +81,13 @@ class System:
             return 0.0, 1.0
         return self.encoding.mean_Z, self.encoding.std_Z
 
+    def shapes(self) -> Any:
+        """Gives shapes and dtypes of the parameters."""
+        return _shapes(self.init_params, self.mesh)
+
     def abstract_params(self) -> Any:
         """Gives shapes and shardings of the parameters."""
-        abstract = jax.eval_shape(self.init_params, jax.random.key(0))
+        abstract = self.shapes()
         shardings = param.shardings(abstract, self.infos, self.mesh)
         return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
@@ -142,8 +147,19 @@ def make_system(
     def build(rngs: nnx.Rngs) -> TextToImage:
         return TextToImage(spec, tower, dtype=dtype, rngs=rngs)
 
-    def init_params(key: jax.Array) -> Any:
-        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+    parts = list[tuple[nnx.GraphDef, Any]]()  # of the one trace that gives shapes and, under the same mesh, values
 
-    graphdef, _, infos = param.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    @functools.partial(jax.jit, inline=True)
+    def init_params(key: jax.Array) -> Any:
+        graphdef, params, infos = param.split(build(nnx.Rngs(key)))
+        parts.append((graphdef, infos))
+        return params
+
+    _shapes(init_params, mesh)
+    graphdef, infos = parts[0]
     return System(config, mesh, graphdef, infos, init_params, tokenizer, encoding, noted or {})
+
+
+def _shapes(init_params: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
+    with jax.set_mesh(mesh):  # whose absence JAX takes for another trace
+        return jax.eval_shape(init_params, jax.random.key(0))

@@ -29,7 +29,8 @@ def optimizer(system: System) -> optax.GradientTransformation:
 
 def abstract_state(system: System, tx: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
     """Gives (shapes, shardings) of the training state; takes no memory."""
-    abstract = jax.eval_shape(lambda: train_state.init_state(system.init_params, tx, system.config.seed))
+    with jax.set_mesh(system.mesh):
+        abstract = jax.eval_shape(lambda: train_state.init_state(system.init_params, tx, system.config.seed))
     return abstract, state_shardings(abstract, system.infos, system.mesh)
 
 

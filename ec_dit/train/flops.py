@@ -1,5 +1,6 @@
 """The denominator of model FLOPs utilisation (MFU): what a device could do, known or measured."""
 
+import functools
 import time
 
 import jax
@@ -17,7 +18,8 @@ def peak_flops(device: jax.Device) -> tuple[float, str]:
     return _measured_matmul() / jax.local_device_count(), f"measured float32 matmul, {kind}"
 
 
-def _measured_matmul(size: int = 1536, repeats: int = 5) -> float:
+@functools.cache
+def _measured_matmul(size: int = 1024, repeats: int = 3) -> float:
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()

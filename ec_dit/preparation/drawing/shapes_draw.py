@@ -79,8 +79,10 @@ def coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
     # Pillow paints every sample that the outline touches; half a sample back puts its centres on the grid.
     corners = [(float(x) * _SUPERSAMPLE - 0.5, float(y) * _SUPERSAMPLE - 0.5) for x, y in points]
     ImageDraw.Draw(canvas).polygon(corners, fill=255)
-    samples = np.asarray(canvas, np.float32).reshape(height, _SUPERSAMPLE, width, _SUPERSAMPLE)
-    return samples.mean(axis=(1, 3)) / 255.0
+    # Summed as small integers, rows first: several times as fast as the mean over both at once, to the same bits.
+    rows = np.asarray(canvas).reshape(height, _SUPERSAMPLE, -1).sum(axis=1, dtype=np.uint16)
+    samples = rows.reshape(height, width, _SUPERSAMPLE).sum(axis=2, dtype=np.uint16)
+    return samples.astype(np.float32) / _SUPERSAMPLE**2 / 255.0
 
 
 def draw_ground(image_size: int, ground: str, rng: np.random.Generator) -> np.ndarray:
