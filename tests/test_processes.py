@@ -33,8 +33,9 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(place):
-    """The workdir of a short run of two processes, which also prepare the data, with its outputs."""
-    ends = runs.end(runs.start_several(place, place / "pair", 2, *EXPERTS, *SHORT))
+    """The workdir of a short run of two processes of one device each, which also prepare the data, with its outputs."""
+    halves = ("--config.mesh.data=1", "--config.mesh.expert=2")  # of the experts
+    ends = runs.end(runs.start_several(place, place / "pair", 2, *halves, *SHORT, devices=2))
     assert [code for code, _ in ends] == [0, 0], ends
     return place / "pair", [output for _, output in ends]
 
@@ -48,7 +49,7 @@ def assert_close(losses, expected, steps):
 def test_two_processes_train_as_one(pair, unbroken):
     workdir, (first, second) = pair
     assert_close(runs.losses(workdir), unbroken, range(1, 7))
-    assert "8 x cpu in 2 processes" in first
+    assert "2 x cpu in 2 processes" in first
     assert "validation loss  train" in first
     assert "step 1/" not in second  # one process prints
     assert runs.saved_steps(workdir) == [4, 6]
@@ -146,7 +147,7 @@ def test_a_port_that_another_program_has_ends_all_soon_with_one_message(tmp_path
 
 @pytest.mark.slow
 def test_a_mistake_of_all_is_told_by_all(place, pair):
-    ends = runs.end(runs.start_several(place, pair[0], 2, *EXPERTS, *SHORT, "--config.seed=1"))
+    ends = runs.end(runs.start_several(place, pair[0], 2, *SHORT, "--config.seed=1", devices=2))
     assert [code for code, _ in ends] == [2, 2], ends
     for i, (_, output) in enumerate(ends):
         assert f"main [process {i} of 2]:" in output
