@@ -12,6 +12,8 @@ from typing import Any
 
 from jax._src import compiler, distributed
 
+from tests import forks
+
 _write = compiler._cache_write
 
 
@@ -30,5 +32,5 @@ sys.modules["torch"] = None  # type: ignore[assignment]  # which tensorboardX im
 warnings.filterwarnings(
     "ignore", "Error (reading|writing) persistent compilation cache"
 )  # another process is writing it
-sys.argv = sys.argv[1:]
+sys.argv = forks.serve(int(sys.argv[2])) if sys.argv[1] == "--serve" else sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

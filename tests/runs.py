@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ec_dit.train.metrics import read_metrics
-from tests import xla
+from tests import forks, xla
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
@@ -75,9 +75,11 @@ def call(place, module, *arguments, devices=1, variables=(), prefix=()):
         }
         | dict(variables)
     )
-    command = [*prefix, sys.executable, "-m", "tests.entry_point", f"ec_dit.{module}", *arguments]
+    words = [f"ec_dit.{module}", *arguments]
+    if sys.platform == "linux" and not prefix and "LC_ALL" not in variables:
+        return forks.start(words, place, env)
     return subprocess.Popen(
-        command,
+        [*prefix, sys.executable, "-m", "tests.entry_point", *words],
         cwd=place,
         env=env,
         stdout=subprocess.PIPE,
