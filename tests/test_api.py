@@ -36,7 +36,7 @@ def make(tmp_path_factory):
             sparse = {"moe__first": blocks - 1} if kind != "dense" else {}
             config = helpers.tiny_config(kind, model__num_blocks=blocks, sample__sampler="euler", **sparse)
             system = make_system(config, build_tokenizer(place), jax.devices()[:1])
-            shapes = jax.eval_shape(system.init_params, jax.random.key(0))
+            shapes = system.shapes()
             rng = np.random.default_rng(0)
             params = jax.tree.map(lambda s: jax.numpy.asarray(rng.normal(0, 0.2, s.shape), s.dtype), shapes)
             writing.to_workdir(Model(system, params, 7), str(place / "run"))

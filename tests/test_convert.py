@@ -125,7 +125,7 @@ def random_run(path, routing, **overrides):
     """A workdir whose parameters are all random, as if it had been trained; what it holds."""
     c = helpers.tiny_config(routing, **overrides)
     system = make_system(c, build_tokenizer(path.parent))
-    shapes = jax.eval_shape(system.init_params, jax.random.key(0))
+    shapes = system.shapes()
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jax.numpy.asarray(rng.normal(0, 0.2, s.shape), s.dtype), shapes)
     writing.to_workdir(reading.Model(system, params, 7, {"report": {"source": "shapes"}}), str(path))

@@ -36,7 +36,7 @@ def model(tmp_path_factory):
     system = make_system(
         helpers.tiny_config("dense", **PIXART_LIKE), build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     )
-    shapes = jax.eval_shape(system.init_params, jax.random.key(0))
+    shapes = system.shapes()
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jax.numpy.asarray(rng.normal(0, 0.2, s.shape), s.dtype), shapes)
     return reading.Model(system, params, 7, {"report": {"source": "shapes"}})

@@ -60,7 +60,7 @@ def start_state(system):
 def random_state(system):
     """A state of NumPy arrays with everything random: zero gates would hide attention, experts and text from the loss."""
     tx = training_step.optimizer(system)
-    shapes, rng = jax.eval_shape(system.init_params, jax.random.key(0)), np.random.default_rng(0)
+    shapes, rng = system.shapes(), np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
     key = jax.random.key_data(jax.random.key(1))
     return jax.device_get(TrainState(np.int32(0), key, params, params, tx.init(params)))
@@ -89,12 +89,12 @@ FIRST = (1, 2, 2, 2)  # every axis but data, which only repeats what fsdp does t
 
 
 def cases():
-    """Meshes for each kind of model; what the first ones show, the others repeat under more layouts."""
-    first = [("expert_choice", {}, FIRST), ("token_choice", SHARED, (2, 1, 2, 2))]
+    """Meshes for each kind of model; what the first shows, the others repeat under more layouts."""
+    first = [("expert_choice", {}, FIRST)]
     sparse = dict.fromkeys([(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), *recommended("sparse")])
     more = [("expert_choice", {}, mesh) for mesh in sparse if mesh != FIRST]
     more += [("expert_choice", {"combine": "one_hot"}, FIRST), ("expert_choice", {"accumulate": 2}, (2, 2, 2, 1))]
-    more += [("token_choice", SHARED, FIRST), ("token_choice", {}, (1, 1, 8, 1))]
+    more += [("token_choice", SHARED, mesh) for mesh in (FIRST, (2, 1, 2, 2))] + [("token_choice", {}, (1, 1, 8, 1))]
     more += [("dense", {}, mesh) for mesh in dict.fromkeys([FIRST, *recommended("dense")])]
 
     def case(routing, options, mesh, *marks):

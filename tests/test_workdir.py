@@ -255,7 +255,7 @@ def test_sampling_takes_the_checkpoint_before_a_damaged_one_and_moves_nothing(tm
     workdir = Workdir(str(tmp_path / "run"))
     workdir.fill(c, made[0], DATA)
     system = make_system(c, made[0])
-    shapes = jax.eval_shape(system.init_params, jax.random.key(0))
+    shapes = system.shapes()
     checkpoints = workdir.checkpointer(asynchronous=False)
     for step in (1, 2):
         params = jax.tree.map(lambda a, step=step: jax.numpy.full(a.shape, step / 3, a.dtype), shapes)
