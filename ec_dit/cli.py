@@ -58,6 +58,7 @@ def quiet() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.set_verbosity(logging.FATAL)
     getLogger("asyncio").setLevel(CRITICAL)  # of several writes that fail, one is raised
+    getLogger("google.auth").setLevel(CRITICAL)  # credentials that are needed and missing are told by what needs them
     sys.unraisablehook = _unraisable
 
 

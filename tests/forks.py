@@ -22,6 +22,8 @@ import threading
 import time
 from pathlib import Path
 
+from ec_dit import cli
+
 LOADED = (
     "runs.training",
     "runs.loaded",
@@ -133,6 +135,7 @@ def start(arguments, cwd, env):
 
 def serve(channel):
     """Forks until the channel closes, and then ends; returns in a forked process alone, with its arguments."""
+    cli.quiet()  # as every entry point does first
     for name in LOADED:
         importlib.import_module(f"ec_dit.{name}")
     for name in LOADED:  # or runpy warns of what it finds imported
