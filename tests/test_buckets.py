@@ -108,7 +108,7 @@ def test_two_processes_evaluate_and_draw_from_a_bucket_into_it(bucket, remote):
     assert {"eval_shapes.json", "eval_shapes.png", "samples/00000_0001.png", "samples/sheet.png"} <= found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_prepare_into_a_bucket(bucket):
     server, place = bucket
     small = ("--source=shapes", "--num_train=40", "--num_validation=10", "--option=novel=5", "--image_size=64")

@@ -155,7 +155,7 @@ PIXART_LIKE = {
     ("shards", "routing"),
     [
         (2**31, "expert_choice"),
-        (4000, "dense"),
+        pytest.param(4000, "dense", marks=pytest.mark.exhaustive),
         pytest.param(2**31, "dense", marks=pytest.mark.exhaustive),
         pytest.param(4000, "expert_choice", marks=pytest.mark.exhaustive),
     ],
@@ -202,7 +202,7 @@ def test_a_dense_model_of_ours_goes_to_diffusers_and_back(tmp_path, capsys):
     ("like", "mesh"),
     [
         ("pixart", "1,2,4,1"),
-        ("ours", "-1,1,1,1"),
+        pytest.param("ours", "-1,1,1,1", marks=pytest.mark.exhaustive),
         pytest.param("pixart", "-1,1,1,1", marks=pytest.mark.exhaustive),
         pytest.param("ours", "1,2,4,1", marks=pytest.mark.exhaustive),
     ],

@@ -81,6 +81,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(place, unbroken, kills
     assert not list(place.glob(".*incomplete"))
 
 
+@pytest.mark.exhaustive  # tests/test_processes.py prepares with three what needs no encoders
 def test_two_processes_make_the_same_bytes_as_one(place, unbroken):
     out = place / "two"
     ends = runs.end(runs.call_several(place, "prepare", 2, *command(place, out), devices=2))

@@ -52,7 +52,7 @@ def test_alone_or_in_company(routing, group):
     ("group", "routing"),
     [
         ("pair", "expert_choice"),
-        ("image", "token_choice"),
+        pytest.param("image", "token_choice", marks=pytest.mark.exhaustive),
         pytest.param("pair", "token_choice", marks=pytest.mark.exhaustive),
         pytest.param("image", "expert_choice", marks=pytest.mark.exhaustive),
     ],

@@ -49,6 +49,7 @@ def test_separate_runs_give_the_same_bytes(tmp_path):
     assert len(dataset.open(tmp_path / "1")["train"]) == 30
 
 
+@pytest.mark.exhaustive  # tests/test_encoded_processes.py kills one that encodes
 def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path, capsys):
     arguments = ["--source=shapes", "--num_train=2000", "--num_validation=5", "--option=novel=0", "--vocab_size=100"]
     assert prepare.main(["prepare", *arguments, f"--out={tmp_path / 'unbroken'}"]) == 0

@@ -8,7 +8,7 @@ FAST = ("--poll_seconds=0.05", "--backoff_seconds=0.05", "--max_backoff_seconds=
 ACTIVE = [["ACTIVE", 10_000]]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # tests/launch/test_watch.py shows it within one process
 def test_hosts_that_vanish_while_they_work(processes):
     processes.plan([["ACTIVE", "step 4"], ["SUSPENDING", 1], ["SUSPENDED", 1]], UP)
     code, output = processes.call("watch", *processes.watch_arguments(*FAST, steps=8))
@@ -52,7 +52,7 @@ def test_a_mistake_of_the_user_ends_it_and_is_shown(processes):
     assert processes.starts == [0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_training_that_saves_nothing_is_told_to_stop(processes):
     processes.plan(ACTIVE, stalls=0)
     patience = ("--stall_minutes=0.01", "--max_attempts=0")
