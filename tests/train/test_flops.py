@@ -14,7 +14,7 @@ def test_known_devices_are_looked_up(monkeypatch):
 
 
 def test_emulated_devices_share_what_is_measured(monkeypatch):
-    monkeypatch.setattr(flops, "_measured_matmul", lambda: 8e10)
+    monkeypatch.setattr(flops, "_measured_matmul", lambda size: 8e10)
     (device, *_) = jax.local_devices()
     assert flops.peak_flops(device) == (pytest.approx(8e10 / jax.local_device_count()), "measured float32 matmul, cpu")
 
