@@ -20,8 +20,11 @@ HOLD = """
 import os, sys, time
 from ec_dit.core import lock, paths
 with lock.held(paths.at(sys.argv[1]), "it", print):
+    reads, writes = os.pipe()
     if os.fork() == 0:
+        os.write(writes, b"!")  # what is done after a fork is done
         time.sleep(60)  # as a helper that was forked does, which outlives its parent
+    os.read(reads, 1)
     print("held", os.getpid(), flush=True)
     time.sleep(60)
 """

@@ -284,17 +284,17 @@ def test_every_source_reads_ahead_in_a_bucket(tmp_path):
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
     annotations = [{"id": number, "image_id": number, "caption": text} for number, text in enumerate(texts)]
     pq.write_table(pa.table({"image": names, "caption": texts}), tmp_path / "t.parquet")
-    lock, running, most = threading.Lock(), collections.Counter(), collections.Counter()
+    changed, running, most = threading.Condition(), collections.Counter(), collections.Counter()
 
     def busy(method, path):
-        """Slow answers for pictures; counts those under way at once."""
+        """Answers for pictures that wait for others to be asked for; counts those under way at once."""
         source = next((each for each in ("folder", "coco", "table") if f"{each}%2F" in path and ".jpg" in path), None)
         if source:
-            with lock:
+            with changed:
                 running[source] += 1
                 most[source] = max(most[source], running[source])
-            time.sleep(0.05)
-            with lock:
+                changed.notify_all()
+                changed.wait_for(lambda: most[source] >= 8, timeout=2)
                 running[source] -= 1
 
     with gcs_server.Server() as server:
