@@ -155,9 +155,10 @@ def serve(channel):
                 while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                     connection.sendall(json.dumps([ended[0], os.waitstatus_to_exitcode(ended[1])]).encode() + b"\n")
         if connection in ready:
-            size, (output,), _, _ = _received(connection)
+            size, sent, *_ = socket.recv_fds(connection, 8, 1)
             if not size:
                 os._exit(0)
+            (output,) = sent
             data = b""
             while len(data) < int.from_bytes(size):
                 data += connection.recv(int.from_bytes(size) - len(data))
@@ -169,11 +170,6 @@ def serve(channel):
                 return _become(json.loads(data), output)
             os.close(output)
             connection.sendall(json.dumps(pid).encode() + b"\n")
-
-
-def _received(connection):
-    size, sent, flags, address = socket.recv_fds(connection, 8, 1)
-    return size, sent or [None], flags, address
 
 
 def _become(request, output):

@@ -161,8 +161,7 @@ def make_system(
 
 
 def _shapes(init_params: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
-    key = jax.eval_shape(
-        lambda: jax.random.key(0)
-    )  # a real one would be made on the mesh, whose devices need not be there
+    # A real key would be made on the mesh, whose devices need not be there.
+    key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):  # whose absence JAX takes for another trace
         return jax.eval_shape(init_params, key)
