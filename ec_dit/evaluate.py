@@ -1,7 +1,9 @@
-"""Scores a run: python -m ec_dit.evaluate --workdir=DIR --suite=shapes, or --suite=shapes:images_per_task=10,novel=true.
+"""Scores a run: python -m ec_dit.evaluate --workdir=DIR --suite=shapes, or --suite=fid,clip_score with a flag for each network.
 
-Prints the table and leaves eval_<suite>.json and a contact sheet in the workdir. After the colon stand options of the suite,
-as in the config key eval.suites.
+Prints a table of each suite and leaves eval_<suite>.json, .jsonl and .png in the workdir, or in --out. The pictures are kept, in
+WORKDIR/eval or in --out: a call that was interrupted goes on, and one with other settings is refused. --images=DIR scores
+pictures that anybody made. After a suite's name and a colon stand options of it alone, as in the config key eval.suites:
+--suite=shapes:images_per_task=10,novel=true; flags such as --prompts go to every suite that has such an option.
 """
 
 import sys
@@ -13,29 +15,77 @@ from ec_dit import cli
 from ec_dit.core.errors import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("suite", "shapes", "What to score: NAME, or NAME:OPTION=VALUE,OPTION=VALUE.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "suite", "shapes", "What to score: NAME, or NAME:OPTION=VALUE, several with commas.", flag_values=FLAGS
+)
+cli.define_path("images", "A folder of pictures to score, instead of --workdir.", flag_values=FLAGS)
+flags.DEFINE_bool("any_size", False, "Pictures of --images may be of different sizes.", flag_values=FLAGS)
+cli.define_path("out", "Folder for scores and pictures; default: the workdir.", flag_values=FLAGS)
+
+_PATHS = {
+    "prompts": "A file of prompts.",
+    "inception": "FID's Inception: a safetensors file in pytorch-fid's layout.",
+    "clip": "A CLIP as transformers publishes it: folder, or name such as OWNER/NAME@REVISION.",
+    "dino": "A DINOv2, likewise.",
+    "detector": "A Mask2Former, likewise.",
+    "vqa": "What answers questions about pictures, likewise.",
+    "answers": "A table of answers, instead of --vqa.",
+}
+_TEXTS = {
+    "layout": "Of the prompt file, and of the pictures' folder: flat, geneval, dpg, t2i_compbench, hpsv2, dsg.",
+    "num": "Pictures of each prompt; default: as many as the layout's tool wants.",
+    "most": "Prompts at most, the first ones.",
+    "reference": "Real pictures: a split of the run's data, or a path: data set, folder of pictures, statistics.npz.",
+    "resize": "As which tool resizes: pytorch_fid or clean.",
+}
+for _name, _meaning in _PATHS.items():
+    cli.define_path(_name, _meaning, flag_values=FLAGS)
+for _name, _meaning in _TEXTS.items():
+    flags.DEFINE_string(_name, None, _meaning, flag_values=FLAGS)
+cli.define_sampling(FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
 
 
 def work() -> None:
-    """Loads the run and scores it."""
-    if not FLAGS.workdir:
-        raise UserError("--workdir=DIR is needed: the folder of a run")
+    """Loads what is scored, and scores it."""
+    if bool(FLAGS.workdir) == bool(FLAGS.images):
+        raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
+    changes = cli.sampling_changes(FLAGS)
 
-    from ec_dit.config import checks
-    from ec_dit.core import settings
+    from ec_dit.core import lock, paths
     from ec_dit.evaluators import registry
     from ec_dit.runs.evaluation import Scorer
+
+    options = {name: str(FLAGS[name].value) for name in (*_PATHS, *_TEXTS) if FLAGS[name].value is not None}
+    suites = registry.parse_all(registry.split(FLAGS.suite), options)
+    if FLAGS.images and not FLAGS.out:
+        raise UserError("--out=DIR is needed with --images, for the scores")
+    out = paths.at(FLAGS.out or FLAGS.workdir)
+    paths.check_can_write(out, "--out")
+    if FLAGS.images:
+        from ec_dit.core.mesh import make_mesh
+        from ec_dit.runs.subjects import FolderSubject
+
+        pictures = FolderSubject(FLAGS.images, make_mesh(list(cli.mesh_of(FLAGS).values())), any_size=FLAGS.any_size)
+        for scorer in [Scorer(suite, pictures, out, cli.say) for suite in suites]:
+            scorer(pictures)
+        return
+
+    from ec_dit.runs import loaded
     from ec_dit.runs.references import References
+    from ec_dit.runs.subjects import RunSubject
     from ec_dit.runs.workdir import Workdir
 
-    suite, workdir = registry.parse(FLAGS.suite), Workdir(FLAGS.workdir)
-    config = settings.changed(workdir.config(), settings.prefixed("mesh", cli.mesh_of(FLAGS)))
-    checks.validate(config)
-    system, params, step = workdir.load(config, ema=FLAGS.ema, step=FLAGS.step)
-    Scorer(suite, References(system, workdir), cli.say)(params, step, seed=FLAGS.seed, ema=FLAGS.ema)
+    workdir = Workdir(FLAGS.workdir)
+    system = workdir.system(loaded.changed(workdir.config(), changes))
+    run = RunSubject(References(system, workdir), out if FLAGS.out else out / "eval")
+    scorers = [Scorer(suite, run, out, cli.say) for suite in suites]  # what is missing shows before parameters are read
+    params, step = workdir.params(system, ema=FLAGS.ema, step=FLAGS.step)
+    with lock.held(out / ".evaluate.lock", f"evaluation in {out}", cli.say):
+        for scorer in scorers:
+            scorer(run.at(params, step, seed=FLAGS.seed, ema=FLAGS.ema))
 
 
 def main(argv: Sequence[str]) -> int:

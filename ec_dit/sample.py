@@ -8,17 +8,14 @@ prompt, seed, index and settings only. Sampling settings default to those of the
 """
 
 import collections
-import math
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from ec_dit import cli
-from ec_dit.core import paths, processes, terminal
+from ec_dit.core import processes, terminal
 from ec_dit.core.errors import UserError
 
 _MOST = 10_000_000  # pictures of a call
@@ -29,33 +26,10 @@ cli.define_path("prompts_file", "A text file with one prompt a line.", flag_valu
 cli.define_path("out", "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", None, "Integration steps.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "sampler", None, "How to get from noise to pictures, such as heun; a wrong name lists all.", flag_values=FLAGS
-)
-cli.define_float("guidance", None, "Classifier-free guidance scale; 1 = off.", flag_values=FLAGS)
-flags.DEFINE_list("guidance_interval", None, "Two times between which guidance acts, e.g. 0.1,0.9.", flag_values=FLAGS)
-cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "spacing", None, "Which of DDPM's levels, such as trailing; a wrong name lists all.", flag_values=FLAGS
-)
-cli.define_float("capacity_factor", None, "Experts per token on average; more may raise quality.", flag_values=FLAGS)
-flags.DEFINE_string("group_size", None, "Tokens routed together: pair, image, or a number.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", None, "Images at once.", flag_values=FLAGS)
-flags.DEFINE_string(
-    "text_encoder",
-    None,
-    "Published text encoders: folders, or names such as OWNER/NAME@REVISION, comma-separated.",
-    flag_values=FLAGS,
-)
-cli.define_path(
-    "autoencoder", "A published autoencoder: folder, or name such as OWNER/NAME@REVISION.", flag_values=FLAGS
-)
+cli.define_sampling(FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
-
-_OVERRIDES = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity_factor", "group_size", "batch_size")
 
 
 def prompts() -> list[str]:
@@ -64,9 +38,11 @@ def prompts() -> list[str]:
     Raises:
         UserError: if there are none.
     """
+    from ec_dit.layouts.base import lines_of
+
     found = list(FLAGS.prompt)
     if FLAGS.prompts_file:
-        found += _lines(FLAGS.prompts_file)
+        found += lines_of(FLAGS.prompts_file)
     found = [p.strip() for p in found]
     for prompt in found:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
@@ -78,20 +54,6 @@ def prompts() -> list[str]:
     return found
 
 
-def _lines(name: str) -> list[str]:
-    """The lines of a prompts file, on a disk or in a bucket."""
-    path = paths.at(name)
-    if not path.exists():
-        raise UserError(f"there is no prompts file {path}")
-    if not paths.is_remote(path) and not Path(path).is_file():  # opening a pipe would wait for ever
-        raise UserError(f"the prompts file {path} is no plain file")
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompts file {path} is not UTF-8: {error}") from error
-    return lines[:-1] if lines[-1] == "" else lines  # what follows the last newline is no line
-
-
 def work() -> None:
     """Loads the run and draws."""
     for name in ("workdir", "out"):
@@ -99,7 +61,7 @@ def work() -> None:
             raise UserError(f"--{name}=DIR is needed; see --help")
     texts = prompts()
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
-    changes = _changes()
+    changes = cli.sampling_changes(FLAGS)
 
     from ec_dit.runs import loaded
     from ec_dit.runs.pictures import PictureFolder, describe
@@ -141,42 +103,11 @@ def work() -> None:
     cli.say("\n".join(filter(None, (told, generator.warning))))
 
 
-def _changes() -> dict[str, Any]:
-    """Gives what flags say otherwise than the run's config, by its keys.
-
-    Raises:
-        UserError: for what no config may hold, before a run is looked for.
-    """
-    from ec_dit.core import settings
-    from ec_dit.sampling.settings import SampleSpec
-
-    keys = settings.keys(SampleSpec)
-    for name in _OVERRIDES:
-        value = FLAGS[name].value
-        if value is not None and (problem := keys[name].problem(value)):
-            raise UserError(f"--{name}={value}: {problem}.")
-    interval = None if FLAGS.guidance_interval is None else _interval(FLAGS.guidance_interval)
-    changes: dict[str, Any] = {f"sample.{name}": FLAGS[name].value for name in _OVERRIDES}
-    changes |= {"sample.guidance_interval": interval, "text.path": FLAGS.text_encoder}
-    changes |= {"data.autoencoder": FLAGS.autoencoder, **settings.prefixed("mesh", cli.mesh_of(FLAGS))}
-    return {key: value for key, value in changes.items() if value is not None}
-
-
 def _pixels(text: str) -> tuple[int, int]:
     if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
         raise UserError(f"--shape={text}: give height x width in pixels, e.g. 384x640")
     rows, columns = map(int, text.split("x"))
     return rows, columns
-
-
-def _interval(parts: Sequence[str]) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in parts)
-    except ValueError:
-        low = high = math.nan
-    if not 0 <= low < high <= 1:
-        raise UserError(f"--guidance_interval={','.join(parts)}: give two times, 0 <= low < high <= 1, such as 0.1,0.9")
-    return low, high
 
 
 def main(argv: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ class Apart(Objective):
         loss = self.apart(model, frozen, batch).mean()
         return loss, {"loss": loss}
 
-    def validation_loss(self, model, frozen, batch):
+    def validation_loss(self, model, frozen, batch, times=None):
         return self.apart(model, frozen, batch)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+THREADS = 8  # that read pictures, or make them ready
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 

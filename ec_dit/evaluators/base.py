@@ -1,18 +1,23 @@
-"""What an evaluation suite is: its options, the prompts that it has for a run, and how it scores the pictures drawn from them.
+"""What an evaluation suite is: its options, the pictures or losses that it asks for, and how it scores them.
 
-A suite is a module (or a package) of this folder with a class `Suite`. It knows no model: pictures come to its evaluator as they
-are drawn.
+A suite is a module (or a package) of this folder with a class `Suite`. It knows no model: pictures and losses come to its
+evaluator as they are made.
 """
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from ec_dit.core.settings import COUNT, key
+from ec_dit.judges.moments import Moments
+from ec_dit.layouts.base import Layout, Prompt
+from ec_dit.layouts.flat import Flat
 
 T = TypeVar("T")
 Figures = Mapping[str, "float | Mapping[str, float]"]
@@ -27,24 +32,85 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Real pictures that others are compared with, and where they come from.
+
+    Attributes:
+        captions: of the pictures, where they have any; () elsewhere.
+        images: reads them, uint8 (rows, columns, 3), anew at every call; None where only their `moments` are known.
+        moments: reads these, of features of a number of numbers; None where there are pictures.
+        facts: what they are, for the file of the score.
+    """
+
+    captions: Sequence[str]
+    images: Callable[[], Iterator[np.ndarray]] | None
+    moments: Callable[[int], Moments] | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The pictures that a suite scores: `num` of every prompt, in the order of the prompts.
+
+    Attributes:
+        name: of them, by which suites share them and their folder is called.
+        prompts: None: any pictures there are, which only a folder of pictures has.
+        layout: how they lie in a folder.
+    """
+
+    name: str
+    prompts: Sequence[Prompt] | None
+    num: int = 1
+    layout: Layout = field(default_factory=Flat)
+
+    @classmethod
+    def of(cls, name: str, texts: Sequence[str]) -> "Wanted":
+        """Wants a picture of each text; of one that comes twice two different ones."""
+        return cls(name, [Prompt(f"{number:05d}", text) for number, text in enumerate(texts)])
+
+    @property
+    def each(self) -> list[Prompt]:
+        """Lists the prompt of every picture."""
+        return [prompt for prompt in self.prompts or () for _ in range(self.num)]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The outcome of a suite.
 
     Attributes:
-        mean: the headline.
-        figures: the others, by name, or by the names of a group and of its members.
+        score: the headline.
+        parts: the other figures, by name, or by the names of a group and of its members.
         table: all of them, for people.
+        error: standard error of the score; NaN: not known.
+        count: pictures, or examples, that it is of.
+        rows: of every picture or prompt: its "id", and what was found; the "value" of each is what two scores are compared by.
+        choices: everything else that the figures depend on.
         sheet: some of the pictures with their prompts.
     """
 
-    mean: float
-    figures: Figures
+    score: float
+    parts: Figures
     table: str
-    sheet: Image.Image
+    error: float = math.nan
+    count: int = 0
+    rows: Sequence[Mapping[str, Any]] = ()
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    sheet: Image.Image | None = None
 
 
 class RunFacts(Protocol):
-    """What a suite may know of the run that it scores. All processes of a run ask for the same."""
+    """What a suite may know of what it scores. All processes of a run ask for the same."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """Gives the devices, for networks of a suite's own."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Tells whether a model draws the pictures; else they lie in a folder."""
+        ...
 
     @property
     def source(self) -> str:
@@ -68,18 +134,55 @@ class RunFacts(Protocol):
         """
         ...
 
+    def reference(self, name: str, count: int) -> Reference:
+        """Gives real pictures.
 
-class Evaluator(Protocol):
+        Args:
+            name: a split of the run's data set; or the path of a prepared data set, FOLDER or FOLDER:SPLIT, of a folder of
+                pictures, or of a statistics file; '' = the validation split, or else 'train'.
+            count: pictures at most; 0 = all.
+
+        Raises:
+            UserError: there are none.
+        """
+        ...
+
+
+class Evaluator(abc.ABC):
     """A suite made ready for a run.
 
     Attributes:
-        prompts: of the pictures it needs, one each; of a prompt that comes twice there are two different pictures.
+        wanted: the pictures it needs.
     """
 
-    prompts: Sequence[str]
+    wanted: Wanted
 
+    @abc.abstractmethod
     def score(self, images: Iterator[np.ndarray]) -> Evaluation:
-        """Scores pictures, uint8 (rows, columns, 3), which come one by one in the order of the prompts."""
+        """Scores pictures, uint8 (rows, columns, 3), which come one by one in the order of `wanted.each`."""
+
+
+class LossEvaluator(abc.ABC):
+    """A suite that needs the losses of a model, and no pictures of it."""
+
+    @abc.abstractmethod
+    def measure(self, losses: "Losses") -> Evaluation:
+        """Makes figures of losses."""
+
+
+class Losses(Protocol):
+    """Computes losses of what is scored."""
+
+    def __call__(self, split: str, count: int, times: Sequence[float]) -> np.ndarray:
+        """Computes the loss of examples of a split at fixed times.
+
+        Args:
+            count: examples at most.
+            times: t; example i is taken at times[i mod their number].
+
+        Returns:
+            float64, one an example.
+        """
         ...
 
 
@@ -95,19 +198,25 @@ class Suite(abc.ABC):
 
     every: int = key(0, "steps between scores while a run trains; 0 = only at its end", at_least=0, at_most=COUNT)
 
+    ema: bool = key(True, "scores the moving average, not the raw parameters, while a run trains")
+
     @property
     def variant(self) -> str:
         """Gives a word for options that make its figures another quantity; '' for the ordinary one."""
         return ""
 
     @property
+    def name(self) -> str:
+        """Names the suite."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def label(self) -> str:
         """Names its figures and files."""
-        name = type(self).__module__.rpartition(".")[2]
-        return f"{name}_{self.variant}" if self.variant else name
+        return "_".join(filter(None, (self.name, self.variant, "" if self.ema else "raw")))
 
     @abc.abstractmethod
-    def make(self, facts: RunFacts) -> Evaluator:
+    def make(self, facts: RunFacts) -> Evaluator | LossEvaluator:
         """Prepares the suite for a run, before it trains.
 
         Raises:

@@ -3,8 +3,9 @@
 import importlib
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ec_dit import evaluators
@@ -13,7 +14,7 @@ from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.settings import key, shown
 from ec_dit.evaluators.base import Suite
 
-_NO_SUITES = ("base", "registry")
+_NO_SUITES = ("base", "compared", "frechet", "matched", "prompted", "registry")  # what suites share
 _BETWEEN_OPTIONS = re.compile(r",(?![^(\[]*[)\]])")  # a comma that is not within brackets
 
 
@@ -22,11 +23,12 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(evaluators.__path__) if module.name not in _NO_SUITES)
 
 
-def parse(text: str) -> Suite:
+def parse(text: str, others: Mapping[str, str] = MappingProxyType({})) -> Suite:
     """Makes the suite that a text asks for.
 
     Args:
         text: its name, and, after a colon, options with commas between them: NAME:OPTION=VALUE,OPTION=VALUE.
+        others: values of options that the text does not name, as texts; those that the suite has not are left out.
 
     Raises:
         UserError: no such suite or option, an option without a value or given twice, or a value that it must not have.
@@ -47,22 +49,55 @@ def parse(text: str) -> Suite:
             raise UserError(f"suite {name}: option {option} has no value; write {option}=VALUE")
         if option in given:
             raise UserError(f"suite {name}: option {option} is given twice")
-        try:
-            given[option] = known[option].parse(value)
-        except ValueError as error:
-            raise UserError(f"suite {name}: option {error}") from error
-        if problem := known[option].problem(given[option]):
-            raise UserError(f"suite {name}: option {option}={value}: {problem}")
+        given[option] = _parsed(name, known[option], value)
+    given |= {
+        option: _parsed(name, known[option], value)
+        for option, value in others.items()
+        if option in known and option not in given
+    }
     return settings.assemble(kind, {option: given.get(option, entry.default) for option, entry in known.items()})
 
 
-def parse_all(texts: Sequence[str]) -> list[Suite]:
-    """Makes the suites that the texts of a config ask for.
+def _parsed(suite: str, option: settings.Key, value: str) -> Any:
+    try:
+        parsed = option.parse(value)
+    except ValueError as error:
+        raise UserError(f"suite {suite}: option {error}") from error
+    if problem := option.problem(parsed):
+        raise UserError(f"suite {suite}: option {option.name}={value}: {problem}")
+    return parsed
+
+
+def split(text: str) -> list[str]:
+    """Takes a list of suites apart: commas stand between suites as between options, and what has = alone is an option.
+
+    'fid,shapes:novel=true,images_per_task=3' is 'fid' and 'shapes:novel=true,images_per_task=3'.
+    """
+    found: list[str] = []
+    for item in _BETWEEN_OPTIONS.split(text):
+        name, equals, _ = item.partition("=")
+        if found and equals and ":" not in name:
+            found[-1] += f",{item}"
+        else:
+            found.append(item.strip())
+    return found
+
+
+def parse_all(texts: Sequence[str], others: Mapping[str, str] = MappingProxyType({})) -> list[Suite]:
+    """Makes the suites that texts ask for.
+
+    Args:
+        others: as `parse` has them.
 
     Raises:
         UserError: as `parse`, and where two would give figures of the same name.
     """
-    suites = [parse(text) for text in texts]
+    suites = [parse(text, others) for text in texts]
+    options = {option for suite in suites for option in settings.keys(type(suite))}
+    if unused := sorted(others.keys() - options):
+        raise UserError(
+            f"none of {', '.join(suite.name for suite in suites)} has an option {', '.join(unused)}: leave it out"
+        )
     labels = [suite.label for suite in suites]
     for label in labels:
         if labels.count(label) > 1:

@@ -55,5 +55,11 @@ class Objective(FlowSpec, abc.ABC):
         """
 
     @abc.abstractmethod
-    def validation_loss(self, model: TextToImage, frozen: TextToImage | None, batch: Batch) -> jax.Array:
-        """Computes the loss of each image (B,), which depends on its position_B in the set alone, nothing being random."""
+    def validation_loss(
+        self, model: TextToImage, frozen: TextToImage | None, batch: Batch, times: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes the loss of each image (B,), which depends on its position_B in the set alone, nothing being random.
+
+        Args:
+            times: the image at position p is taken at times[p mod their number]; None: all times are covered evenly.
+        """

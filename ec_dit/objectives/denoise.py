@@ -45,13 +45,16 @@ class Denoise(Objective):
         aux = 0.0 if stats is None else self.aux_weight * stats.aux_loss.sum()
         return parts["loss"] + aux, parts
 
-    def validation_loss(self, model: TextToImage, frozen: TextToImage | None, batch: Batch) -> jax.Array:
+    def validation_loss(
+        self, model: TextToImage, frozen: TextToImage | None, batch: Batch, times: jax.Array | None = None
+    ) -> jax.Array:
         """Computes the loss of each image (B,) with every token, its own caption, and noise and time fixed by position_B alone.
 
         Positions count the images of the set, int32 from 0 on: consecutive ones cover all noise levels evenly, which record
         numbers, taken in strides, need not. Dropping and masking do not apply; the routing does.
         """
-        t_B = self.process.nearest_time(even_times(batch.position_B))
+        position_B = batch.position_B
+        t_B = self.process.nearest_time(even_times(position_B) if times is None else times[position_B % len(times)])
         keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(0), position))(batch.position_B)
         noise_BYXZ = jax.vmap(lambda key: jax.random.normal(key, batch.image_BYXZ.shape[1:]))(keys)
         return self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, batch.text, None)[0]

@@ -1,104 +1,111 @@
-"""Scores a model by a suite: makes it ready for the run, draws its pictures, and leaves figures and pictures in the workdir."""
+"""Scores a model, or pictures, by a suite: makes it ready, hands it what it scores, and leaves figures and pictures behind."""
 
-import collections
-import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from etils import epath
 
-from ec_dit.config import specs
-from ec_dit.core import processes
+from ec_dit.core import digests, processes
 from ec_dit.core.errors import UserError
-from ec_dit.core.stopping import StopSignal
-from ec_dit.core.terminal import Progress
 from ec_dit.data import images
-from ec_dit.evaluators.base import Evaluator, Figures, RunFacts, Suite
-from ec_dit.runs.pictures import describe
-from ec_dit.runs.references import References
+from ec_dit.evaluators.base import Evaluation, Evaluator, Figures, LossEvaluator, RunFacts, Suite
+from ec_dit.runs.subjects import Say, Scored, Subject
+
+_VERSIONS = ("ec-dit", "jax", "numpy", "pillow", "scipy")
 
 
 class Scorer:
-    """Scores the parameters of a run by one suite, as often as it is called.
+    """Scores by one suite, as often as it is called.
 
     Args:
-        references: of the run.
+        subject: what is scored.
+        folder: for the files that are left: eval_<label>.json, its rows, and its contact sheet.
         say: prints a line for people.
-        stop: asked between the batches of pictures; None: nobody stops it.
 
     Raises:
-        UserError: the suite does not fit the run or its data, or what draws cannot be loaded.
+        UserError: the suite does not fit the subject or its data, or what draws cannot be loaded.
     """
 
-    def __init__(
-        self,
-        suite: Suite,
-        references: References,
-        say: Callable[[str], None],
-        stop: StopSignal | None = None,
-    ):
+    def __init__(self, suite: Suite, subject: Subject, folder: epath.Path, say: Say):
         self.suite = suite
-        self._say, self._stop = say, stop
-        self._system, self._workdir = references.system, references.workdir
-        self._evaluator = _make(suite, references)
-        references.read(self._evaluator.prompts)
-        self._settings = specs.sample_settings(self._system.config)
-        self._generator = references.painter.generator(self._settings)
+        self._say, self._folder = say, folder
+        self._evaluator = _make(suite, subject.facts)
+        subject.prepare(self._evaluator.wanted if isinstance(self._evaluator, Evaluator) else None)
 
-    def __call__(self, params: Any, step: int, *, seed: int = 0, ema: bool = True) -> Figures:
-        """Draws, scores, prints the table, and writes eval_<label>.json and eval_<label>.png; every process calls it.
+    def __call__(self, scored: Scored) -> Figures:
+        """Scores, prints the table, and writes eval_<label>.json, .jsonl and .png; every process calls it.
 
         Returns:
-            the figures; 'mean' is the headline.
+            the figures; 'score' is the headline.
 
         Raises:
-            Stopped: between two batches, where `stop` says so; nothing is written then.
+            Stopped: between two batches, where the run is told to stop; nothing is written then.
         """
-        settings, generator, label = self._settings, self._generator, self.suite.label
-        self._say(
-            f"suite {label}: step {step}, {settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, "
-            f"NFE {settings.evaluations}"
-        )
-        generator.made = generator.broken = 0
-        with contextlib.closing(self._draw(params, seed)) as drawn:  # of which a suite may leave the last ones
-            outcome = self._evaluator.score(drawn)
-        figures: Figures = {"mean": outcome.mean, **outcome.figures}
-        facts: dict[str, Any] = {"step": step, "seed": seed, "weights": "ema" if ema else "params"}
-        facts |= {"images_not_finite": generator.broken, **describe(self._system, settings)}
-        picture = self._workdir.path / f"eval_{label}.png"
+        label, start = self.suite.label, time.monotonic()
+        if isinstance(self._evaluator, LossEvaluator):
+            outcome = self._evaluator.measure(scored.losses)
+        else:
+            pictures = scored.images(self._evaluator.wanted)
+            outcome = self._evaluator.score(pictures)
+        figures: Figures = {"score": outcome.score, **outcome.parts}
+        seconds = round(time.monotonic() - start, 1)
         if processes.is_first():
-            self._workdir.write_eval(label, {**figures, **facts})
-            picture.write_bytes(images.encode_png(outcome.sheet))
+            write(self._folder, label, outcome, {"suite": label, **figures}, scored.choices, seconds)
+        self._say(f"suite {label}{_of(scored.choices)}")
         self._say(outcome.table)
-        if generator.warning:
-            self._say(generator.warning)
-        self._say(f"contact sheet: {picture}")
+        if scored.warning:
+            self._say(scored.warning)
+        self._say(f"figures: {self._folder / f'eval_{label}.json'}")
         return figures
 
-    def _draw(self, params: Any, seed: int) -> Generator[np.ndarray, None, None]:
-        """Yields the pictures of the prompts."""
-        prompts = self._evaluator.prompts
-        batches = self._generator.batches(params, prompts, list(_repeats(prompts)), seed)
-        with Progress(f"suite {self.suite.label}", None, "images", shown=processes.is_first()) as progress:
-            for part, batch in batches if self._stop is None else self._stop.between(batches):
-                progress.reach(part.stop, len(prompts))
-                yield from batch
+
+def write(
+    folder: epath.Path,
+    label: str,
+    outcome: Evaluation,
+    figures: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Writes the files of a score; those of an earlier one are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {
+        **figures,
+        "standard_error": None if math.isnan(outcome.error) else outcome.error,
+        "n": outcome.count,
+        **outcome.choices,
+        **choices,
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "seconds": seconds,
+    }
+    digests.replace(folder / f"eval_{label}.json", (json.dumps(whole, indent=2) + "\n").encode())
+    if outcome.rows:
+        rows = "".join(json.dumps(dict(row)) + "\n" for row in outcome.rows)
+        digests.replace(folder / f"eval_{label}.jsonl", rows.encode())
+    if outcome.sheet is not None:
+        digests.replace(folder / f"eval_{label}.png", images.encode_png(outcome.sheet))
 
 
-def _make(suite: Suite, facts: RunFacts) -> Evaluator:
+def _of(choices: Mapping[str, Any]) -> str:
+    """What people should know beside a table."""
+    if "step" not in choices:
+        return f": {choices.get('images', '')}"
+    sampler = (
+        f", {choices['sampler']}, {choices['steps']} steps, guidance {choices['guidance']:g}, NFE {choices['nfe']}"
+    )
+    return f": step {choices['step']}, {choices['weights']}{sampler if 'sampler' in choices else ''}"
+
+
+def _make(suite: Suite, facts: RunFacts) -> Evaluator | LossEvaluator:
     if suite.sources and facts.source not in suite.sources:
         raise UserError(
             f"suite {suite.label} scores models trained on the {' or '.join(suite.sources)} data, not on {facts.source}."
         )
     return suite.make(facts)
-
-
-def _repeats(prompts: Sequence[str]) -> Iterator[int]:
-    """Yields how often each prompt came before, so that one that comes again gives another picture."""
-    seen = collections.Counter[str]()
-    for prompt in prompts:
-        yield seen[prompt]
-        seen[prompt] += 1
 
 
 def metrics(figures: Figures, prefix: str) -> dict[str, float]:

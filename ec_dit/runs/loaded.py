@@ -14,6 +14,7 @@ from ec_dit.evaluators import registry
 from ec_dit.evaluators.base import Figures
 from ec_dit.runs.evaluation import Scorer
 from ec_dit.runs.references import References
+from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.generator import Generator
 from ec_dit.sampling.routes import Routes, RouteTracer
@@ -109,13 +110,14 @@ class Run:
             seed: of the starting noise.
 
         Returns:
-            The figures; 'mean' is the headline.
+            The figures; 'score' is the headline.
 
         Raises:
             UserError: for an unknown suite or option, or one that does not fit the run's data.
         """
-        score = Scorer(registry.parse(suite), References(self.system, self.workdir), cli.say)
-        return score(self.params, self.step, seed=seed, ema=self.ema)
+        subject = RunSubject(References(self.system, self.workdir), self.workdir.path / "eval")
+        score = Scorer(registry.parse(suite), subject, self.workdir.path, cli.say)
+        return score(subject.at(self.params, self.step, seed=seed, ema=self.ema))
 
     def generator(self, shape: tuple[int, int] | None = None, **sampling: object) -> Generator:
         """Makes, once for each shape and settings, what draws batch by batch; arguments as `draw` has them."""

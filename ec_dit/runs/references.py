@@ -1,24 +1,27 @@
 """Real pictures and their captions beside what draws others: for sample grids and evaluation suites."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+from jax.sharding import Mesh
 
 from ec_dit.config import specs
 from ec_dit.config.data import SYNTHETIC
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
 from ec_dit.data.batch import Text
-from ec_dit.data.dataset import Dataset
-from ec_dit.evaluators.base import Example
+from ec_dit.data.dataset import Dataset, Part
+from ec_dit.evaluators.base import Example, Reference
+from ec_dit.runs import real
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system.captions import Captions
 from ec_dit.system.model import System
 from ec_dit.system.painter import Painter
 
 T = TypeVar("T")
+_DECODED = 16  # pictures that are decoded at a time
 
 
 class References:
@@ -34,6 +37,16 @@ class References:
     def __init__(self, system: System, workdir: Workdir, data: Dataset | None = None):
         self.system, self.workdir, self._data = system, workdir, data
         self._texts: dict[str, Text] = {}  # of captions, where published encoders made their embeddings
+
+    @property
+    def mesh(self) -> Mesh:
+        """Gives the devices of the run."""
+        return self.system.mesh
+
+    @property
+    def draws(self) -> bool:
+        """Tells that the model draws the pictures."""
+        return True
 
     @functools.cached_property
     def data(self) -> Dataset:
@@ -75,19 +88,62 @@ class References:
         records, config = self.data[split], self.system.config
         if self.data.encoding is None:
             chosen = [records[i] for i in range(min(count, len(records)))]
-            real = [images.center_crop(images.decode(record.image), config.data.size) for record in chosen]
+            pictures = [images.center_crop(images.decode(record.image), config.data.size) for record in chosen]
         else:
             shape = shape or specs.square(config)
-            part = next((part for part in records.parts if part.shape == shape), None)
-            if part is None:
-                raise UserError(f"split {split} of {self.data.path} holds no latents of {shape[0]} x {shape[1]}.")
+            part = self._part(split, shape)
             chosen = [records[part.start + i] for i in range(min(count, part.size))]
             self._texts[""] = self.system.null_text()
             for record in chosen:
                 self._texts[record.caption] = Text(np.float32(record.text_TM()), record.texts[0][1])
             means_BYXZ = np.stack([record.latents[0][0] for record in chosen]).astype(np.float32)
-            real = list(images.to_uint8(self.painter.autoencoder.decode(means_BYXZ)))
-        return [Example(record.caption, image) for record, image in zip(chosen, real, strict=True)]
+            pictures = list(images.to_uint8(self.painter.autoencoder.decode(means_BYXZ)))
+        return [Example(record.caption, image) for record, image in zip(chosen, pictures, strict=True)]
+
+    def reference(self, name: str, count: int) -> Reference:
+        """Gives real pictures (`evaluators.base.RunFacts`); those of the run's own data set are as the model is to draw them."""
+        if name and name not in self.splits:
+            return real.at_path(name, count)
+        if not self.splits:
+            raise UserError(
+                "this run has no data set to be compared with: give a reference, a folder or a statistics file."
+            )
+        split = name or real.preferred(self.splits)
+        if self.data.encoding is not None:
+            shape = specs.square(self.system.config)
+            part = self._part(split, shape)
+            start, size, what = part.start, part.size, f"decoded from latents of {shape[0]} x {shape[1]}"
+        else:
+            start, size = 0, len(self.data[split])
+            what = f"cropped in the middle to {self.system.config.data.size} pixels"
+        numbers = range(start, start + min(count or size, size))
+        facts = {
+            "data": str(self.data.path),
+            "split": split,
+            "images": len(numbers),
+            "fingerprint": self.data.fingerprint,
+        }
+        captions = [self.data[split][i].caption for i in numbers]
+        told = {**facts, "pictures": what, "captions": "the first of each"}
+        return Reference(captions, lambda: self._real(split, numbers), None, told)
+
+    def _real(self, split: str, numbers: range) -> Iterator[np.ndarray]:
+        """Reads pictures of a split; latents are decoded some at a time."""
+        records, size = self.data[split], self.system.config.data.size
+        for start in range(0, len(numbers), _DECODED):
+            chosen = [records[i] for i in numbers[start : start + _DECODED]]
+            if self.data.encoding is None:
+                yield from (np.asarray(images.center_crop(images.decode(record.image), size)) for record in chosen)
+            else:
+                means_BYXZ = np.stack([record.latents[0][0] for record in chosen]).astype(np.float32)
+                yield from images.to_uint8(self.painter.autoencoder.decode(means_BYXZ))
+
+    def _part(self, split: str, shape: specs.Shape) -> Part:
+        """The latents of a shape. Raises UserError where a split has none."""
+        part = next((part for part in self.data[split].parts if part.shape == shape), None)
+        if part is None:
+            raise UserError(f"split {split} of {self.data.path} holds no latents of {shape[0]} x {shape[1]}.")
+        return part
 
     def read(self, prompts: Iterable[str]) -> None:
         """Reads prompts by published encoders, where the model needs them, which are loaded for this and let go.

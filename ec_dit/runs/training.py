@@ -22,6 +22,7 @@ from ec_dit.runs import feed, starting
 from ec_dit.runs.evaluation import Scorer, metrics
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.references import References
+from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System, make_config_mesh, make_system
@@ -85,13 +86,15 @@ def _run(
         workdir.claim(config, data)
         references = References(system, workdir, data)
         # What does not fit should say so before the training.
-        scorers = [Scorer(suite, references, say, stop) for suite in parse_all(config.eval.suites)]
-        return _train(data, references, scorers, held, say, stop)
+        subject = RunSubject(references, workdir.path / "eval" / "training", stop, replace=True)
+        scorers = [Scorer(suite, subject, workdir.path, say) for suite in parse_all(config.eval.suites)]
+        return _train(data, references, subject, scorers, held, say, stop)
 
 
 def _train(
     data: Dataset | None,
     references: References,
+    subject: RunSubject,
     scorers: Sequence[Scorer],
     held: lock.Lock,
     say: Callable[[str], None],
@@ -120,7 +123,7 @@ def _train(
         _closing(checkpointer),
     ):
         progress, save = _callbacks(system, data, loader, writer, checkpointer, begin, say)
-        actions = _actions(data, references, scorers, begin, writer, progress, stop, say)
+        actions = _actions(data, references, subject, scorers, begin, writer, progress, stop, say)
         batches = training_step.stream(system, loader.batches(first_step))
         step_fn, steps = training_step.make_train_step(system, tx, shardings), config.train.steps
         state, done, complete = loop.train(
@@ -196,6 +199,7 @@ def _callbacks(
 def _actions(
     data: Dataset | None,
     references: References,
+    subject: RunSubject,
     scorers: Sequence[Scorer],
     begin: starting.Start,
     writer: MetricWriter,
@@ -217,13 +221,18 @@ def _actions(
             add(log.sample_every, draw, SampleGrid.NAME)
     for scorer in scorers:
         prefix = f"eval/{scorer.suite.label}"
-        add(scorer.suite.every or last, functools.partial(_score, scorer, prefix, writer), f"{prefix}/mean")
+        act = functools.partial(_score, scorer, subject, prefix, writer)
+        add(scorer.suite.every or last, act, f"{prefix}/score")
     return actions
 
 
-def _score(scorer: Scorer, prefix: str, writer: MetricWriter, done: int, state: TrainState) -> None:
-    """Scores the moving average. Raises Stopped between two batches, where the run is told to stop."""
-    writer.scalars(done, metrics(scorer(state.ema, done), prefix))
+def _score(
+    scorer: Scorer, subject: RunSubject, prefix: str, writer: MetricWriter, done: int, state: TrainState
+) -> None:
+    """Scores the moving average, or what the suite wants. Raises Stopped between two batches, where the run is told to stop."""
+    ema = scorer.suite.ema
+    now = subject.at(state.ema if ema else state.params, done, ema=ema)
+    writer.scalars(done, metrics(scorer(now), prefix))
 
 
 def _last_good(checkpointer: Checkpointer) -> str:

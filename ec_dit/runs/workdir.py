@@ -1,7 +1,8 @@
 """What a workdir holds, and who may write to it: enough to resume, sample and evaluate without the data set.
 
 config.json, tokenizer.model or encoding.safetensors, data.json (the data set's report and fingerprint), digests.json (of those
-before it), checkpoints/, metrics.jsonl, tensorboard/, images/, eval_*.json; conversion.json, of a model that was converted.
+before it), checkpoints/, metrics.jsonl, tensorboard/, images/, eval_*, eval/ (pictures that were scored); conversion.json, of a
+model that was converted.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from ec_dit import cli
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig
-from ec_dit.core import digests, json_file, paths, processes, settings
+from ec_dit.core import json_file, paths, processes, settings
 from ec_dit.core.differences import differences
 from ec_dit.core.digests import DigestedFiles
 from ec_dit.core.errors import DamageError, UserError
@@ -234,18 +235,34 @@ class Workdir:
         Raises:
             UserError: if there is no such checkpoint, or it is damaged.
         """
+        system = self.system(config)
+        return system, *self.params(system, ema=ema, step=step, exact=exact, say=say)
+
+    def system(self, config: RunConfig) -> System:
+        """Makes the run's model on its mesh; arguments and errors as of `load`."""
         config = settings.changed(config, {"model.attention": "xla"})  # the same function, on whatever devices are here
-        system = make_system(config, self.tokenizer(), encoding=self.encoding(), noted=self.noted_encoders())
+        return make_system(config, self.tokenizer(), encoding=self.encoding(), noted=self.noted_encoders())
+
+    def params(
+        self,
+        system: System,
+        *,
+        ema: bool = True,
+        step: int | None = None,
+        exact: bool = False,
+        say: Callable[[str], None] = cli.say,
+    ) -> tuple[Any, int]:
+        """(parameters on the mesh of `system`, step); arguments and errors as of `load`."""
         checkpoints = self.checkpointer(read_only=True)
         if step is not None:
             try:
-                return system, self._params(checkpoints, step, system, ema=ema, exact=exact), step
+                return self._params(checkpoints, step, system, ema=ema, exact=exact), step
             except DamageError as error:
                 raise DamageError(f"{error} Leave --step out: then the newest that is whole is used.") from error
         read = functools.partial(self._params, checkpoints, system=system, ema=ema, exact=exact)
         if (found := checkpoints.newest(read, say)) is None:
             raise UserError(f"{self.path} has no finished checkpoint yet.")
-        return system, *found
+        return found
 
     def check_start(self, system: System) -> None:
         """Compares what the run's parameters are of with another run that is to start from them; reads no arrays.
@@ -301,10 +318,6 @@ class Workdir:
         state = TrainState(step=None, key=None, params=params, ema=params, opt_state=None)  # type: ignore[arg-type]
         wanted = "ema" if ema and "ema" in checkpoints.fields(step) else "params"
         return getattr(checkpoints.restore(step, state, only=(wanted,)), wanted)
-
-    def write_eval(self, name: str, figures: dict[str, Any]) -> None:
-        """Writes eval_<name>.json."""
-        digests.replace(self.path / f"eval_{name}.json", _text(figures))
 
     def data(self) -> dict[str, Any]:
         """What is known of the data set; empty for synthetic data."""

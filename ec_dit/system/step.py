@@ -1,6 +1,6 @@
 """How a system is trained: its optimizer and state, the step, the validation loss, and batches on the mesh."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.data.batch import Batch
 from ec_dit.models.text_to_image import TextToImage
+from ec_dit.objectives.base import Objective
 from ec_dit.system.model import System
 from ec_dit.train import state as train_state
 from ec_dit.train.optimizer import make_optimizer
@@ -69,14 +70,40 @@ def make_validation(system: System) -> Callable[..., tuple[jax.Array, jax.Array]
     objective = specs.training_objective(system.config, system.null_text())
 
     def loss_fn(params: Any, batch: Batch, frozen: Any = None) -> tuple[jax.Array, jax.Array]:
-        _, rows, columns, _ = batch.image_BYXZ.shape
-        alone = replace(objective, routing=specs.sample_settings(system.config, (rows, columns)).routing)
         real_B = batch.position_B >= 0
-        counted = batch._replace(position_B=jnp.maximum(batch.position_B, 0))
-        loss_B = alone.validation_loss(_model(system, params), _frozen(system, frozen), counted)
+        loss_B = _losses(system, objective, params, frozen, batch)
         return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
     return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
+
+
+def make_losses(system: System, times: Sequence[float]) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Makes the jitted (params, batch) -> (position_B, loss_B), each image at times[position mod their number].
+
+    Raises:
+        UserError: the objective compares the model with another.
+    """
+    objective = specs.training_objective(system.config, system.null_text())
+    if objective.needs_reference:
+        raise UserError(
+            f"losses at fixed times are of the model alone; --config.objective.name={system.config.objective.name} compares it "
+            "with the one that it started from."
+        )
+
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return batch.position_B, _losses(system, objective, params, None, batch, jnp.asarray(times))
+
+    return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
+
+
+def _losses(
+    system: System, objective: Objective, params: Any, frozen: Any, batch: Batch, times: jax.Array | None = None
+) -> jax.Array:
+    """The validation loss of each image; of those at position -1, a number that means nothing."""
+    _, rows, columns, _ = batch.image_BYXZ.shape
+    alone = replace(objective, routing=specs.sample_settings(system.config, (rows, columns)).routing)
+    counted = batch._replace(position_B=jnp.maximum(batch.position_B, 0))
+    return alone.validation_loss(_model(system, params), _frozen(system, frozen), counted, times)
 
 
 def frozen_shape(system: System) -> Any:

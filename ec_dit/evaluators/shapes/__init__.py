@@ -8,8 +8,9 @@ import numpy as np
 from ec_dit.core.settings import COUNT, key
 from ec_dit.data.sheet import contact_sheet
 from ec_dit.evaluators import base
-from ec_dit.evaluators.base import Evaluation, RunFacts
+from ec_dit.evaluators.base import Evaluation, Evaluator, RunFacts, Wanted
 from ec_dit.evaluators.shapes.scoring import score
+from ec_dit.judges.bootstrap import standard_error
 from ec_dit.preparation.drawing.shapes_scene import ShapesOptions, eval_prompts
 
 _PROMPT_SEED = 20_000  # of the prompts; one list for everybody, so that figures compare
@@ -37,7 +38,7 @@ class Suite(base.Suite):
         return ShapesEvaluator(facts.source_options(ShapesOptions), self.images_per_task, self.novel)
 
 
-class ShapesEvaluator:
+class ShapesEvaluator(Evaluator):
     """Scores pictures of the tasks' prompts.
 
     Args:
@@ -47,27 +48,31 @@ class ShapesEvaluator:
     """
 
     def __init__(self, options: ShapesOptions, per_task: int, novel: bool = False):
-        self._tasks, self.prompts, self._wanted = zip(
-            *eval_prompts(options, per_task, _PROMPT_SEED, novel), strict=True
-        )
+        self._tasks, prompts, self._asked = zip(*eval_prompts(options, per_task, _PROMPT_SEED, novel), strict=True)
+        self.wanted = Wanted.of(f"shapes{'_novel' if novel else ''}-{len(prompts)}", prompts)
         self._options = options
 
     def score(self, images: Iterator[np.ndarray]) -> Evaluation:
         """Scores one picture a prompt; see `evaluators.base.Evaluator`."""
         made = list(images)
-        result = score(made, self._wanted, self._options.shapes, self._options.colors)
-        correct, mean, names = result.pop("correct"), result.pop("mean"), list(result["tasks"])
+        result = score(made, self._asked, self._options.shapes, self._options.colors)
+        correct, mean, names = result["correct"], result["mean"], list(result["tasks"])
+        prompts = self.wanted.each
+        error = standard_error(correct, [prompt.id for prompt in prompts], self._tasks)
         rows = [(name, self._tasks.count(name), result["tasks"][name]) for name in names] + [("mean", len(made), mean)]
         table = "\n".join(
             [
                 f"{'task':<14} {'images':>6}  accuracy",
                 *(f"{name:<14} {count:>6}  {value:8.3f}" for name, count, value in rows),
+                f"standard error {error:.3f}",
             ]
         )
         shown = [i for name in names for i in _first(self._tasks, name, _SHEET_PER_TASK)]
-        captions = [f"{self.prompts[i]} [{'right' if correct[i] else 'wrong'}]" for i in shown]
+        captions = [f"{prompts[i].text} [{'right' if correct[i] else 'wrong'}]" for i in shown]
         sheet = contact_sheet([made[i] for i in shown], captions, columns=_SHEET_PER_TASK, smooth=True)
-        return Evaluation(mean, result, table, sheet)
+        found = zip(prompts, self._tasks, correct, strict=True)
+        told = [{"id": p.id, "prompt": p.text, "task": task, "value": float(right)} for p, task, right in found]
+        return Evaluation(mean, {"tasks": result["tasks"]}, table, error, len(made), told, sheet=sheet)
 
 
 def _first(tasks: tuple[str, ...], name: str, count: int) -> list[int]:

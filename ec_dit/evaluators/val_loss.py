@@ -1,0 +1,63 @@
+"""The `val_loss` suite: the loss of held-out examples at fixed times, by noise level, as MLPerf compares training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ec_dit.core.errors import UserError
+from ec_dit.core.settings import COUNT, key
+from ec_dit.evaluators import base
+from ec_dit.evaluators.base import Evaluation, Losses, LossEvaluator, RunFacts
+
+MLPERF_TIMES = tuple(i / 8 for i in range(8))
+
+
+def _problem(times: tuple[object, ...]) -> str | None:
+    good = times and all(isinstance(t, int | float) and not isinstance(t, bool) and 0 <= t <= 1 for t in times)
+    return None if good else "give times from 0, data, to 1, noise, such as (0.25, 0.75)"
+
+
+@dataclass(frozen=True)
+class Suite(base.Suite):
+    """Takes example i at times[i mod their number]; the score is the mean of the times' means."""
+
+    split: str = key("validation", "of the run's data set")
+    most: int = key(0, "examples at most, taken from all over the split; 0 = all", at_least=0, at_most=COUNT)
+    times: tuple[float, ...] = key(MLPERF_TIMES, "t, 0 = data; MLPerf's eight", check=_problem)
+
+    def make(self, facts: RunFacts) -> "TimedLoss":
+        """Looks for the split."""
+        if self.split not in facts.splits:
+            there = f"it has {', '.join(facts.splits)}" if facts.splits else "there is no data set"
+            raise UserError(f"suite {self.label}: no split {self.split!r} in the run's data; {there}.")
+        return TimedLoss(self.split, self.most or COUNT, self.times)
+
+
+class TimedLoss(LossEvaluator):
+    """Averages losses; arguments as the suite's options."""
+
+    def __init__(self, split: str, most: int, times: Sequence[float]):
+        self._split, self._most, self._times = split, most, times
+
+    def measure(self, losses: Losses) -> Evaluation:
+        """Computes the mean of the per-time means, and its standard error by the spread within each time."""
+        loss_B = losses(self._split, self._most, self._times)
+        by_time = [loss_B[i :: len(self._times)] for i in range(len(self._times))]
+        if not all(len(part) for part in by_time):
+            raise UserError(
+                f"split {self._split} has {len(loss_B)} examples, fewer than the {len(self._times)} times: give fewer times."
+            )
+        means = [float(part.mean()) for part in by_time]
+        score = float(np.mean(means))
+        variances = [part.var(ddof=1) / len(part) if len(part) > 1 else np.nan for part in by_time]
+        error = float(np.sqrt(np.sum(variances)) / len(variances))
+        parts = {f"t={t:g}": mean for t, mean in zip(self._times, means, strict=True)}
+        lines = [f"{'t':>6} {'examples':>9}  loss"]
+        lines += [
+            f"{t:6g} {len(part):>9}  {mean:.5f}" for t, part, mean in zip(self._times, by_time, means, strict=True)
+        ]
+        lines.append(f"{'mean':>6} {len(loss_B):>9}  {score:.5f} +- {error:.5f}")
+        rows = [{"id": str(i), "value": float(loss)} for i, loss in enumerate(loss_B)]
+        choices = {"split": self._split, "times": list(self._times)}
+        return Evaluation(score, {"times": parts}, "\n".join(lines), error, len(loss_B), rows, choices)

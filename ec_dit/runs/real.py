@@ -1,0 +1,78 @@
+"""Real pictures at a path: a prepared data set, a folder of pictures, or the statistics of some."""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ec_dit.core import ahead, paths
+from ec_dit.core.errors import UserError
+from ec_dit.data import dataset, images
+from ec_dit.data.dataset import Split
+from ec_dit.evaluators.base import Reference
+from ec_dit.judges import moments
+from ec_dit.layouts import files as layout_files
+
+
+def at_path(name: str, count: int) -> Reference:
+    """Finds what is at a path; arguments, and what is raised, as `evaluators.base.RunFacts.reference` has them."""
+    if name.endswith(moments.SUFFIX):
+        path = paths.home_expanded(name)
+        if not path.is_file():
+            raise UserError(f"there is no statistics file {path}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return Reference((), None, functools.partial(moments.read, path), {"statistics": str(path), "sha256": digest})
+    if not paths.at(name).exists() and ":" in Path(name).name:
+        folder, _, split = name.rpartition(":")
+        return of_split(folder, split, count)
+    if dataset.is_there(name) and (paths.at(name) / dataset.REPORT).exists():
+        return of_split(name, "", count)
+    folder = paths.at(name)
+    files = layout_files.pictures_below(folder)
+    chosen = files[:count] if count else files
+
+    def read() -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(ahead.THREADS) as pool:
+            for pictures in ahead.results(
+                pool, functools.partial(layout_files.read, folder), chosen, 2 * ahead.THREADS
+            ):
+                yield from pictures
+
+    names = hashlib.sha256("\n".join(file.name for file in chosen).encode()).hexdigest()
+    return Reference((), read, None, {"folder": str(folder), "images": len(chosen), "names_sha256": names})
+
+
+def of_split(folder: str, split: str, count: int) -> Reference:
+    """Opens a split of a prepared data set of pictures; '' = its validation split, or else 'train'."""
+    data = dataset.open(folder)
+    if data.encoding is not None:
+        raise UserError(f"{folder} holds latents, not pictures: a reference is prepared without --vae.")
+    name = split or preferred(data.splits)
+    records = data[name]
+    chosen = range(min(count or len(records), len(records)))
+    facts = {"data": str(data.path), "split": name, "images": len(chosen), "fingerprint": data.fingerprint}
+    captions = _captions(records, chosen)
+    return Reference(
+        captions, functools.partial(_pictures, records, chosen), None, {**facts, "captions": "the first of each"}
+    )
+
+
+def preferred(splits: Sequence[str]) -> str:
+    """Chooses the split that models are compared with."""
+    return "validation" if "validation" in splits else "train"
+
+
+def _captions(records: Split, chosen: range) -> list[str]:
+    return [records[i].caption for i in chosen]
+
+
+def _pictures(records: Split, chosen: range) -> Iterator[np.ndarray]:
+    with ThreadPoolExecutor(ahead.THREADS) as pool:
+        numbers = itertools.chain(chosen)
+        yield from ahead.results(
+            pool, lambda i: np.asarray(images.decode(records[i].image)), numbers, 2 * ahead.THREADS
+        )

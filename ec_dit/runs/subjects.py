@@ -1,0 +1,252 @@
+"""What suites score: a run at a step, whose pictures are drawn and kept, or a folder of pictures that anybody made."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from ec_dit.config import specs
+from ec_dit.config.data import SYNTHETIC
+from ec_dit.core import ahead, paths, processes
+from ec_dit.core.errors import UserError
+from ec_dit.core.stopping import StopSignal
+from ec_dit.core.terminal import Progress
+from ec_dit.evaluators.base import Example, Losses, Reference, RunFacts, Wanted
+from ec_dit.layouts import files as layout_files
+from ec_dit.layouts.base import PictureFile
+from ec_dit.runs import real, timed_losses
+from ec_dit.runs.gallery import Gallery
+from ec_dit.runs.pictures import describe
+from ec_dit.runs.references import References
+from ec_dit.sampling.generator import Generator
+
+T = TypeVar("T")
+
+
+class Scored(Protocol):
+    """What a suite scores now."""
+
+    def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
+        """Yields the pictures, uint8 (rows, columns, 3), in the order of `wanted.each`."""
+        ...
+
+    @property
+    def losses(self) -> Losses:
+        """Computes its losses. Raises UserError where it has none."""
+        ...
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Lists what its pictures depend on, and what is known of them."""
+        ...
+
+    @property
+    def warning(self) -> str:
+        """Tells people what they should know of the pictures so far; '' where all is well."""
+        ...
+
+
+class RunSubject:
+    """A run, whose parameters come with every call of `at`.
+
+    Args:
+        folder: for its pictures.
+        stop: asked between the batches of pictures; None: nobody stops it.
+        replace: pictures of other steps, settings and parameters are removed, not refused.
+    """
+
+    def __init__(
+        self,
+        references: References,
+        folder: epath.Path,
+        stop: StopSignal | None = None,
+        *,
+        replace: bool = False,
+    ):
+        self.facts: RunFacts = references
+        self._references, self._stop = references, stop
+        self.folder, self.replace = folder, replace
+        self.system = references.system
+
+    def prepare(self, wanted: Wanted | None) -> None:
+        """Loads what is needed to draw pictures, or to compute losses, so that what is missing shows now.
+
+        Raises:
+            UserError: the model's encoders or autoencoder are not at hand.
+        """
+        if wanted is None:
+            return
+        assert wanted.prompts is not None
+        self._references.read([prompt.text for prompt in wanted.prompts])
+        _ = self.generator
+
+    @functools.cached_property
+    def generator(self) -> Generator:
+        """What draws, for all suites."""
+        return self._references.painter.generator(specs.sample_settings(self.system.config))
+
+    def at(self, params: Any, step: int, *, seed: int = 0, ema: bool = True) -> "RunAt":
+        """Gives the run with its parameters of a step.
+
+        Args:
+            seed: of the starting noise.
+            ema: whether they are the moving average.
+        """
+        return RunAt(self, params, {"step": step, "seed": seed, "weights": "ema" if ema else "params"})
+
+    def between(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yields the batches; raises Stopped between two where the run is told to stop."""
+        return batches if self._stop is None else self._stop.between(batches)
+
+    @property
+    def losses(self) -> timed_losses.MakeLosses:
+        """Makes what computes losses of parameters."""
+        return functools.partial(timed_losses.make, self.system, self._references, self.between)
+
+
+class RunAt:
+    """A run at a step; `RunSubject.at` makes it, and has the arguments. Implements `Scored`."""
+
+    def __init__(self, run: RunSubject, params: Any, at: Mapping[str, Any]):
+        self._run, self._params, self._at = run, params, at
+
+    def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
+        """Implements `Scored`: draws what is not in the folder yet."""
+        run, generator = self._run, self._run.generator
+        generator.made = generator.broken = 0
+        known = describe(run.system, generator.settings)
+        made_by = {name: known.pop(name) for name in ("devices", "mesh", "versions")}
+        facts = {"config": run.system.config.name, **self._at, "shape": list(generator.shape_YXZ), **known}
+        gallery = Gallery(run.folder / wanted.name, wanted, facts, made_by, replace=run.replace)
+
+        def draw(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[np.ndarray]:
+            batches = generator.batches(self._params, prompts, indices, int(self._at["seed"]))
+            with Progress(f"drawing {wanted.name}", None, "images", shown=processes.is_first()) as progress:
+                for part, batch in run.between(batches):
+                    progress.reach(part.stop, len(prompts))
+                    yield from batch
+
+        return gallery.images(draw)
+
+    @property
+    def losses(self) -> Losses:
+        """Implements `Scored`."""
+        return self._run.losses(self._params)
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Implements `Scored`."""
+        generator = self._run.generator
+        broken = {"images_not_finite": generator.broken} if generator.broken else {}
+        return {
+            "config": self._run.system.config.name,
+            **self._at,
+            **describe(self._run.system, generator.settings),
+            **broken,
+        }
+
+    @property
+    def warning(self) -> str:
+        """Implements `Scored`."""
+        return self._run.generator.warning
+
+
+@dataclass(frozen=True)
+class NoRun:
+    """What is known where pictures lie in a folder. Implements `RunFacts`."""
+
+    mesh: Mesh
+    draws: bool = False
+    source: str = SYNTHETIC
+    splits: Sequence[str] = ()
+
+    def source_options(self, kind: type[T]) -> T:
+        """Has none: UserError."""
+        raise UserError(
+            f"pictures of a folder have no options of {kind.__name__}: this suite scores a run, --workdir=DIR."
+        )
+
+    def examples(self, split: str, count: int) -> Sequence[Example]:
+        """Has none: UserError."""
+        raise UserError("pictures of a folder have no data set: this suite scores a run, --workdir=DIR.")
+
+    def reference(self, name: str, count: int) -> Reference:
+        """Implements `RunFacts`: what lies at a path."""
+        if not name:
+            raise UserError("pictures of a folder are compared with nothing by themselves: give --reference=PATH.")
+        return real.at_path(name, count)
+
+
+class FolderSubject:
+    """A folder of pictures. Implements `Scored`.
+
+    Args:
+        any_size: pictures may be of different sizes.
+    """
+
+    def __init__(self, folder: str, mesh: Mesh, *, any_size: bool = False):
+        self.facts: RunFacts = NoRun(mesh)
+        self._folder, self._any_size = paths.at(folder), any_size
+        self.warning = ""
+
+    def prepare(self, wanted: Wanted | None) -> None:
+        """Counts the pictures.
+
+        Raises:
+            UserError: the folder has not exactly the pictures that are wanted; or no picture is wanted.
+        """
+        if wanted is None:
+            raise UserError("this suite needs the model itself: give --workdir=DIR, not --images.")
+        self._files(wanted)
+
+    def _files(self, wanted: Wanted) -> list[PictureFile]:
+        if wanted.prompts is None:
+            return layout_files.pictures_below(self._folder)
+        files, there = wanted.layout.files(wanted.prompts, wanted.num), layout_files.names(self._folder)
+        layout_files.check_all_there(self._folder, there, files)
+        expected = {file.name for file in files} | wanted.layout.beside(wanted.prompts).keys()
+        layout_files.check_no_others(self._folder, there, expected, "--images")
+        return files
+
+    def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
+        """Implements `Scored`: reads them."""
+        files = self._files(wanted)
+        first: tuple[int, ...] = ()
+        with (
+            ThreadPoolExecutor(ahead.THREADS) as pool,
+            Progress(f"scoring {self._folder.name}", len(files), "images", shown=processes.is_first()) as progress,
+        ):
+            tiles = ahead.results(pool, functools.partial(layout_files.read, self._folder), files, 2 * ahead.THREADS)
+            for file, pictures in zip(files, tiles, strict=True):
+                for picture in pictures:
+                    first = first or picture.shape
+                    if picture.shape != first and not self._any_size:
+                        raise UserError(
+                            f"{self._folder} holds pictures of different sizes: {files[0].name} has {_size(first)} pixels, "
+                            f"{file.name} {_size(picture.shape)}. Are they of several runs? If it is meant so: --any_size."
+                        )
+                    yield picture
+                progress.update()
+
+    @property
+    def losses(self) -> Losses:
+        """Has none: UserError."""
+        raise UserError("a folder of pictures has no losses: give --workdir=DIR.")
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Implements `Scored`."""
+        return {"images": str(self._folder)}
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+Subject = RunSubject | FolderSubject
+Say = Callable[[str], None]
