@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ec_dit import cli
+from ec_dit import cli, sampling_flags
 from ec_dit.core.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -42,7 +42,7 @@ for _name, _meaning in _PATHS.items():
     cli.define_path(_name, _meaning, flag_values=FLAGS)
 for _name, _meaning in _TEXTS.items():
     flags.DEFINE_string(_name, None, _meaning, flag_values=FLAGS)
-cli.define_sampling(FLAGS)
+sampling_flags.define(FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
@@ -52,7 +52,7 @@ def work() -> None:
     """Loads what is scored, and scores it."""
     if bool(FLAGS.workdir) == bool(FLAGS.images):
         raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
-    changes = cli.sampling_changes(FLAGS)
+    changes = sampling_flags.changes(FLAGS)
 
     from ec_dit.core import lock, paths
     from ec_dit.evaluators import registry

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ec_dit import cli
+from ec_dit import cli, sampling_flags
 from ec_dit.core import processes, terminal
 from ec_dit.core.errors import UserError
 
@@ -26,7 +26,7 @@ cli.define_path("prompts_file", "A text file with one prompt a line.", flag_valu
 cli.define_path("out", "Folder to write.", flag_values=FLAGS)
 flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
 flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
-cli.define_sampling(FLAGS)
+sampling_flags.define(FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
@@ -61,7 +61,7 @@ def work() -> None:
             raise UserError(f"--{name}=DIR is needed; see --help")
     texts = prompts()
     pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
-    changes = cli.sampling_changes(FLAGS)
+    changes = sampling_flags.changes(FLAGS)
 
     from ec_dit.runs import loaded
     from ec_dit.runs.pictures import PictureFolder, describe

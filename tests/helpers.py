@@ -9,7 +9,7 @@ from ec_dit import config
 from ec_dit.config import checks
 from ec_dit.core import settings
 from ec_dit.data.batch import Batch, Text
-from ec_dit.evaluators.base import Evaluation, Suite
+from ec_dit.evaluators.base import Evaluation, Evaluator, Suite, Wanted
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
 
@@ -26,13 +26,13 @@ class PlainSuite(Suite):
         return PlainEvaluator(self.prompts)
 
 
-class PlainEvaluator:
+class PlainEvaluator(Evaluator):
     def __init__(self, prompts):
-        self.prompts = prompts
+        self.wanted = Wanted.of("plain", prompts)
 
     def score(self, images):
         made = list(images)
-        return Evaluation(0.0, {}, "a table", Image.fromarray(made[0]))
+        return Evaluation(0.0, {}, "a table", sheet=Image.fromarray(made[0]))
 
 
 class LetterTokenizer:

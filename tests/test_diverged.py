@@ -13,6 +13,7 @@ from ec_dit.core.stopping import StopSignal
 from ec_dit.runs.evaluation import Scorer
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.references import References
+from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling import generator
 from ec_dit.system.painter import Painter
@@ -67,13 +68,13 @@ def test_sample_grids_tell(diverging, tmp_path):
 
 def test_evaluation_tells(diverging, tmp_path):
     said = []
-    score = Scorer(
-        helpers.PlainSuite(prompts=tuple(PROMPTS)), References(diverging, Workdir(str(tmp_path))), said.append
-    )
-    for step in (7, 8):  # each of itself
-        score(None, step)
+    references = References(diverging, Workdir(str(tmp_path)))
+    subject = RunSubject(references, tmp_path / "pictures", replace=True)
+    score = Scorer(helpers.PlainSuite(prompts=tuple(PROMPTS)), subject, tmp_path, said.append)
+    for step in (7, 8, 8):  # each of itself, the last from pictures that are there
+        score(subject.at(None, step))
         assert json.loads((tmp_path / "eval_helpers.json").read_text())["images_not_finite"] == 2
-    assert sum(line.startswith(TOLD) for line in said) == 2
+    assert sum(line.startswith(TOLD) for line in said) == 3
 
 
 @pytest.mark.slow

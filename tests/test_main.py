@@ -65,12 +65,12 @@ def test_what_was_cut_short_at_the_last_step_is_left_to_the_next_start(workdir, 
     """Its evaluation by SIGTERM, and validation and pictures by SIGKILL."""
     evaluated = []
 
-    def score_until_told(self, params, step):
-        for batch in self._stop.between(range(2)):
-            evaluated.append((self.suite.label, step, batch))
+    def score_until_told(self, scored):
+        for batch in scored._run.between(range(2)):
+            evaluated.append((self.suite.label, scored._at["step"], batch))
             if len(evaluated) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return {"mean": 0.5}
+        return {"score": 0.5}
 
     monkeypatch.setattr(Scorer, "__call__", score_until_told)
     arguments = [*four_steps(workdir.parent), "--config.eval.suites=('shapes',)"]
@@ -146,7 +146,7 @@ def test_evaluation_writes_its_figures(workdir, capsys):
     figures = json.loads((workdir / "eval_shapes.json").read_text())
     assert set(figures["tasks"]) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
     assert figures["n"] == 12
-    assert figures["mean"] == pytest.approx(np.mean(list(figures["tasks"].values())))
+    assert figures["score"] == pytest.approx(np.mean(list(figures["tasks"].values())))
     assert re.search(r"mean +12 ", capsys.readouterr().out)
     assert (workdir / "eval_shapes.png").exists()
 

@@ -12,6 +12,7 @@ from ec_dit.runs import feed, training
 from ec_dit.runs.evaluation import Scorer
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.references import References
+from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.generator import Generator
 from tests import helpers
@@ -67,11 +68,15 @@ def test_a_suite_ends_between_two_batches(drawing, tmp_path):
     system, batches = drawing
     with StopSignal() as stop:
         suite = helpers.PlainSuite(prompts=tuple("abcdefghij"))
-        score = Scorer(suite, References(system, Workdir(str(tmp_path))), print, stop)
+        subject = RunSubject(References(system, Workdir(str(tmp_path))), tmp_path / "pictures", stop)
+        score = Scorer(suite, subject, tmp_path, print)
         with pytest.raises(Stopped):
-            score(None, 7)
+            score(subject.at(None, 7))
     assert len(batches) == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]  # the pictures so far, and no figure
+    assert sorted(path.name for path in (tmp_path / "pictures/plain").iterdir()) == [
+        f"0000{i}_0000.png" for i in range(4)
+    ]
 
 
 def test_validation_ends_between_two_batches(tmp_path):

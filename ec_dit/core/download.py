@@ -1,8 +1,8 @@
 """Published weights by name: OWNER/NAME[/FOLDER][@REVISION] at Hugging Face, fetched into huggingface_hub's cache.
 
 Where a folder is asked for, a name does as well; a folder that is there wins over a name. Only what is read here is fetched:
-config.json, safetensors files, tokenizers and image processors, never pickles. A revision that was fetched goes by its commit from
-then on, so that what was made with it names the very files.
+config.json, safetensors files, tokenizers and image processors, never pickles. A revision that was fetched goes by its commit
+from then on, so that what was made with it names the very files.
 """
 
 import functools

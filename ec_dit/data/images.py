@@ -219,6 +219,9 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
+GREY = 128  # of a picture whose numbers are not finite
+
+
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Converts float in [-1, 1] (clipped) to the nearest uint8; NaN becomes mid-grey."""
     values = np.clip(np.nan_to_num(np.asarray(values, np.float32), nan=0.0), -1, 1)

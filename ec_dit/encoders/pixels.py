@@ -132,8 +132,9 @@ def bilinear(image_YXZ: np.ndarray, size: int) -> np.ndarray:
 
 def _neighbours(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of `size` pixels the nearest of `side` before and behind it, and the float32 weight of the latter."""
-    scale = np.float32(side) / np.float32(size)
-    at = np.maximum(scale * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    scale = np.float64(np.float32(side) / np.float32(size))
+    # One rounding, as torch's fused product and difference has.
+    at = np.maximum((scale * (np.arange(size) + 0.5) - 0.5).astype(np.float32), 0)
     low = np.minimum(at.astype(np.int64), side - 1)
     return low, np.minimum(low + 1, side - 1), np.clip(at - low.astype(np.float32), 0, 1)
 

@@ -30,7 +30,7 @@ class Suite(compared.ComparedSuite):
         features = compared.inception_features(self.inception, self.resize, facts, self.batch_size)
         reference = self.real(facts)
         wanted = self.wanted_or_captions(facts, reference)
-        choices = {"inception": compared.network_facts(self.inception), "resize": self.resize}
+        choices: dict[str, Any] = {"inception": compared.network_facts(self.inception), "resize": self.resize}
         choices |= {"subsets": self.subsets, "subset_size": self.subset_size, "reference": reference.facts}
         real = compared.RealFeatures(reference, features, WIDTH)
         return KidEvaluator(wanted, features, real, choices, self.subsets, self.subset_size)

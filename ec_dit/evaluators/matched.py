@@ -118,10 +118,9 @@ class _Extremes:
 
     def add(self, value: float, number: int, picture: np.ndarray) -> None:
         """Looks at one more."""
-        for held, sign in ((self._best, -1), (self._worst, 1)):
-            held.append((value, number, picture))
-            held.sort(key=lambda item, sign=sign: (sign * item[0], item[1]))
-            del held[self._count :]
+        item = (value, number, picture)
+        self._best = sorted([*self._best, item], key=lambda item: (-item[0], item[1]))[: self._count]
+        self._worst = sorted([*self._worst, item], key=lambda item: item[:2])[: self._count]
 
     def best_and_worst(self) -> Sequence[tuple[int, np.ndarray]]:
         """Lists (number, picture): the best first, then those of the worst that are not among them."""

@@ -8,7 +8,9 @@ REPLICATES = 1000
 _SEED = 0  # one for everybody, so that the same values have the same error
 
 
-def standard_error(values: Sequence[float], prompts: Sequence[str], groups: Sequence[str] | None = None) -> float:
+def standard_error(
+    values: Sequence[float] | np.ndarray, prompts: Sequence[str], groups: Sequence[str] | None = None
+) -> float:
     """Estimates the standard error of a mean over pictures, or of the mean of the means of groups of them.
 
     Prompts are drawn with replacement, each with all of its pictures; where there are groups, within each by itself.

@@ -19,10 +19,15 @@ def frechet(a: Moments, b: Moments) -> float:
     """
     apart_D = a.mean_D - b.mean_D
     values_D, vectors_DD = np.linalg.eigh(a.covariance_DD)
-    root_DD = vectors_DD * np.sqrt(np.clip(values_D, 0, None))
-    shared_D = np.linalg.eigvalsh(root_DD.T @ b.covariance_DD @ root_DD)
-    shared = np.sqrt(np.clip(shared_D, 0, None)).sum()
+    root_DD = vectors_DD * _roots(values_D)
+    shared = _roots(np.linalg.eigvalsh(root_DD.T @ b.covariance_DD @ root_DD)).sum()
     return float(apart_D @ apart_D + np.trace(a.covariance_DD) + np.trace(b.covariance_DD) - 2 * shared)
+
+
+def _roots(values_D: np.ndarray) -> np.ndarray:
+    """Square roots of eigenvalues; of those that are rounding errors of 0, 0: their roots would not be small."""
+    least = values_D.max() * len(values_D) * np.finfo(np.float64).eps
+    return np.sqrt(np.where(values_D > max(least, 0), values_D, 0))
 
 
 def kid(

@@ -1,5 +1,7 @@
 """Mean and covariance of feature vectors, of any number of them in the same memory, and the files that keep them."""
 
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +86,9 @@ def read(path: str | Path, width: int) -> Moments:
     """
     path = paths.home_expanded(path)
     try:
-        with np.load(path) as file:
+        with path.open("rb") as whole, np.load(whole) as file:
             found = {name: np.asarray(file[name]) for name in ("mu", "sigma", "count") if name in file}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is no statistics file: {error}") from error
     if not {"mu", "sigma"} <= found.keys():
         raise UserError(f"{path} is no statistics file: it has no arrays mu and sigma.")

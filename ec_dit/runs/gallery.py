@@ -4,6 +4,7 @@ Beside the folder NAME stands NAME.json: the settings that the pictures depend o
 and nothing else, since official scorers take whatever lies there.
 """
 
+import collections
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from etils import epath
 from ec_dit.core import ahead, digests, json_file, paths, processes
 from ec_dit.core.differences import differences
 from ec_dit.core.errors import UserError
+from ec_dit.data import images
 from ec_dit.evaluators.base import Wanted
 from ec_dit.layouts import files as layout_files
 from ec_dit.layouts.base import PictureFile
@@ -35,6 +37,9 @@ class Gallery:
         facts: what the pictures depend on, beside prompts and layout.
         made_by: what else is known of them, which may change while they are drawn: versions, devices.
         replace: pictures with other facts are removed, where else they are left alone and refused.
+
+    Attributes:
+        count, grey: pictures so far, and those that are plain grey, as the ones are whose numbers were not finite.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Gallery:
         asked = {"layout": type(wanted.layout).__name__, "prompts": len(wanted.prompts), "num": wanted.num}
         self._facts = {**asked, "prompts_sha256": hashlib.sha256(text.encode()).hexdigest(), **facts}
         self._made_by = dict(made_by)
+        self.count = self.grey = 0
 
     def images(self, draw: Draw) -> Iterator[np.ndarray]:
         """Yields all pictures in their order: those that are there are read, the others drawn and kept.
@@ -82,7 +88,11 @@ class Gallery:
                             writing.pop(0).result()
                 else:
                     tiles = next(read)
-                yield from tiles
+                self.count += len(tiles)
+                for picture in tiles:
+                    self.grey += bool((picture == images.GREY).all())
+                    yield picture
+            collections.deque(drawn, maxlen=0)  # nothing is left; a run that was told to stop stops here at the latest
             for future in writing:
                 future.result()
         if processes.is_first() and missing:

@@ -23,7 +23,7 @@ from ec_dit.runs import real, timed_losses
 from ec_dit.runs.gallery import Gallery
 from ec_dit.runs.pictures import describe
 from ec_dit.runs.references import References
-from ec_dit.sampling.generator import Generator
+from ec_dit.sampling.generator import Generator, warning
 
 T = TypeVar("T")
 
@@ -114,15 +114,15 @@ class RunAt:
 
     def __init__(self, run: RunSubject, params: Any, at: Mapping[str, Any]):
         self._run, self._params, self._at = run, params, at
+        self._gallery: Gallery | None = None
 
     def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
         """Implements `Scored`: draws what is not in the folder yet."""
         run, generator = self._run, self._run.generator
-        generator.made = generator.broken = 0
         known = describe(run.system, generator.settings)
         made_by = {name: known.pop(name) for name in ("devices", "mesh", "versions")}
         facts = {"config": run.system.config.name, **self._at, "shape": list(generator.shape_YXZ), **known}
-        gallery = Gallery(run.folder / wanted.name, wanted, facts, made_by, replace=run.replace)
+        self._gallery = Gallery(run.folder / wanted.name, wanted, facts, made_by, replace=run.replace)
 
         def draw(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[np.ndarray]:
             batches = generator.batches(self._params, prompts, indices, int(self._at["seed"]))
@@ -131,7 +131,7 @@ class RunAt:
                     progress.reach(part.stop, len(prompts))
                     yield from batch
 
-        return gallery.images(draw)
+        return self._gallery.images(draw)
 
     @property
     def losses(self) -> Losses:
@@ -141,19 +141,16 @@ class RunAt:
     @property
     def choices(self) -> Mapping[str, Any]:
         """Implements `Scored`."""
-        generator = self._run.generator
-        broken = {"images_not_finite": generator.broken} if generator.broken else {}
-        return {
-            "config": self._run.system.config.name,
-            **self._at,
-            **describe(self._run.system, generator.settings),
-            **broken,
-        }
+        found = {"config": self._run.system.config.name, **self._at}
+        if self._gallery is None:
+            return found
+        drawn = describe(self._run.system, self._run.generator.settings)
+        return {**found, **drawn, "images_not_finite": self._gallery.grey}
 
     @property
     def warning(self) -> str:
         """Implements `Scored`."""
-        return self._run.generator.warning
+        return "" if self._gallery is None else warning(self._gallery.grey, self._gallery.count)
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,14 @@ class Generator:
     @property
     def warning(self) -> str:
         """What people should know of the images so far; '' if all is well."""
-        if not self.broken:
-            return ""
-        return (
-            f"{self.broken} of {self.made} images came out with numbers that are not finite and are plain grey: the model has "
-            f"diverged (an earlier checkpoint may be sound), or its guidance is too strong."
-        )
+        return warning(self.broken, self.made)
+
+
+def warning(broken: int, made: int) -> str:
+    """Tells people how many images are not finite; '' if all are."""
+    if not broken:
+        return ""
+    return (
+        f"{broken} of {made} images came out with numbers that are not finite and are plain grey: the model has "
+        f"diverged (an earlier checkpoint may be sound), or its guidance is too strong."
+    )

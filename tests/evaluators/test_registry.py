@@ -37,7 +37,7 @@ def test_options_are_read_as_their_types():
         ("", r"no suite ''; choose one of"),
         (
             "shapes:evry=5",
-            r"shapes has no option 'evry' \(did you mean every\?\); it has every, images_per_task, novel",
+            r"shapes has no option 'evry' \(did you mean every\?\); it has every, ema, images_per_task, novel",
         ),
         ("distance:novel=true", r"distance has no option 'novel'"),
         ("shapes:every", r"option every has no value; write every=VALUE"),

@@ -22,6 +22,7 @@ from ec_dit.flow.loss import LEVELS
 from ec_dit.runs import feed, training
 from ec_dit.runs.evaluation import Scorer
 from ec_dit.runs.references import References
+from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.generator import Generator
 from ec_dit.system import step as training_step
@@ -119,12 +120,12 @@ def figures(path):
 def lines(path):
     """(step, name) of every headline in the order of the file."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], name) for row in rows for name in row if name.endswith("/mean")]
+    return [(row["step"], name) for row in rows for name in row if name.endswith("/score")]
 
 
 DUE = [
-    *[(2, "eval/distance/mean"), (3, "eval/distance_train/mean"), (4, "eval/distance/mean")],
-    *[(5, f"eval/distance{which}/mean") for which in ("", "_novel", "_train")],
+    *[(2, "eval/distance/score"), (3, "eval/distance_train/score"), (4, "eval/distance/score")],
+    *[(5, f"eval/distance{which}/score") for which in ("", "_novel", "_train")],
 ]
 
 
@@ -142,12 +143,12 @@ def test_figures_are_of_their_steps_and_of_the_data_of_the_run(c, events, tmp_pa
     found = figures(tmp_path)
     for step, label, split, count in ((2, "", "validation", 6), (5, "", "validation", 6), (5, "_novel", "novel", 4)):
         expected = by_hand(c, split, count, 10 * step)
-        values = [found[step][f"eval/distance{label}/{name}"] for name in ("mean", "extremes/far", "extremes/near")]
+        values = [found[step][f"eval/distance{label}/{name}"] for name in ("score", "extremes/far", "extremes/near")]
         np.testing.assert_allclose(values, [np.mean(expected), max(expected), min(expected)], atol=3)
     last = json.loads((tmp_path / "eval_distance_novel.json").read_text())
-    assert (last["step"], last["mean"]) == (5, found[5]["eval/distance_novel/mean"])
+    assert (last["step"], last["score"]) == (5, found[5]["eval/distance_novel/score"])
     assert (tmp_path / "eval_distance.png").exists()
-    assert "suite distance_train: step 3, heun, 3 steps, guidance " in "\n".join(said)
+    assert "suite distance_train: step 3, ema, heun, 3 steps, guidance " in "\n".join(said)
 
 
 def test_what_is_cut_short_or_missing_is_made_up_for_and_nothing_is_done_twice(c, events, tmp_path):
@@ -177,7 +178,7 @@ def test_what_is_cut_short_or_missing_is_made_up_for_and_nothing_is_done_twice(c
 def test_a_suite_that_is_added_to_a_finished_run_scores_its_end(c, events, tmp_path):
     run(c, tmp_path, ())
     run(c, tmp_path, ("distance",))
-    assert lines(tmp_path) == [(5, "eval/distance/mean")]
+    assert lines(tmp_path) == [(5, "eval/distance/score")]
 
 
 @pytest.mark.parametrize(
@@ -214,14 +215,15 @@ def test_a_finished_run_is_scored_without_its_data_open(c, system, events, tmp_p
     workdir = Workdir(str(tmp_path))
     found = dataset.open(c.data.path)
     workdir.fill(c, None, {"path": c.data.path, "fingerprint": found.fingerprint, "report": {"source": "shapes"}})
-    references = References(system, workdir)
-    score = Scorer(registry.parse("distance:images=2"), references, print)
-    values = score({"w": np.full((2,), 7.0)}, 70)
-    assert values["mean"] == pytest.approx(np.mean(by_hand(c, "validation", 2, 70)), abs=3)
+    subject = RunSubject(References(system, workdir), tmp_path / "pictures")
+    score = Scorer(registry.parse("distance:images=2"), subject, tmp_path, print)
+    values = score(subject.at({"w": np.full((2,), 7.0)}, 70))
+    assert values["score"] == pytest.approx(np.mean(by_hand(c, "validation", 2, 70)), abs=3)
     assert json.loads((tmp_path / "eval_distance.json").read_text())["step"] == 70
 
 
 def test_a_prompt_that_comes_again_is_another_picture_of_it(events, system, tmp_path):
     """What draws here compares the indices that it is given with a count of its own."""
     suite = helpers.PlainSuite(prompts=("a", "b", "a", "a", "b"))
-    assert Scorer(suite, References(system, Workdir(str(tmp_path))), print)({"w": np.ones(2)}, 1) == {"mean": 0.0}
+    subject = RunSubject(References(system, Workdir(str(tmp_path))), tmp_path / "pictures")
+    assert Scorer(suite, subject, tmp_path, print)(subject.at({"w": np.ones(2)}, 1)) == {"score": 0.0}

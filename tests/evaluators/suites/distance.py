@@ -28,10 +28,10 @@ class Suite(base.Suite):
         return Distance(facts.examples(self.split, self.images), np.array(self.weights))
 
 
-class Distance:
+class Distance(base.Evaluator):
     def __init__(self, examples, weights):
         self._weights = weights
-        self.prompts = [example.caption for example in examples]
+        self.wanted = base.Wanted.of(f"distance-{len(examples)}", [example.caption for example in examples])
         self._real = np.array([example.image.mean((0, 1)) for example in examples])
 
     def score(self, images):
@@ -40,4 +40,5 @@ class Distance:
             for real, image in zip(self._real, images, strict=True)
         ]
         mean, groups = float(np.mean(distances)), {"far": float(np.max(distances)), "near": float(np.min(distances))}
-        return base.Evaluation(mean, {"extremes": groups}, f"distance {mean:.2f}", Image.new("RGB", (4, 4)))
+        sheet = Image.new("RGB", (4, 4))
+        return base.Evaluation(mean, {"extremes": groups}, f"distance {mean:.2f}", count=len(distances), sheet=sheet)

@@ -1,0 +1,68 @@
+"""The flags of what draws pictures of a run, and what they change in its config."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from ec_dit import cli
+from ec_dit.core.errors import UserError
+
+_SAMPLING = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity_factor", "group_size", "batch_size")
+
+
+def define(flag_values: flags.FlagValues) -> None:
+    """Adds the flags of what draws: those of the config's `sample` section, --text_encoder and --autoencoder."""
+
+    def number(name: str, meaning: str) -> None:
+        flags.DEFINE_integer(name, None, meaning, flag_values=flag_values)
+
+    def text(name: str, meaning: str) -> None:
+        flags.DEFINE_string(name, None, meaning, flag_values=flag_values)
+
+    number("steps", "Integration steps.")
+    text("sampler", "How to get from noise to pictures, such as heun; a wrong name lists all.")
+    cli.define_float("guidance", None, "Classifier-free guidance scale; 1 = off.", flag_values=flag_values)
+    meaning = "Two times between which guidance acts, e.g. 0.1,0.9."
+    flags.DEFINE_list("guidance_interval", None, meaning, flag_values=flag_values)
+    cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=flag_values)
+    text("spacing", "Which of DDPM's levels, such as trailing; a wrong name lists all.")
+    meaning = "Experts per token on average; more may raise quality."
+    cli.define_float("capacity_factor", None, meaning, flag_values=flag_values)
+    text("group_size", "Tokens routed together: pair, image, or a number.")
+    number("batch_size", "Images at once.")
+    text("text_encoder", "Published text encoders: folders, or names such as OWNER/NAME@REVISION, comma-separated.")
+    meaning = "A published autoencoder: folder, or name such as OWNER/NAME@REVISION."
+    cli.define_path("autoencoder", meaning, flag_values=flag_values)
+
+
+def changes(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Gives what the flags of `define` and --mesh say otherwise than the run's config, by its keys.
+
+    Raises:
+        UserError: for what no config may hold, before a run is looked for.
+    """
+    from ec_dit.core import settings
+    from ec_dit.sampling.settings import SampleSpec
+
+    keys, given = settings.keys(SampleSpec), {name: flag_values[name].value for name in _SAMPLING}
+    for name, value in given.items():
+        if value is not None and (problem := keys[name].problem(value)):
+            raise UserError(f"--{name}={value}: {problem}.")
+    parts = flag_values["guidance_interval"].value
+    changes: dict[str, Any] = settings.prefixed("sample", given)
+    changes |= {"sample.guidance_interval": None if parts is None else _interval(parts)}
+    changes |= {key: flag_values[flag].value for key, flag in cli.FLAG_OF.items()}
+    changes |= settings.prefixed("mesh", cli.mesh_of(flag_values))
+    return {key: value for key, value in changes.items() if value is not None}
+
+
+def _interval(parts: Sequence[str]) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        low = high = math.nan
+    if not 0 <= low < high <= 1:
+        raise UserError(f"--guidance_interval={','.join(parts)}: give two times, 0 <= low < high <= 1, such as 0.1,0.9")
+    return low, high
