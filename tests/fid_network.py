@@ -61,9 +61,9 @@ def features(pictures):
     """Features of uint8 pictures (B, Y, X, 3) by pytorch-fid's own forward pass, resizing included."""
     import torch
 
-    inception = fid_tools.load("pytorch_fid.inception")
+    network, inception = random_network(), fid_tools.load("pytorch_fid.inception")
     real = inception.fid_inception_v3
-    inception.fid_inception_v3 = random_network
+    inception.fid_inception_v3 = lambda: network
     try:
         model = inception.InceptionV3([3]).eval()
     finally:

@@ -65,8 +65,9 @@ class FrechetEvaluator(Evaluator):
             for i, replicate in enumerate(replicates):
                 replicate.add(features_BD, weights(i, start, len(features_BD)))
         made = drawn.moments()
-        value = distances.frechet(real, made)
-        others = [distances.frechet(real, replicate.moments()) for replicate in replicates]
+        root = distances.root(real.covariance_DD)
+        value = distances.frechet(real, made, root)
+        others = [distances.frechet(real, replicate.moments(), root) for replicate in replicates]
         error = float(np.std(others, ddof=1)) if len(others) > 1 else float("nan")
         parts = {"mean_part": float(np.sum((real.mean_D - made.mean_D) ** 2))}
         counts = f"{drawn.count:,} pictures against {real.count or 'an unknown number of'}"

@@ -12,22 +12,31 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # of the Gaussian kernel, and of the figu
 _ROWS = 1024  # of a kernel's matrix that are in memory at a time
 
 
-def frechet(a: Moments, b: Moments) -> float:
+def root(covariance_DD: np.ndarray) -> np.ndarray:
+    """Gives a matrix whose product with its transpose is the covariance; a column for each eigenvalue that is not 0."""
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    some_D = values_D > _least(values_D)
+    return vectors_DD[:, some_D] * np.sqrt(values_D[some_D])
+
+
+def frechet(a: Moments, b: Moments, root_a: np.ndarray | None = None) -> float:
     """Computes the squared Fréchet distance of two normal distributions: |mean difference|^2 + tr(A + B - 2 (A B)^1/2).
 
-    (A B)^1/2 has the trace of (A^1/2 B A^1/2)^1/2, which is symmetric: its eigenvalues are real, however many of them are 0.
+    With A = R R^T, (A B)^1/2 has the trace of (R^T B R)^1/2, which is symmetric: its eigenvalues are real, however many are 0.
+
+    Args:
+        root_a: R, where it is known.
     """
     apart_D = a.mean_D - b.mean_D
-    values_D, vectors_DD = np.linalg.eigh(a.covariance_DD)
-    root_DD = vectors_DD * _roots(values_D)
-    shared = _roots(np.linalg.eigvalsh(root_DD.T @ b.covariance_DD @ root_DD)).sum()
+    root_a = root(a.covariance_DD) if root_a is None else root_a
+    values_D = np.linalg.eigvalsh(root_a.T @ b.covariance_DD @ root_a)
+    shared = np.sqrt(values_D[values_D > _least(values_D)]).sum()
     return float(apart_D @ apart_D + np.trace(a.covariance_DD) + np.trace(b.covariance_DD) - 2 * shared)
 
 
-def _roots(values_D: np.ndarray) -> np.ndarray:
-    """Square roots of eigenvalues; of those that are rounding errors of 0, 0: their roots would not be small."""
-    least = values_D.max() * len(values_D) * np.finfo(np.float64).eps
-    return np.sqrt(np.where(values_D > max(least, 0), values_D, 0))
+def _least(values_D: np.ndarray) -> float:
+    """What an eigenvalue has to be above; smaller ones are rounding errors of 0, whose square roots would not be small."""
+    return max(0.0, float(values_D.max(initial=0)) * len(values_D) * float(np.finfo(np.float64).eps))
 
 
 def kid(
