@@ -31,10 +31,17 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
     # The `emoji` data source.
     "emoji": ["emoji>=2.15,<3"],
-    # GenEval's detector.
+    # Detectors and what answers questions, for the suites geneval, dsg and dpg.
     "geneval": ["torch>=2.13,<3", "transformers>=5.23,<6"],
     # Only for the tests that compare with other implementations.
-    "conformance": ["torch>=2.13,<3", "transformers>=5.23,<6", "diffusers>=0.42,<0.43"],
+    "conformance": [
+        "torch>=2.13,<2.14",
+        "torchvision>=0.28,<0.29",  # of this torch
+        "transformers>=5.23,<6",
+        "diffusers>=0.42,<0.43",
+        "pytorch-fid>=0.3,<0.4",
+        "clean-fid>=0.1.35,<0.2",
+    ],
 }
 
 setup(

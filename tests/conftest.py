@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 
-from tests import xla
+from tests import fid_tools, xla
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}"
@@ -31,7 +31,7 @@ gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million, near
 flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
 
 _EXTRAS = {
-    "conformance": ("torch", "transformers", "diffusers"),
+    "conformance": ("torch", "torchvision", "transformers", "diffusers", "pytorch_fid", "cleanfid"),
     "emoji": ("emoji",),
     "notebook": ("nbclient", "ipykernel", "matplotlib"),
 }
@@ -44,6 +44,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         absent = [package for package in _EXTRAS[name] if importlib.util.find_spec(package) is None]
         if absent:
             pytest.skip(f"needs {', '.join(absent)}: pip install -e '.[{name}]'")
+        if name == "conformance":
+            fid_tools.load_torchvision()  # transformers would import it plainly
 
 
 @pytest.fixture(autouse=True, scope="module")

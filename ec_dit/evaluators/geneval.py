@@ -9,7 +9,7 @@ import numpy as np
 from ec_dit.core.settings import key
 from ec_dit.data.sheet import contact_sheet
 from ec_dit.encoders.clip_pair import ClipPair
-from ec_dit.evaluators.base import Evaluation, Evaluator, RunFacts, Wanted
+from ec_dit.evaluators.base import Evaluation, Evaluator, Figures, RunFacts, Wanted
 from ec_dit.evaluators.compared import needed, network_facts
 from ec_dit.evaluators.prompted import PromptedSuite
 from ec_dit.evaluators.shapes.detector import ShapesDetector
@@ -113,6 +113,6 @@ class GenevalEvaluator(Evaluator):
         ]
         pictures = [item for tag in geneval.TAGS for right in (True, False) for item in shown.get((tag, right), [])]
         sheet = contact_sheet([p for _, p in pictures], [text for text, _ in pictures], columns=2 * _SHOWN, smooth=True)
-        parts = {"tasks": found.tasks, "images_right": found.images, "prompts_with_one_right": found.prompts}
+        parts: Figures = {"tasks": found.tasks, "images_right": found.images, "prompts_with_one_right": found.prompts}
         table = "\n".join(lines)
         return Evaluation(found.overall, parts, table, error, len(verdicts), rows, self._choices, sheet)
