@@ -7,12 +7,18 @@ pictures that anybody made. After a suite's name and a colon stand options of it
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from ec_dit import cli, sampling_flags
 from ec_dit.core.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from ec_dit.evaluators.base import Suite
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -20,6 +26,12 @@ flags.DEFINE_string(
 )
 cli.define_path("images", "A folder of pictures to score, instead of --workdir.", flag_values=FLAGS)
 flags.DEFINE_bool("any_size", False, "Pictures of --images may be of different sizes.", flag_values=FLAGS)
+flags.DEFINE_list(
+    "compare",
+    [],
+    "The eval_NAME.json of another score, to be compared with the one that is made now; or two of them.",
+    flag_values=FLAGS,
+)
 cli.define_path("out", "Folder for scores and pictures; default: the workdir.", flag_values=FLAGS)
 
 _PATHS = {
@@ -50,30 +62,53 @@ cli.define_help(FLAGS)
 
 def work() -> None:
     """Loads what is scored, and scores it."""
+    if len(FLAGS.compare) == 2 and not FLAGS.workdir and not FLAGS.images:
+        from ec_dit.judges import comparison
+
+        cli.say(comparison.compared(*map(comparison.Scored.read, FLAGS.compare)))
+        return
+    if len(FLAGS.compare) > 1:
+        raise UserError("--compare takes one score beside --workdir or --images, or two without them")
     if bool(FLAGS.workdir) == bool(FLAGS.images):
         raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
     changes = sampling_flags.changes(FLAGS)
 
-    from ec_dit.core import lock, paths
+    from ec_dit.core import lock, paths, processes
     from ec_dit.evaluators import registry
-    from ec_dit.runs.evaluation import Scorer
+    from ec_dit.judges import comparison
 
     options = {name: str(FLAGS[name].value) for name in (*_PATHS, *_TEXTS) if FLAGS[name].value is not None}
     suites = registry.parse_all(registry.split(FLAGS.suite), options)
+    others = {score.whole["suite"]: score for score in map(comparison.Scored.read, FLAGS.compare)}
+    for name in others.keys() - {suite.label for suite in suites}:
+        raise UserError(f"--compare={FLAGS.compare[0]} is of suite {name}, which is not scored now")
     if FLAGS.images and not FLAGS.out:
         raise UserError("--out=DIR is needed with --images, for the scores")
     out = paths.at(FLAGS.out or FLAGS.workdir)
     paths.check_can_write(out, "--out")
-    if FLAGS.images:
-        from ec_dit.core.mesh import make_mesh
-        from ec_dit.runs.subjects import FolderSubject
+    with lock.held(out / ".evaluate.lock", f"the evaluation in {out}", cli.say):
+        for suite in _of_folder(suites, out) if FLAGS.images else _of_run(suites, out, changes):
+            if suite.label in others and processes.is_first():
+                made = comparison.Scored.read(str(out / f"eval_{suite.label}.json"))
+                cli.say(comparison.compared(made, others[suite.label]))
 
-        pictures = FolderSubject(FLAGS.images, make_mesh(list(cli.mesh_of(FLAGS).values())), any_size=FLAGS.any_size)
-        for scorer in [Scorer(suite, pictures, out, cli.say) for suite in suites]:
-            scorer(pictures)
-        return
 
+def _of_folder(suites: "Sequence[Suite]", out: "epath.Path") -> "Iterator[Suite]":
+    """Scores pictures of a folder; yields each suite when its score is written."""
+    from ec_dit.core.mesh import make_mesh
+    from ec_dit.runs.evaluation import Scorer
+    from ec_dit.runs.subjects import FolderSubject
+
+    pictures = FolderSubject(FLAGS.images, make_mesh(list(cli.mesh_of(FLAGS).values())), any_size=FLAGS.any_size)
+    for scorer in [Scorer(suite, pictures, out, cli.say) for suite in suites]:
+        scorer(pictures)
+        yield scorer.suite
+
+
+def _of_run(suites: "Sequence[Suite]", out: "epath.Path", changes: dict[str, Any]) -> "Iterator[Suite]":
+    """Scores a run; yields each suite when its score is written."""
     from ec_dit.runs import loaded
+    from ec_dit.runs.evaluation import Scorer
     from ec_dit.runs.references import References
     from ec_dit.runs.subjects import RunSubject
     from ec_dit.runs.workdir import Workdir
@@ -83,9 +118,9 @@ def work() -> None:
     run = RunSubject(References(system, workdir), out if FLAGS.out else out / "eval")
     scorers = [Scorer(suite, run, out, cli.say) for suite in suites]  # what is missing shows before parameters are read
     params, step = workdir.params(system, ema=FLAGS.ema, step=FLAGS.step)
-    with lock.held(out / ".evaluate.lock", f"evaluation in {out}", cli.say):
-        for scorer in scorers:
-            scorer(run.at(params, step, seed=FLAGS.seed, ema=FLAGS.ema))
+    for scorer in scorers:
+        scorer(run.at(params, step, seed=FLAGS.seed, ema=FLAGS.ema))
+        yield scorer.suite
 
 
 def main(argv: Sequence[str]) -> int:

@@ -73,7 +73,7 @@ def test_evaluation_tells(diverging, tmp_path):
     score = Scorer(helpers.PlainSuite(prompts=tuple(PROMPTS)), subject, tmp_path, said.append)
     for step in (7, 8, 8):  # each of itself, the last from pictures that are there
         score(subject.at(None, step))
-        assert json.loads((tmp_path / "eval_helpers.json").read_text())["images_not_finite"] == 2
+        assert json.loads((tmp_path / "eval_helpers.json").read_text())["choices"]["images_not_finite"] == 2
     assert sum(line.startswith(TOLD) for line in said) == 3
 
 

@@ -144,9 +144,16 @@ def test_sampling_another_shape(workdir, tmp_path, capsys):
 def test_evaluation_writes_its_figures(workdir, capsys):
     assert evaluate.main(["evaluate", f"--workdir={workdir}", "--suite=shapes:images_per_task=2"]) == 0
     figures = json.loads((workdir / "eval_shapes.json").read_text())
-    assert set(figures["tasks"]) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
+    assert set(figures["parts"]["tasks"]) == {
+        "single_object",
+        "two_object",
+        "counting",
+        "colors",
+        "position",
+        "color_attr",
+    }
     assert figures["n"] == 12
-    assert figures["score"] == pytest.approx(np.mean(list(figures["tasks"].values())))
+    assert figures["score"] == pytest.approx(np.mean(list(figures["parts"]["tasks"].values())))
     assert re.search(r"mean +12 ", capsys.readouterr().out)
     assert (workdir / "eval_shapes.png").exists()
 

@@ -5,6 +5,8 @@ evaluator as they are made.
 """
 
 import abc
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +71,15 @@ class Wanted:
         return cls(name, [Prompt(f"{number:05d}", text) for number, text in enumerate(texts)])
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """Tells which pictures they are."""
+        if self.prompts is None:
+            return {"prompts": None}
+        text = json.dumps([[prompt.id, prompt.text] for prompt in self.prompts])
+        known = {"layout": type(self.layout).__name__, "prompts": len(self.prompts), "num": self.num}
+        return {**known, "prompts_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+    @property
     def each(self) -> list[Prompt]:
         """Lists the prompt of every picture."""
         return [prompt for prompt in self.prompts or () for _ in range(self.num)]
@@ -84,7 +95,8 @@ class Evaluation:
         table: all of them, for people.
         error: standard error of the score; NaN: not known.
         count: pictures, or examples, that it is of.
-        rows: of every picture or prompt: its "id", and what was found; the "value" of each is what two scores are compared by.
+        rows: of every picture or prompt: its "id", "prompt" and "value", by which two scores are compared, the "group" within
+            which values are averaged first, and what else was found.
         choices: everything else that the figures depend on.
         sheet: some of the pictures with their prompts.
     """

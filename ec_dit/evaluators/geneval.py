@@ -108,7 +108,7 @@ class GenevalEvaluator(Evaluator):
                 f"warning: the mean of {len(found.tasks)} tasks, without {', '.join(missing)}, is not GenEval's"
             )
         rows = [
-            {"id": prompt.id, "prompt": prompt.text, "tag": tag, "value": value, "reasons": list(verdict.reasons)}
+            {"id": prompt.id, "prompt": prompt.text, "group": tag, "value": value, "reasons": list(verdict.reasons)}
             for prompt, tag, value, verdict in zip(each, tags, values, verdicts, strict=True)
         ]
         pictures = [item for tag in geneval.TAGS for right in (True, False) for item in shown.get((tag, right), [])]

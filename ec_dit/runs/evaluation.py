@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from etils import epath
@@ -51,10 +52,11 @@ class Scorer:
         else:
             pictures = scored.images(self._evaluator.wanted)
             outcome = self._evaluator.score(pictures)
+            outcome = replace(outcome, choices={**outcome.choices, "pictures": self._evaluator.wanted.facts})
         figures: Figures = {"score": outcome.score, **outcome.parts}
         seconds = round(time.monotonic() - start, 1)
         if processes.is_first():
-            write(self._folder, label, outcome, {"suite": label, **figures}, scored.choices, seconds)
+            write(self._folder, label, outcome, scored.choices, seconds)
         self._say(f"suite {label}{_of(scored.choices)}")
         self._say(outcome.table)
         if scored.warning:
@@ -67,18 +69,23 @@ def write(
     folder: epath.Path,
     label: str,
     outcome: Evaluation,
-    figures: Mapping[str, Any],
     choices: Mapping[str, Any],
     seconds: float,
 ) -> None:
-    """Writes the files of a score; those of an earlier one are replaced."""
+    """Writes the files of a score; those of an earlier one are replaced.
+
+    Args:
+        choices: what the figures depend on, beside what the outcome has.
+        seconds: that the scoring took; the last line of the file, which alone differs when the same is scored again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     whole = {
-        **figures,
+        "suite": label,
+        "score": outcome.score,
         "standard_error": None if math.isnan(outcome.error) else outcome.error,
         "n": outcome.count,
-        **outcome.choices,
-        **choices,
+        "parts": outcome.parts,
+        "choices": {**outcome.choices, **choices},
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "seconds": seconds,
     }
@@ -94,10 +101,10 @@ def _of(choices: Mapping[str, Any]) -> str:
     """What people should know beside a table."""
     if "step" not in choices:
         return f": {choices.get('images', '')}"
-    sampler = (
-        f", {choices['sampler']}, {choices['steps']} steps, guidance {choices['guidance']:g}, NFE {choices['nfe']}"
-    )
-    return f": step {choices['step']}, {choices['weights']}{sampler if 'sampler' in choices else ''}"
+    told = f": step {choices['step']}, {choices['weights']}"
+    if "sampler" not in choices:
+        return told
+    return f"{told}, {choices['sampler']}, {choices['steps']} steps, guidance {choices['guidance']:g}, NFE {choices['nfe']}"
 
 
 def _make(suite: Suite, facts: RunFacts) -> Evaluator | LossEvaluator:

@@ -5,7 +5,6 @@ and nothing else, since official scorers take whatever lies there.
 """
 
 import collections
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,9 +55,7 @@ class Gallery:
         self._record = folder.parent / f"{folder.name}.json"
         self._files = wanted.layout.files(wanted.prompts, wanted.num)
         self._beside = wanted.layout.beside(wanted.prompts)
-        text = json.dumps([[prompt.id, prompt.text] for prompt in wanted.prompts])
-        asked = {"layout": type(wanted.layout).__name__, "prompts": len(wanted.prompts), "num": wanted.num}
-        self._facts = {**asked, "prompts_sha256": hashlib.sha256(text.encode()).hexdigest(), **facts}
+        self._facts = {**wanted.facts, **facts}
         self._made_by = dict(made_by)
         self.count = self.grey = 0
 

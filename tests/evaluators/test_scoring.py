@@ -146,7 +146,7 @@ def test_figures_are_of_their_steps_and_of_the_data_of_the_run(c, events, tmp_pa
         values = [found[step][f"eval/distance{label}/{name}"] for name in ("score", "extremes/far", "extremes/near")]
         np.testing.assert_allclose(values, [np.mean(expected), max(expected), min(expected)], atol=3)
     last = json.loads((tmp_path / "eval_distance_novel.json").read_text())
-    assert (last["step"], last["score"]) == (5, found[5]["eval/distance_novel/score"])
+    assert (last["choices"]["step"], last["score"]) == (5, found[5]["eval/distance_novel/score"])
     assert (tmp_path / "eval_distance.png").exists()
     assert "suite distance_train: step 3, ema, heun, 3 steps, guidance " in "\n".join(said)
 
@@ -219,7 +219,7 @@ def test_a_finished_run_is_scored_without_its_data_open(c, system, events, tmp_p
     score = Scorer(registry.parse("distance:images=2"), subject, tmp_path, print)
     values = score(subject.at({"w": np.full((2,), 7.0)}, 70))
     assert values["score"] == pytest.approx(np.mean(by_hand(c, "validation", 2, 70)), abs=3)
-    assert json.loads((tmp_path / "eval_distance.json").read_text())["step"] == 70
+    assert json.loads((tmp_path / "eval_distance.json").read_text())["choices"]["step"] == 70
 
 
 def test_a_prompt_that_comes_again_is_another_picture_of_it(events, system, tmp_path):

@@ -71,7 +71,7 @@ class ShapesEvaluator(Evaluator):
         captions = [f"{prompts[i].text} [{'right' if correct[i] else 'wrong'}]" for i in shown]
         sheet = contact_sheet([made[i] for i in shown], captions, columns=_SHEET_PER_TASK, smooth=True)
         found = zip(prompts, self._tasks, correct, strict=True)
-        told = [{"id": p.id, "prompt": p.text, "task": task, "value": float(right)} for p, task, right in found]
+        told = [{"id": p.id, "prompt": p.text, "group": task, "value": float(right)} for p, task, right in found]
         return Evaluation(mean, {"tasks": result["tasks"]}, table, error, len(made), told, sheet=sheet)
 
 
