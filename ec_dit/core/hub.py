@@ -253,6 +253,20 @@ def supported(found: Mapping[str, Any], where: str, **only: Any) -> None:
             raise UserError(f"{where}: {key} is {found[key]!r}; supported: {', '.join(map(repr, choices))}.")
 
 
+def divisible(values: Mapping[str, Any], where: str, **parts: str) -> None:
+    """Refuses sizes that do not divide.
+
+    Args:
+        parts: key -> the key of what divides its value.
+
+    Raises:
+        UserError: naming both keys and their values.
+    """
+    for key, part in parts.items():
+        if values[key] % values[part]:
+            raise UserError(f"{where}: {key} {values[key]} is not divisible by {part} {values[part]}. {AGAIN}")
+
+
 def _choose(path: Path) -> tuple[list[Path], dict[str, str]]:
     """(the files to read, the index's tensor -> file name)."""
     if path.is_file():

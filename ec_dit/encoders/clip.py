@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,56 +12,31 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ec_dit.core import hub, name_map
-from ec_dit.core.errors import UserError
-from ec_dit.core.name_map import FLAT, LINEAR, LINEAR_INTO, SAME
-from ec_dit.encoders import weights
+from ec_dit.core.name_map import LINEAR, SAME
+from ec_dit.encoders import clip_tower, weights
+from ec_dit.encoders.clip_tower import ClipBlock, TowerSpec
 from ec_dit.nn import param
-from ec_dit.nn.attention import Attention
-from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.norms import LayerNorm
 from ec_dit.nn.stack import Stack
 
 # Of a whole CLIP; and positions counted from 0, which older files keep as a tensor.
 IGNORED = ("vision_model.", "visual_projection.", "logit_scale", "text_model.embeddings.position_ids")
 _PROJECTION = "text_projection.weight"
-_PROJECTED = {"CLIPTextModelWithProjection", "CLIPModel"}  # architectures that have it
 _LEGACY_EOS = 2  # what config.json files from before 2023 say, wrongly
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), OpenAI's approximation of GELU."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """GELU by the error function."""
-    return jax.nn.gelu(x, approximate=False)
-
-
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
-
-
 @dataclass(frozen=True)
-class ClipSpec:
+class ClipSpec(TowerSpec):
     """Sizes of a text tower.
 
     Attributes:
         length: most tokens of a text.
-        act: of ACTIVATIONS.
-        projection: width that the pooled vector is projected to; None: it is not.
         eos_id: the end-of-text token, where texts are pooled; None: the largest id of the text, as `_LEGACY_EOS` asks for.
     """
 
     vocab_size: int
-    width: int
-    num_blocks: int
-    num_heads: int
-    hidden: int
     length: int
-    act: str
-    projection: int | None
     eos_id: int | None
-    eps: float
 
     @classmethod
     def from_config(cls, found: Mapping[str, Any], where: str) -> "ClipSpec":
@@ -73,44 +48,15 @@ class ClipSpec:
         Raises:
             UserError: for another model's, or a setting that is not supported.
         """
-        hub.supported(found, where, model_type=("clip", "clip_text_model"))
-        if "text_config" in found or found.get("model_type") == "clip":
-            outer, where = found, f"{where}, text_config"
-            # Some files give values a second time, which then count.
-            texts = hub.fields(outer, where, text_config={}, text_config_dict={})
-            found = texts["text_config"] | texts["text_config_dict"] | {"projection_dim": outer.get("projection_dim")}
-        hub.supported(found, where, hidden_act=tuple(ACTIVATIONS))
-        values = hub.fields(
-            found,
-            where,
-            vocab_size=49408,
-            hidden_size=512,
-            num_hidden_layers=12,
-            num_attention_heads=8,
-            intermediate_size=2048,
-            max_position_embeddings=77,
-            hidden_act="quick_gelu",
-            projection_dim=512,
-            eos_token_id=49407,
-            layer_norm_eps=1e-5,
-        )
-        if values["hidden_size"] % values["num_attention_heads"]:
-            raise UserError(
-                f"{where}: hidden_size {values['hidden_size']} is not divisible by "
-                f"num_attention_heads {values['num_attention_heads']}. {hub.AGAIN}"
-            )
-        eos = values["eos_token_id"]
+        found, where = clip_tower.config(found, where, "text")
+        sizes = clip_tower.sizes(found, where, hidden_size=512, num_attention_heads=8, intermediate_size=2048)
+        rest = hub.fields(found, where, vocab_size=49408, max_position_embeddings=77, eos_token_id=49407)
+        eos = rest["eos_token_id"]
         return cls(
-            vocab_size=values["vocab_size"],
-            width=values["hidden_size"],
-            num_blocks=values["num_hidden_layers"],
-            num_heads=values["num_attention_heads"],
-            hidden=values["intermediate_size"],
-            length=values["max_position_embeddings"],
-            act=values["hidden_act"],
-            projection=values["projection_dim"],
+            **sizes,
+            vocab_size=rest["vocab_size"],
+            length=rest["max_position_embeddings"],
             eos_id=None if eos == _LEGACY_EOS else eos,
-            eps=values["layer_norm_eps"],
         )
 
 
@@ -128,24 +74,6 @@ class ClipOutput(NamedTuple):
     pooled_BM: jax.Array
 
 
-class ClipBlock(nnx.Module):
-    """Pre-norm causal attention and feed-forward layer."""
-
-    def __init__(self, spec: ClipSpec, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, heads = spec.width, spec.num_heads
-        self.norm_attention = LayerNorm(width, eps=spec.eps)
-        self.attention = Attention(
-            width, width, heads, heads, width // heads, bias=True, causal=True, dtype=dtype, rngs=rngs
-        )
-        self.norm_mlp = LayerNorm(width, eps=spec.eps)
-        self.mlp = Mlp(width, spec.hidden, bias=True, act=ACTIVATIONS[spec.act], dtype=dtype, rngs=rngs)
-
-    def __call__(self, x_BTM: jax.Array) -> jax.Array:
-        """One block."""
-        x_BTM += self.attention(self.norm_attention(x_BTM))
-        return x_BTM + self.mlp(self.norm_mlp(x_BTM))
-
-
 class ClipText(nnx.Module):
     """Token ids (B, T) -> ClipOutput; sums over blocks are kept in float32.
 
@@ -158,7 +86,9 @@ class ClipText(nnx.Module):
         self.token_VM = param.table(jax.random.normal(key, (spec.vocab_size, spec.width)) * 0.02, (None, "embed"))
         key = rngs.params()
         self.position_TM = param.table(jax.random.normal(key, (spec.length, spec.width)) * 0.02, (None, "embed"))
-        self.stack = Stack(lambda rngs: ClipBlock(spec, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs)
+        self.stack = Stack(
+            lambda rngs: ClipBlock(spec, causal=True, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs
+        )
         self.norm_out = LayerNorm(spec.width, eps=spec.eps)
         if spec.projection is not None:
             self.w_pooled_MD = param.matrix(rngs, (spec.width, spec.projection), (None, "embed"), "io")
@@ -192,7 +122,6 @@ class ClipText(nnx.Module):
 
 def entries(names: Iterable[str], spec: ClipSpec) -> name_map.Table:
     """Which tensors of the published files hold the parameters `names`."""
-    start = "text_model.encoder.layers.{i}."
     plain: name_map.Rules = {
         "token_VM": ("text_model.embeddings.token_embedding.weight", SAME),
         "position_TM": ("text_model.embeddings.position_embedding.weight", SAME),
@@ -200,26 +129,7 @@ def entries(names: Iterable[str], spec: ClipSpec) -> name_map.Table:
         "norm_out/shift_D": ("text_model.final_layer_norm.bias", SAME),
         "w_pooled_MD": (_PROJECTION, LINEAR),
     }
-    block: dict[str, tuple[str, name_map.Way]] = {
-        "attention/w_o_HKD": (start + "self_attn.out_proj.weight", LINEAR_INTO),
-        "attention/b_o_D": (start + "self_attn.out_proj.bias", SAME),
-        "mlp/w_up_DF": (start + "mlp.fc1.weight", LINEAR),
-        "mlp/b_up_F": (start + "mlp.fc1.bias", SAME),
-        "mlp/w_down_FD": (start + "mlp.fc2.weight", LINEAR),
-        "mlp/b_down_D": (start + "mlp.fc2.bias", SAME),
-    }
-    for ours, theirs in {"q": "q_proj", "k": "k_proj", "v": "v_proj"}.items():
-        axes = ("DHK", "HK") if ours == "q" else ("MNK", "NK")
-        block |= {
-            f"attention/w_{ours}_{axes[0]}": (start + f"self_attn.{theirs}.weight", LINEAR),
-            f"attention/b_{ours}_{axes[1]}": (start + f"self_attn.{theirs}.bias", FLAT),
-        }
-    for ours, theirs in {"norm_attention": "layer_norm1", "norm_mlp": "layer_norm2"}.items():
-        block |= {
-            f"{ours}/scale_D": (start + f"{theirs}.weight", SAME),
-            f"{ours}/shift_D": (start + f"{theirs}.bias", SAME),
-        }
-    return name_map.table(names, plain, {"stack/blocks/": (range(spec.num_blocks), block)})
+    return name_map.table(names, plain, {"stack/blocks/": (range(spec.num_blocks), clip_tower.rules("text"))})
 
 
 def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[ClipSpec, weights.Frozen]:
@@ -228,22 +138,10 @@ def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[ClipSpec, weig
     Raises:
         UserError: if the folder holds something else, or damaged files.
     """
-    files = hub.TensorFiles(path, _published_name)
-
-    def read(found: Mapping[str, Any], where: str) -> ClipSpec:
-        spec = ClipSpec.from_config(found, where)
-        projects = _PROJECTION in files.tensors or _PROJECTED & set(found.get("architectures") or ())
-        return spec if projects else replace(spec, projection=None)
-
-    spec = hub.described(files.path, read)
+    files = hub.TensorFiles(path, functools.partial(clip_tower.name, tower="text"))
+    spec = clip_tower.described(files, ClipSpec.from_config, _PROJECTION, "CLIPTextModelWithProjection")
 
     def make(rngs: nnx.Rngs) -> ClipText:
         return ClipText(spec, dtype=dtype, rngs=rngs)
 
     return spec, weights.load(make, functools.partial(entries, spec=spec), files, mesh, dtype, IGNORED)
-
-
-def _published_name(name: str) -> str:
-    """A tensor's name in files by transformers 4, which transformers 5 shortens in a tower alone."""
-    alone = ("embeddings.", "encoder.", "final_layer_norm.")
-    return f"text_model.{name}" if name.startswith(alone) else name
