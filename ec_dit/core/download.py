@@ -1,8 +1,8 @@
 """Published weights by name: OWNER/NAME[/FOLDER][@REVISION] at Hugging Face, fetched into huggingface_hub's cache.
 
 Where a folder is asked for, a name does as well; a folder that is there wins over a name. Only what is read here is fetched:
-config.json, safetensors files and tokenizers, never pickles. A revision that was fetched goes by its commit from then on, so that
-what was made with it names the very files.
+config.json, safetensors files, tokenizers and image processors, never pickles. A revision that was fetched goes by its commit
+from then on, so that what was made with it names the very files.
 """
 
 import functools
@@ -23,8 +23,9 @@ _SHARDS = tuple(f"{stem}-*-of-*.safetensors" for stem in STEMS)
 TOKENIZERS = (
     *("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
 )
+PROCESSOR = "preprocessor_config.json"  # how pictures become what a vision model reads
 _OURS = ("digests.json", "tokenizer.model", "encoding.safetensors")  # beside models that ec_dit.convert wrote
-_FOLDER = ("config.json", *WEIGHTS, *_SHARDS, *TOKENIZERS, *_OURS)
+_FOLDER = ("config.json", *WEIGHTS, *_SHARDS, *TOKENIZERS, PROCESSOR, *_OURS)
 _PIPELINE = ("transformer", "text_encoder", "vae")
 _WORD = r"[A-Za-z0-9_][\w.-]*"
 _NAME = re.compile(rf"(?P<repository>{_WORD}/{_WORD})(?P<inside>(/{_WORD})*)(@(?P<revision>[\w./-]+))?", re.ASCII)
