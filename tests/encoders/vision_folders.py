@@ -1,6 +1,47 @@
 """Folders of vision models as hubs publish them, tiny: configurations and random weights in the published names."""
 
 import json
+from dataclasses import replace
+
+import numpy as np
+from flax import nnx
+
+from ec_dit.encoders import clip_vision
+from tests.encoders.text_folders import write_model
+
+
+def vision_config(**changes):
+    """What config.json of a vision tower alone says."""
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "image_size": 12,
+        "patch_size": 4,
+        "hidden_act": "quick_gelu",
+        "projection_dim": 12,
+        "layer_norm_eps": 1e-5,
+    } | changes
+
+
+def write_vision(folder, seed=0, **changes):
+    """A CLIP vision tower with random weights; with a projection if its architecture has it."""
+    found = vision_config(**changes)
+    spec = clip_vision.ClipVisionSpec.from_config(found, "config.json")
+    if found["architectures"] == ["CLIPVisionModel"]:
+        spec = replace(spec, projection=None)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(
+        folder,
+        found,
+        lambda: clip_vision.ClipVision(spec, rngs=nnx.Rngs(0)),
+        lambda names: clip_vision.entries(names, spec),
+        seed,
+    )
+    return folder
 
 
 def processor_config(**changes):
@@ -26,3 +67,24 @@ def write_processor(folder, **changes):
     """preprocessor_config.json alone."""
     (folder / "preprocessor_config.json").write_text(json.dumps(processor_config(**changes)))
     return folder
+
+
+def pictures(count, rows, columns, seed=0):
+    """Normal pixels (B, Y, X, 3)."""
+    return np.random.default_rng(seed).normal(size=(count, rows, columns, 3)).astype(np.float32)
+
+
+def shaken(model, scale=0.1):
+    """A model of transformers with larger than the initial values, so that every part has a say in the output."""
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(scale * torch.randn_like(weight))
+    return model.eval()
+
+
+def channels_first(pixels_BYXZ):
+    import torch
+
+    return torch.from_numpy(pixels_BYXZ.transpose(0, 3, 1, 2).copy())
