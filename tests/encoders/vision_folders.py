@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from flax import nnx
 
-from ec_dit.encoders import clip_vision
+from ec_dit.encoders import clip_vision, dino
 from tests.encoders.text_folders import write_model
 
 
@@ -27,6 +27,24 @@ def vision_config(**changes):
     } | changes
 
 
+def dino_config(**changes):
+    """What config.json of a DINOv2 says."""
+    return {
+        "architectures": ["Dinov2Model"],
+        "model_type": "dinov2",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "mlp_ratio": 4,
+        "hidden_act": "gelu",
+        "image_size": 20,
+        "patch_size": 4,
+        "qkv_bias": True,
+        "use_swiglu_ffn": False,
+        "layer_norm_eps": 1e-6,
+    } | changes
+
+
 def write_vision(folder, seed=0, **changes):
     """A CLIP vision tower with random weights; with a projection if its architecture has it."""
     found = vision_config(**changes)
@@ -41,6 +59,15 @@ def write_vision(folder, seed=0, **changes):
         lambda names: clip_vision.entries(names, spec),
         seed,
     )
+    return folder
+
+
+def write_dino(folder, seed=0, **changes):
+    """A DINOv2 with random weights."""
+    found = dino_config(**changes)
+    spec = dino.DinoSpec.from_config(found, "config.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder, found, lambda: dino.Dino(spec, rngs=nnx.Rngs(0)), lambda names: dino.entries(names, spec), seed)
     return folder
 
 
