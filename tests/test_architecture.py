@@ -96,9 +96,9 @@ def test_the_launcher_imports_little_and_nothing_imports_it():
         assert not any(name.split(".")[0] == "launch" for name in imports(modules()[module])), module
 
 
-def test_nothing_imports_tensorflow():
+def test_nothing_imports_tensorflow_or_torch():
     for module in MODULES:
-        assert not any(re.match(r"tensorflow(\.|$)", name) for name in imports(modules()[module])), module
+        assert not any(re.match(r"(tensorflow|torch)(\.|$)", name) for name in imports(modules()[module])), module
 
 
 def names_of(tree: ast.Module) -> set[str]:

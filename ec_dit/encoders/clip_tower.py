@@ -117,7 +117,7 @@ class ClipBlock(nnx.Module):
 
 
 def rules(tower: Tower) -> name_map.Rules:
-    """Which tensors hold the parameters of a tower's blocks."""
+    """Lists which tensors of the published files hold the parameters of a tower's blocks."""
     start = f"{tower}_model.encoder.layers.{{i}}."
     block: dict[str, tuple[str, name_map.Way]] = {
         "attention/w_o_HKD": (start + "self_attn.out_proj.weight", LINEAR_INTO),
@@ -142,7 +142,7 @@ def rules(tower: Tower) -> name_map.Rules:
 
 
 def name(stored: str, tower: Tower) -> str:
-    """A tensor's name in files by transformers 4, which transformers 5 shortens in a tower alone."""
+    """Gives a tensor's name in files by transformers 4, which transformers 5 shortens in a tower alone."""
     alone = ("embeddings.", "encoder.", "final_layer_norm.", "pre_layrnorm.", "post_layernorm.")
     return f"{tower}_model.{stored}" if stored.startswith(alone) else stored
 

@@ -40,7 +40,7 @@ class ClipVisionSpec(TowerSpec):
 
     @classmethod
     def from_config(cls, found: Mapping[str, Any], where: str) -> "ClipVisionSpec":
-        """The spec that a config.json, read from `where`, describes; a whole CLIP's, too.
+        """Reads the spec that a config.json, which comes from `where`, describes; a whole CLIP's, too.
 
         Values that may be missing there are those of CLIP ViT-B/32, as transformers has it. The spec has a projection where
         the config gives its width; `load` takes it away where the files hold none.
@@ -96,7 +96,7 @@ class ClipVision(nnx.Module):
 
 
 def entries(names: Iterable[str], spec: ClipVisionSpec) -> name_map.Table:
-    """Which tensors of the published files hold the parameters `names`."""
+    """Lists which tensors of the published files hold the parameters `names`."""
     plain: name_map.Rules = {
         "tokens/w_PD": ("vision_model.embeddings.patch_embedding.weight", patches(spec.patch)),
         "tokens/class_D": ("vision_model.embeddings.class_embedding", SAME),
@@ -111,7 +111,7 @@ def entries(names: Iterable[str], spec: ClipVisionSpec) -> name_map.Table:
 
 
 def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[ClipVisionSpec, weights.Frozen]:
-    """The vision tower of a published folder, or of one file in it, over `mesh`, in memory and computing in `dtype`.
+    """Loads the vision tower of a published folder, or of one file in it, over `mesh`, in memory and computing in `dtype`.
 
     Raises:
         UserError: if the folder holds something else, or damaged files.

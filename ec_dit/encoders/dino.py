@@ -1,4 +1,7 @@
-"""DINOv2 (small, base, large, giant), frozen, with weights as transformers publishes them: features of whole pictures."""
+"""DINOv2 (small, base, large, giant), frozen, with weights as transformers publishes them: features of whole pictures.
+
+Source: Oquab et al., "DINOv2: Learning Robust Visual Features without Supervision", 2023.
+"""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -49,7 +52,7 @@ class DinoSpec:
 
     @classmethod
     def from_config(cls, found: Mapping[str, Any], where: str) -> "DinoSpec":
-        """The spec that a config.json, read from `where`, describes.
+        """Reads the spec that a config.json, which comes from `where`, describes.
 
         Raises:
             UserError: for another model's, one with register tokens, or a setting that is not supported.
@@ -157,7 +160,7 @@ class Dino(nnx.Module):
 
 
 def entries(names: Iterable[str], spec: DinoSpec) -> name_map.Table:
-    """Which tensors of the published files hold the parameters `names`."""
+    """Lists which tensors of the published files hold the parameters `names`."""
     plain: name_map.Rules = {
         "tokens/w_PD": ("embeddings.patch_embeddings.projection.weight", patches(spec.patch)),
         "tokens/b_D": ("embeddings.patch_embeddings.projection.bias", SAME),
@@ -193,7 +196,7 @@ def entries(names: Iterable[str], spec: DinoSpec) -> name_map.Table:
 
 
 def load(path: str | Path, mesh: Mesh, dtype: jnp.dtype) -> tuple[DinoSpec, weights.Frozen]:
-    """The model of a published folder, or of one file in it, over `mesh`, in memory and computing in `dtype`.
+    """Loads the model of a published folder, or of one file in it, over `mesh`, in memory and computing in `dtype`.
 
     Raises:
         UserError: if the folder holds something else, or damaged files.

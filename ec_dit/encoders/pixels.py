@@ -58,7 +58,7 @@ class Processor:
 
     @classmethod
     def from_config(cls, found: Mapping[str, Any], where: str) -> "Processor":
-        """The processor that a preprocessor_config.json, read from `where`, describes.
+        """Reads the processor that a preprocessor_config.json, which comes from `where`, describes.
 
         Values that may be missing there are those of transformers' processor of CLIP, which it also uses for DINOv2.
 
@@ -130,11 +130,18 @@ def bilinear(image_YXZ: np.ndarray, size: int) -> np.ndarray:
     return rows_YXZ.take(low_X, axis=1) * (one - weight_X1) + rows_YXZ.take(high_X, axis=1) * weight_X1
 
 
+def centres(side: int, size: int) -> np.ndarray:
+    """Computes where the centres of `size` pixels lie among `side` pixels, counted from the first one's, as torch does.
+
+    Float32 is rounded once, since torch's programs multiply and add in one: at a whole number another pixel comes next.
+    """
+    scale = np.float32(side) / np.float32(size)
+    return (np.float64(scale) * (np.arange(size) + 0.5) - 0.5).astype(np.float32)
+
+
 def _neighbours(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of `size` pixels the nearest of `side` before and behind it, and the float32 weight of the latter."""
-    scale = np.float64(np.float32(side) / np.float32(size))
-    # One rounding, as torch's fused product and difference has.
-    at = np.maximum((scale * (np.arange(size) + 0.5) - 0.5).astype(np.float32), 0)
+    at = np.maximum(centres(side, size), 0)
     low = np.minimum(at.astype(np.int64), side - 1)
     return low, np.minimum(low + 1, side - 1), np.clip(at - low.astype(np.float32), 0, 1)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ec_dit.encoders.pixels import centres
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import patchify
 
@@ -56,7 +57,7 @@ def bicubic(length: int, target: int) -> np.ndarray:
 
     Its convolution has a = -0.75, half-pixel centres, edges repeated, and no antialiasing.
     """
-    at = (np.arange(target) + 0.5) * (length / target) - 0.5
+    at = centres(length, target).astype(np.float64)
     low = np.floor(at).astype(int)
     weights = np.zeros((target, length))
     for tap in range(-1, 3):

@@ -11,14 +11,15 @@ import pytest
 from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
-from ec_dit.encoders import clip, t5, text
+from ec_dit.encoders import clip, clip_vision, dino, t5, text
 from ec_dit.encoders.autoencoder import Autoencoder
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
+from ec_dit.encoders.pixels import Processor
 from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 from ec_dit.encoders.vae import VaeSpec
 from ec_dit.models import pixart
 from tests import damage
-from tests.encoders import text_folders, tiny_vae
+from tests.encoders import text_folders, tiny_vae, vision_folders
 from tests.pixart_folders import SIZES
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,12 @@ FOLDERS = {
     ),
     "t5": (text_folders.write_t5, lambda folder: t5.load(folder, mesh(), np.float32), 0),
     "clip": (text_folders.write_clip, lambda folder: clip.load(folder, mesh(), np.float32), 0),
+    "clip's vision tower": (
+        vision_folders.write_vision,
+        lambda folder: clip_vision.load(folder, mesh(), np.float32),
+        0,
+    ),
+    "dino": (vision_folders.write_dino, lambda folder: dino.load(folder, mesh(), np.float32), 0),
     "autoencoder": (tiny_vae.published, lambda folder: Autoencoder.load(folder, mesh()), 0),
     "autoencoder in parts": (write_in_parts, lambda folder: Autoencoder.load(folder, mesh()), 0),
 }
@@ -78,7 +85,7 @@ def test_a_damaged_file_is_named(what, tmp_path):
     write, load, values = FOLDERS[what]
     write(tmp_path)
     load(tmp_path)
-    weights = what in ("t5", "clip") or what.startswith("autoencoder")
+    weights = what in ("t5", "clip", "clip's vision tower", "dino") or what.startswith("autoencoder")
     for file in sorted(tmp_path.iterdir()):
         if weights and file.name != "config.json" and ".safetensors" not in file.name:
             continue  # of the tokenizer
@@ -106,6 +113,13 @@ DESCRIPTIONS = {
         {"model_type": "clip", "text_config": text_folders.clip_config(), "projection_dim": 12},
         clip.ClipSpec.from_config,
     ),
+    "clip's vision tower": (vision_folders.vision_config(), clip_vision.ClipVisionSpec.from_config),
+    "a whole clip's vision tower": (
+        {"model_type": "clip", "vision_config": vision_folders.vision_config(), "projection_dim": 12},
+        clip_vision.ClipVisionSpec.from_config,
+    ),
+    "dino": (vision_folders.dino_config(), dino.DinoSpec.from_config),
+    "an image processor": (vision_folders.processor_config(), Processor.from_config),
     "autoencoder": (tiny_vae.BASE, VaeSpec.from_config),
     "pixart": (SIZES | {"_class_name": "PixArtTransformer2DModel"}, pixart.spec_of),
     "a text encoder": (text_folders.clip_config(), lambda found, where: text._kind(Path(where).parent)),

@@ -81,7 +81,9 @@ def write_t5(folder, seed=0, **changes):
     """A T5 encoder with random weights, and its tokenizer."""
     found = t5_config(**changes)
     spec = t5.T5Spec.from_config(found, "config.json")
-    _write(folder, found, lambda: t5.T5Encoder(spec, rngs=nnx.Rngs(0)), lambda names: t5.entries(names, spec), seed)
+    write_model(
+        folder, found, lambda: t5.T5Encoder(spec, rngs=nnx.Rngs(0)), lambda names: t5.entries(names, spec), seed
+    )
     write_t5_tokenizer(folder)
     return folder
 
@@ -92,12 +94,15 @@ def write_clip(folder, seed=0, pad=END, **changes):
     spec = clip.ClipSpec.from_config(found, "config.json")
     if found["architectures"] == ["CLIPTextModel"]:
         spec = replace(spec, projection=None)
-    _write(folder, found, lambda: clip.ClipText(spec, rngs=nnx.Rngs(0)), lambda names: clip.entries(names, spec), seed)
+    write_model(
+        folder, found, lambda: clip.ClipText(spec, rngs=nnx.Rngs(0)), lambda names: clip.entries(names, spec), seed
+    )
     write_clip_tokenizer(folder, pad)
     return folder
 
 
-def _write(folder, found, make, entries, seed):
+def write_model(folder, found, make, entries, seed):
+    """config.json, and random weights of the module that `make` builds."""
     _, shapes, _ = param.split(nnx.eval_shape(make))
     rng = np.random.default_rng(seed)
     tree = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
