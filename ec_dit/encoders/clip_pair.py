@@ -1,8 +1,10 @@
 """A whole CLIP: how well pictures and texts go together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -38,7 +40,7 @@ class ClipPair:
                 f"{hub.local(path)} is no whole CLIP: its towers for texts and for pictures are not projected to one width."
             )
         self.width, self._length = spec.projection, self._texts.limit
-        self.processor = pixels.Processor.load(path, pixels.CLIP)
+        self.processor = pixels.Processor.load(path, replace(pixels.CLIP, shorter=spec.size, crop=spec.size))
         self.images = Features(network, self.processor, mesh, batch)
         self._batch = batch * sharding.batch_ways(mesh)
 
@@ -46,7 +48,8 @@ class ClipPair:
         """Computes the projected embeddings of texts, float32 (B, D), cut where they are longer than CLIP reads."""
         found = []
         for part, batch in padded(texts, self._batch, ""):
-            pooled_BM = self._texts.encode(batch, self._length, "none").pooled_BM
+            with jax.default_matmul_precision("highest"):  # as for pictures
+                pooled_BM = self._texts.encode(batch, self._length, "none").pooled_BM
             assert pooled_BM is not None
             found.append(pooled_BM[: part.stop - part.start])
         return np.concatenate(found)

@@ -61,7 +61,8 @@ class Features:
             yield _fetched(*waiting)
 
     def _run(self, ready_BYXZ: np.ndarray) -> jax.Array:
-        with jax.set_mesh(self._mesh):
+        # In full float32: an accelerator's default would round the features, and move scores by more than tools differ.
+        with jax.set_mesh(self._mesh), jax.default_matmul_precision("highest"):
             return self._program(self._params, sharding.place_parts(ready_BYXZ, self._mesh))
 
 

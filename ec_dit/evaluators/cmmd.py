@@ -1,7 +1,7 @@
 """The `cmmd` suite: Gaussian-kernel distance of CLIP embeddings between drawn and real pictures (Jayasumana et al. 2024)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Suite(compared.ComparedSuite):
         """Loads the CLIP and finds the reference."""
         path = compared.needed(self.clip, "clip", "a CLIP, such as openai/clip-vit-large-patch14-336,")
         spec, network = clip_vision.load(path, facts.mesh, jnp.float32)
-        processor = pixels.Processor.load(path, pixels.CLIP)
+        processor = pixels.Processor.load(path, replace(pixels.CLIP, shorter=spec.size, crop=spec.size))
         features = Features(network, cropped(processor), facts.mesh, self.batch_size)
         reference = self.real(facts)
         wanted = self.wanted_or_captions(facts, reference)
