@@ -31,6 +31,8 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
     # The `emoji` data source.
     "emoji": ["emoji>=2.15,<3"],
+    # GenEval's detector.
+    "geneval": ["torch>=2.13,<3", "transformers>=5.23,<6"],
     # Only for the tests that compare with other implementations.
     "conformance": ["torch>=2.13,<3", "transformers>=5.23,<6", "diffusers>=0.42,<0.43"],
 }
