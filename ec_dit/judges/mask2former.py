@@ -22,11 +22,8 @@ _MULTIPLE = 32
 _PADDING = 128.0  # mmdet pads pictures with grey before it normalises them
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _MOST = 100  # candidates of a picture
-_RENAMED = {
-    "mouse": "computer mouse",
-    "remote": "tv remote",
-    "keyboard": "computer keyboard",
-}  # COCO's name -> GenEval's
+# COCO's name -> GenEval's.
+_RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
 
 
 class Mask2Former:
@@ -47,9 +44,15 @@ class Mask2Former:
         hub.TensorFiles(folder)  # which names what is wrong with the files
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
         kind = transformers.Mask2FormerForUniversalSegmentation
-        model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-        if lacking := sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]):
-            raise UserError(f"{folder} is no whole Mask2Former: it lacks {hub.flag_names(lacking)}. {hub.AGAIN}")
+        model, info = kind.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        unread = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        if lacking := sorted(unread & {name for name, _ in model.named_parameters()}):
+            raise UserError(
+                f"{folder}: its weights are not those that its config.json describes: {hub.flag_names(lacking)} are missing or "
+                f"of other shapes. {hub.AGAIN}"
+            )
         self._model = model.eval().to(self._device)
         self.name = f"Mask2Former of {hub.pinned(path)}"
         self.classes: Sequence[str] = CLASSES

@@ -1,4 +1,4 @@
-"""GenEval's layout, and its prompt file, evaluation_metadata.jsonl: what pictures must show, in a form that a program can check.
+"""GenEval's layout and its prompt file, evaluation_metadata.jsonl: what each prompt's pictures must show, in a form that a program can check.
 
 A line is {"tag", "prompt", "include": [{"class", "count", "color"?, "position"?: [relation, index]}], "exclude"?: [{"class",
 "count"}]} (djghosh13/geneval, prompts/create_prompts.py). The index of a position is that of an earlier entry of `include`.
@@ -77,7 +77,7 @@ class Task:
 
 
 def read(
-    path: str | PurePath, classes: Collection[str] | None = None, colours: Collection[str] = COLOURS
+    path: str | PurePath, classes: Collection[str] | None = None, colours: Collection[str] | None = COLOURS
 ) -> list[Task]:
     """Reads the tasks of a prompt file in their order; empty lines are left out.
 
@@ -116,8 +116,8 @@ class Geneval(Layout):
     NUM = 4
 
     def read(self, path: str) -> list[Prompt]:
-        """Reads evaluation_metadata.jsonl; classes may be any."""
-        return [Prompt(f"{number:05d}", task.prompt, task.line) for number, task in enumerate(read(path))]
+        """Reads evaluation_metadata.jsonl; classes and colours may be any."""
+        return [Prompt(f"{number:05d}", task.prompt, task.line) for number, task in enumerate(read(path, colours=None))]
 
     def files(self, prompts: Sequence[Prompt], num: int) -> list[PictureFile]:
         """Lists 00000/samples/0000.png, ..."""
@@ -132,7 +132,7 @@ class Geneval(Layout):
         return {f"{prompt.id}/metadata.jsonl": prompt.line.encode() for prompt in prompts}
 
 
-def _task(content: Mapping[str, Any], line: str, classes: Collection[str] | None, colours: Collection[str]) -> Task:
+def _task(content: Mapping[str, Any], line: str, classes: Collection[str] | None, colours: Collection[str] | None) -> Task:
     values = _values(content, _KEYS, "it")
     _check_word(values["tag"], TAGS, "tag")
     include: list[Include] = []
@@ -181,4 +181,4 @@ def _values(content: Any, keys: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _check_word(word: str | None, known: Collection[str] | None, kind: str) -> None:
     if word is not None and known is not None and word not in known:
-        raise ValueError(f"there is no {kind} {word!r}{did_you_mean(word, known)}; they are {', '.join(known)}")
+        raise ValueError(f"there is no {kind} {word!r}{did_you_mean(word, known) or '; they are ' + ', '.join(known)}")

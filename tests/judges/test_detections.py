@@ -157,6 +157,16 @@ def test_relations_of_two_boxes(offset, expected):
     assert relations(at(100 + offset[0], 100 + offset[1]), at(100, 100)) == expected
 
 
+def test_less_than_a_thousandth_of_a_pixel_is_no_distance():
+    point = at(1, 1, size=0)
+    assert relations(at(1.0005, 1, size=0), point) == set()
+    assert relations(at(1.002, 1, size=0), point) == {"right of"}
+
+
+def test_a_box_of_no_numbers_has_no_relation():
+    assert relations(at(math.nan, 0), at(100, 100)) == relations(at(100, 100), at(0, math.nan)) == set()
+
+
 def test_sizes_count_along_their_own_axis():
     wide = Detection((0, 0, 100, 10), 1.0)
     assert relations(wide, Detection((80, 0, 180, 10), 1.0)) == {"left of"}  # 80 apart, less 20

@@ -236,7 +236,14 @@ def test_labels_in_another_order_keep_their_names(published, detector, tmp_path,
         ({"id2label": dict(enumerate(COCO[1:]))}, r"the 79 labels are not COCO's 80; take a model of"),
         ({"id2label": {"a": "person"}}, r"config.json.*invalid literal for int"),
         ({"model_type": "detr"}, r"model_type is 'detr'; supported: 'mask2former'"),
-        ({"decoder_layers": 3}, r"is no whole Mask2Former: it lacks model.transformer_module.decoder.* and \d+ more"),
+        (
+            {"decoder_layers": 3},
+            r"not those that its config.json describes: model.transformer_module.* and \d+ more are miss",
+        ),
+        (
+            {"num_queries": 9},
+            r"describes: model.transformer_module.queries_embedder.weight, .*_features.weight are missing or",
+        ),
     ],
 )
 def test_other_models_are_refused(published, tmp_path, changes, message):

@@ -97,7 +97,10 @@ WRONG = {
     "COCO's own name": (dog(**{"class": "mouse"}), r"there is no class 'mouse'"),
     "unknown colour": (dog(color="crimson"), "there is no color 'crimson'"),
     "null as colour": (task(include=[CAT | {"color": None}]), "'color' of include 0 is null, not a text"),
-    "unknown relation": (dog(position=["over", 0]), "there is no relation 'over'.*; they are left of, right of, above"),
+    "unknown relation": (
+        dog(position=["beside", 0]),
+        "there is no relation 'beside'; they are left of, right of, above",
+    ),
     "no relation": (dog(position=[0]), "'position' of include 1 is a list, not a list"),
     "count of nought": (dog(count=0), "the count of include 1 is 0, not 1 or more"),
     "count of truth": (dog(count=True), "'count' of include 1 is True, not a whole number"),
