@@ -151,8 +151,8 @@ def random_items(rng, count, upward=False):
             choice = order[:place] if upward else order
             parents = tuple(rng.choice(choice) for _ in range(rng.choice([0, 0, 1, 1, 2, 3]))) if choice else ()
             kind = rng.choice(KINDS)
-            questions.append(Question(number, f"q{number}", parents, kind.split(" ")[0], "", kind))
-        items.append(Item(f"{rng.choice(['vrd', 'whoops', 'mine'])}_{n}", "a prompt", tuple(questions)))
+            questions.append(Question(number, f"q{number}", parents, "broad", "", kind))
+        items.append(Item(f"{rng.choice(['vrd', 'stanford_paragraph', 'mine'])}_{n}", "a prompt", tuple(questions)))
     return items
 
 
@@ -312,7 +312,7 @@ def test_tables_come_back(tmp_path):
     assert all(
         row["dependency_id"] == (",".join(map(str, parents[row["item_id"], row["question_id"]])) or "0") for row in rows
     )
-    assert {row["dsg_prompt_split"] for row in rows} == {"vrd", "whoops", "mine"}
+    assert {row["dsg_prompt_split"] for row in rows} == {"vrd", "stanford_paragraph", "mine"}
 
 
 @pytest.mark.parametrize(

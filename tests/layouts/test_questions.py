@@ -130,7 +130,7 @@ def test_the_item_of_the_official_file_without_its_first_question_is_kept(tmp_pa
         ([row(question_natural_language=" ")], r":2: question_natural_language is empty"),
         *(
             ([row(item_id=name)], r":2: item_id .* cannot name")
-            for name in ("", "a/b", "..", ".a", "a\\b", " a", "a\n")
+            for name in ("", "a/b", "..", ".a", "a\\b", " a", "a\n", "a\ab")
         ),
         ([SPHERE, (*RED, "more")], r":3: the row has 10 fields, the header 9"),
         ([SPHERE[:-1]], r":2: the row has 8 fields, the header 9"),
