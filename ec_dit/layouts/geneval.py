@@ -1,4 +1,4 @@
-"""GenEval's layout and its prompt file, evaluation_metadata.jsonl: what each prompt's pictures must show, in a form that a program can check.
+"""GenEval's layout and its prompt file, evaluation_metadata.jsonl: what pictures must show, for a program to check.
 
 A line is {"tag", "prompt", "include": [{"class", "count", "color"?, "position"?: [relation, index]}], "exclude"?: [{"class",
 "count"}]} (djghosh13/geneval, prompts/create_prompts.py). The index of a position is that of an earlier entry of `include`.
@@ -132,7 +132,9 @@ class Geneval(Layout):
         return {f"{prompt.id}/metadata.jsonl": prompt.line.encode() for prompt in prompts}
 
 
-def _task(content: Mapping[str, Any], line: str, classes: Collection[str] | None, colours: Collection[str] | None) -> Task:
+def _task(
+    content: Mapping[str, Any], line: str, classes: Collection[str] | None, colours: Collection[str] | None
+) -> Task:
     values = _values(content, _KEYS, "it")
     _check_word(values["tag"], TAGS, "tag")
     include: list[Include] = []
