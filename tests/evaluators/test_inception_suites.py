@@ -47,11 +47,11 @@ def emoji(tmp_path_factory):
     rng = np.random.default_rng(0)
     faces = [record for record in records if "face" in record.caption]
     others = [record for record in records if "flag" in record.caption]
-    drawn = [faces[i] for i in rng.permutation(len(faces))[:80]]
+    drawn = [faces[i] for i in rng.permutation(len(faces))[:48]]
     pictures = [np.asarray(Image.open(io.BytesIO(record.image))) for record in drawn]
-    wrong = [np.asarray(Image.open(io.BytesIO(others[i].image))) for i in rng.permutation(len(others))[:40]]
-    half = pictures[40:]
-    sets = {"a": pictures[:40], "b": half, "flags": wrong}
+    wrong = [np.asarray(Image.open(io.BytesIO(others[i].image))) for i in rng.permutation(len(others))[:24]]
+    half = pictures[24:]
+    sets = {"a": pictures[:24], "b": half, "flags": wrong}
     for radius in (1, 2):
         sets[f"blur{radius}"] = [
             np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius))) for picture in half
@@ -68,7 +68,7 @@ def emoji(tmp_path_factory):
     return place
 
 
-def score(place, weights, images, reference, suite="fid:bootstrap=0"):
+def score(place, weights, images, reference, suite="fid:bootstrap=0,batch_size=3"):
     arguments = [f"--images={images}", f"--reference={reference}", f"--inception={weights}", f"--out={place}"]
     assert evaluate.main(["evaluate", *arguments, f"--suite={suite}"]) == 0
     return json.loads((place / f"eval_{suite.partition(':')[0]}.json").read_text())
@@ -92,14 +92,14 @@ def test_fid_is_what_pytorch_fids_command_prints(weights, tmp_path):
     command = [sys.executable, "-c", COMMAND, str(weights), str(a), str(b), "--num-workers", "0"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600).stdout
     wanted = float(printed.rpartition("FID:")[2])
-    found = score(tmp_path, weights, a, b, f"fid:bootstrap=3,batch_size=4,write={tmp_path / 'b.npz'}")
+    found = score(tmp_path, weights, a, b, f"fid:bootstrap=3,batch_size=2,write={tmp_path / 'b.npz'}")
     assert wanted > 0.01
     assert found["score"] == pytest.approx(wanted, rel=1e-3)
     assert found["n"] == 12 and 0 < found["standard_error"] < wanted
     assert len(found["choices"]["inception"]["sha256"]) == 64 and found["choices"]["resize"] == "pytorch_fid"
     # The statistics that were written serve as the reference in its place.
     assert moments.read(tmp_path / "b.npz", 2048).count == 12
-    again = score(tmp_path, weights, a, tmp_path / "b.npz", "fid:bootstrap=0,batch_size=4")
+    again = score(tmp_path, weights, a, tmp_path / "b.npz", "fid:bootstrap=0,batch_size=2")
     assert again["score"] == pytest.approx(found["score"], rel=1e-9)
     assert again["choices"]["reference"]["statistics"] == str(tmp_path / "b.npz")
 
@@ -109,7 +109,7 @@ def test_fid_is_what_pytorch_fids_command_prints(weights, tmp_path):
 def test_fid_is_small_between_halves_and_rises_with_blur_noise_and_wrong_classes(weights, emoji, tmp_path):
     fids = {}
     statistics = tmp_path / "a.npz"
-    fids["b"] = score(tmp_path, weights, emoji / "b", emoji / "a", f"fid:bootstrap=4,write={statistics}")
+    fids["b"] = score(tmp_path, weights, emoji / "b", emoji / "a", f"fid:bootstrap=4,batch_size=3,write={statistics}")
     error = fids["b"]["standard_error"]
     for name in ("blur1", "blur2", "noise20", "noise60", "flags"):
         fids[name] = score(tmp_path, weights, emoji / name, statistics)
@@ -118,7 +118,7 @@ def test_fid_is_small_between_halves_and_rises_with_blur_noise_and_wrong_classes
     assert values["b"] < values["noise20"] < values["noise60"]
     assert values["flags"] > values["b"] + 5 * error
     kid = {
-        name: score(tmp_path, weights, emoji / name, emoji / "a", "kid:subset_size=30")["score"]
+        name: score(tmp_path, weights, emoji / name, emoji / "a", "kid:subset_size=20,batch_size=3")["score"]
         for name in ("b", "blur2")
     }
     assert abs(kid["b"]) < 0.2 * kid["blur2"]
@@ -151,6 +151,6 @@ def test_wrong_input_is_one_message(weights, tmp_path, monkeypatch, capsys, chan
     if not change:
         del given["inception"]
     words = [f"--{name}={value}" for name, value in given.items() if value or name == "images"]
-    assert evaluate.main(["evaluate", *words, "--suite=fid:batch_size=2,bootstrap=0", "--out=out"]) == 2
+    assert evaluate.main(["evaluate", *words, "--suite=fid:batch_size=1,bootstrap=0", "--out=out"]) == 2
     told = capsys.readouterr().err
     assert message in told and "Traceback" not in told
