@@ -69,7 +69,7 @@ def work() -> None:
         return
     if len(FLAGS.compare) > 1:
         raise UserError("--compare takes one score beside --workdir or --images, or two without them")
-    if bool(FLAGS.workdir) == bool(FLAGS.images):
+    if FLAGS.workdir and FLAGS.images:
         raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
     changes = sampling_flags.changes(FLAGS)
 
@@ -82,24 +82,27 @@ def work() -> None:
     others = {score.whole["suite"]: score for score in map(comparison.Scored.read, FLAGS.compare)}
     for name in others.keys() - {suite.label for suite in suites}:
         raise UserError(f"--compare={FLAGS.compare[0]} is of suite {name}, which is not scored now")
-    if FLAGS.images and not FLAGS.out:
-        raise UserError("--out=DIR is needed with --images, for the scores")
+    if not FLAGS.workdir and not FLAGS.images and "answers" not in options:
+        raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
+    if not FLAGS.workdir and not FLAGS.out:
+        raise UserError("--out=DIR is needed for the scores, where there is no --workdir")
     out = paths.at(FLAGS.out or FLAGS.workdir)
     paths.check_can_write(out, "--out")
     with lock.held(out / ".evaluate.lock", f"the evaluation in {out}", cli.say):
-        for suite in _of_folder(suites, out) if FLAGS.images else _of_run(suites, out, changes):
+        for suite in _of_run(suites, out, changes) if FLAGS.workdir else _of_folder(suites, out):
             if suite.label in others and processes.is_first():
                 made = comparison.Scored.read(str(out / f"eval_{suite.label}.json"))
                 cli.say(comparison.compared(made, others[suite.label]))
 
 
 def _of_folder(suites: "Sequence[Suite]", out: "epath.Path") -> "Iterator[Suite]":
-    """Scores pictures of a folder; yields each suite when its score is written."""
+    """Scores pictures of a folder, or none; yields each suite when its score is written."""
     from ec_dit.core.mesh import make_mesh
     from ec_dit.runs.evaluation import Scorer
-    from ec_dit.runs.subjects import FolderSubject
+    from ec_dit.runs.subjects import FolderSubject, NoSubject
 
-    pictures = FolderSubject(FLAGS.images, make_mesh(list(cli.mesh_of(FLAGS).values())), any_size=FLAGS.any_size)
+    mesh = make_mesh(list(cli.mesh_of(FLAGS).values()))
+    pictures = FolderSubject(FLAGS.images, mesh, any_size=FLAGS.any_size) if FLAGS.images else NoSubject(mesh)
     for scorer in [Scorer(suite, pictures, out, cli.say) for suite in suites]:
         scorer(pictures)
         yield scorer.suite

@@ -164,10 +164,10 @@ class Evaluator(abc.ABC):
     """A suite made ready for a run.
 
     Attributes:
-        wanted: the pictures it needs.
+        wanted: the pictures it needs; None: it needs none.
     """
 
-    wanted: Wanted
+    wanted: Wanted | None
 
     @abc.abstractmethod
     def score(self, images: Iterator[np.ndarray]) -> Evaluation:

@@ -27,6 +27,8 @@ class Suite(PromptedSuite):
 class CheckEvaluator(Evaluator):
     """Opens every picture."""
 
+    wanted: Wanted
+
     def __init__(self, wanted: Wanted):
         self.wanted = wanted
 

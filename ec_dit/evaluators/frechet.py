@@ -34,6 +34,8 @@ class FrechetEvaluator(Evaluator):
         choices: what it depends on.
     """
 
+    wanted: Wanted
+
     def __init__(
         self,
         title: str,

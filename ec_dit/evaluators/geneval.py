@@ -71,6 +71,8 @@ class GenevalEvaluator(Evaluator):
         choices: what the figures depend on.
     """
 
+    wanted: Wanted
+
     def __init__(
         self,
         wanted: Wanted,

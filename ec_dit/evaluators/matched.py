@@ -51,6 +51,8 @@ class MatchedEvaluator(Evaluator):
         groups: of the prompts, by their ids; each has a mean of its own.
     """
 
+    wanted: Wanted
+
     def __init__(
         self,
         title: str,

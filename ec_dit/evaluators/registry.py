@@ -14,7 +14,7 @@ from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.settings import key, shown
 from ec_dit.evaluators.base import Suite
 
-_NO_SUITES = ("base", "compared", "frechet", "matched", "prompted", "registry")  # what suites share
+_NO_SUITES = ("asked", "base", "compared", "frechet", "matched", "prompted", "registry")  # what suites share
 _BETWEEN_OPTIONS = re.compile(r",(?![^(\[]*[)\]])")  # a comma that is not within brackets
 
 

@@ -35,7 +35,10 @@ class Scorer:
         self.suite = suite
         self._say, self._folder = say, folder
         self._evaluator = _make(suite, subject.facts)
-        subject.prepare(self._evaluator.wanted if isinstance(self._evaluator, Evaluator) else None)
+        if isinstance(self._evaluator, LossEvaluator):
+            subject.check_losses()
+        elif self._evaluator.wanted is not None:
+            subject.prepare(self._evaluator.wanted)
 
     def __call__(self, scored: Scored) -> Figures:
         """Scores, prints the table, and writes eval_<label>.json, .jsonl and .png; every process calls it.
@@ -49,9 +52,10 @@ class Scorer:
         label, start = self.suite.label, time.monotonic()
         if isinstance(self._evaluator, LossEvaluator):
             outcome = self._evaluator.measure(scored.losses)
+        elif self._evaluator.wanted is None:
+            outcome = self._evaluator.score(iter(()))
         else:
-            pictures = scored.images(self._evaluator.wanted)
-            outcome = self._evaluator.score(pictures)
+            outcome = self._evaluator.score(scored.images(self._evaluator.wanted))
             outcome = replace(outcome, choices={**outcome.choices, "pictures": self._evaluator.wanted.facts})
         figures: Figures = {"score": outcome.score, **outcome.parts}
         seconds = round(time.monotonic() - start, 1)

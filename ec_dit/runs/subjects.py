@@ -73,14 +73,15 @@ class RunSubject:
         self.folder, self.replace = folder, replace
         self.system = references.system
 
-    def prepare(self, wanted: Wanted | None) -> None:
-        """Loads what is needed to draw pictures, or to compute losses, so that what is missing shows now.
+    def check_losses(self) -> None:
+        """Does nothing: a run has losses."""
+
+    def prepare(self, wanted: Wanted) -> None:
+        """Loads what is needed to draw pictures, so that what is missing shows now.
 
         Raises:
             UserError: the model's encoders or autoencoder are not at hand.
         """
-        if wanted is None:
-            return
         assert wanted.prompts is not None
         self._references.read([prompt.text for prompt in wanted.prompts])
         _ = self.generator
@@ -179,7 +180,33 @@ class NoRun:
         return real.at_path(name, count)
 
 
-class FolderSubject:
+class NoSubject:
+    """Neither a run nor pictures: for suites that need none. Implements `Scored`."""
+
+    def __init__(self, mesh: Mesh):
+        self.facts: RunFacts = NoRun(mesh)
+        self.choices: Mapping[str, Any] = {}
+        self.warning = ""
+
+    def check_losses(self) -> None:
+        """Raises UserError: it has none."""
+        raise UserError("this suite needs the model itself: give --workdir=DIR.")
+
+    def prepare(self, wanted: Wanted) -> None:
+        """Raises UserError: it has none."""
+        raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
+
+    def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
+        """Implements `Scored`: there are none."""
+        return iter(())
+
+    @property
+    def losses(self) -> Losses:
+        """Implements `Scored`; `check_losses` came before."""
+        raise AssertionError
+
+
+class FolderSubject(NoSubject):
     """A folder of pictures. Implements `Scored`.
 
     Args:
@@ -187,18 +214,16 @@ class FolderSubject:
     """
 
     def __init__(self, folder: str, mesh: Mesh, *, any_size: bool = False):
-        self.facts: RunFacts = NoRun(mesh)
+        super().__init__(mesh)
         self._folder, self._any_size = paths.at(folder), any_size
-        self.warning = ""
+        self.choices = {"images": str(self._folder)}
 
-    def prepare(self, wanted: Wanted | None) -> None:
+    def prepare(self, wanted: Wanted) -> None:
         """Counts the pictures.
 
         Raises:
-            UserError: the folder has not exactly the pictures that are wanted; or no picture is wanted.
+            UserError: the folder has not exactly the pictures that are wanted.
         """
-        if wanted is None:
-            raise UserError("this suite needs the model itself: give --workdir=DIR, not --images.")
         self._files(wanted)
 
     def _files(self, wanted: Wanted) -> list[PictureFile]:
@@ -218,7 +243,8 @@ class FolderSubject:
             ThreadPoolExecutor(ahead.THREADS) as pool,
             Progress(f"scoring {self._folder.name}", len(files), "images", shown=processes.is_first()) as progress,
         ):
-            tiles = ahead.results(pool, functools.partial(layout_files.read, self._folder), files, 2 * ahead.THREADS)
+            read = functools.partial(layout_files.read, self._folder)
+            tiles = ahead.results(pool, read, files, 2 * ahead.THREADS)
             for file, pictures in zip(files, tiles, strict=True):
                 for picture in pictures:
                     first = first or picture.shape
@@ -230,20 +256,10 @@ class FolderSubject:
                     yield picture
                 progress.update()
 
-    @property
-    def losses(self) -> Losses:
-        """Has none: UserError."""
-        raise UserError("a folder of pictures has no losses: give --workdir=DIR.")
-
-    @property
-    def choices(self) -> Mapping[str, Any]:
-        """Implements `Scored`."""
-        return {"images": str(self._folder)}
-
 
 def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-Subject = RunSubject | FolderSubject
+Subject = RunSubject | NoSubject
 Say = Callable[[str], None]

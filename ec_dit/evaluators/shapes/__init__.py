@@ -47,6 +47,8 @@ class ShapesEvaluator(Evaluator):
         novel: as `Suite` has it.
     """
 
+    wanted: Wanted
+
     def __init__(self, options: ShapesOptions, per_task: int, novel: bool = False):
         self._tasks, prompts, self._asked = zip(*eval_prompts(options, per_task, _PROMPT_SEED, novel), strict=True)
         self.wanted = Wanted.of(f"shapes{'_novel' if novel else ''}-{len(prompts)}", prompts)
