@@ -48,6 +48,7 @@ _TEXTS = {
     "num": "Pictures of each prompt; default: as many as the layout's tool wants.",
     "most": "Prompts at most, the first ones.",
     "reference": "Real pictures: a split of the run's data, or a path: data set, folder of pictures, statistics.npz.",
+    "reference_most": "Pictures of the reference at most, the first ones.",
     "resize": "As which tool resizes: pytorch_fid or clean.",
 }
 for _name, _meaning in _PATHS.items():

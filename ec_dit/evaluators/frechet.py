@@ -69,7 +69,8 @@ class FrechetEvaluator(Evaluator):
         made = drawn.moments()
         root = distances.root(real.covariance_DD)
         value = distances.frechet(real, made, root)
-        others = [distances.frechet(real, replicate.moments(), root) for replicate in replicates]
+        drawn_anew = [replicate for replicate in replicates if replicate.count > 1]  # of few prompts, perhaps none
+        others = [distances.frechet(real, replicate.moments(), root) for replicate in drawn_anew]
         error = float(np.std(others, ddof=1)) if len(others) > 1 else float("nan")
         parts = {"mean_part": float(np.sum((real.mean_D - made.mean_D) ** 2))}
         counts = f"{drawn.count:,} pictures against {real.count or 'an unknown number of'}"

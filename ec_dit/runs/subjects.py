@@ -126,6 +126,8 @@ class RunAt:
         self._gallery = Gallery(run.folder / wanted.name, wanted, facts, made_by, replace=run.replace)
 
         def draw(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[np.ndarray]:
+            if not prompts:
+                return
             batches = generator.batches(self._params, prompts, indices, int(self._at["seed"]))
             with Progress(f"drawing {wanted.name}", None, "images", shown=processes.is_first()) as progress:
                 for part, batch in run.between(batches):

@@ -11,47 +11,17 @@ from ec_dit.core.errors import UserError
 from ec_dit.judges import mask2former
 from ec_dit.judges.mask2former import Mask2Former
 from ec_dit.layouts.geneval import CLASSES
+from tests.judges import detectors
+from tests.judges.detectors import COCO
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra("conformance")]
-
-COCO = [
-    {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}.get(name, name)
-    for name in CLASSES
-]
-QUERIES = 7
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """(folder, model) of a tiny network with random weights, large enough that its masks and classes differ."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    swin = transformers.SwinConfig(
-        embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, out_features=stages, drop_path_rate=0.0
-    )
-    widths = dict.fromkeys(("hidden_dim", "encoder_feedforward_dim", "dim_feedforward"), 32)
-    config = transformers.Mask2FormerConfig(
-        backbone_config=swin,
-        feature_size=32,
-        mask_feature_size=32,
-        num_attention_heads=2,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_queries=QUERIES,
-        id2label=dict(enumerate(COCO)),
-        **widths,
-    )
-    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "class_predictor" in name or "mask_embedder" in name or "queries" in name:
-                weight.mul_(5.0)
     folder = tmp_path_factory.mktemp("mask2former") / "published"
-    model.save_pretrained(folder)
-    return folder, model
+    return folder, detectors.write_mask2former(folder)
 
 
 @pytest.fixture(scope="module")

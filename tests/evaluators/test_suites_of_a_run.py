@@ -1,0 +1,135 @@
+"""All suites of a trained run by one command: killed at random moments it ends in the same bytes, and two processes are as one.
+
+Networks are random, in the published layouts; that each suite's figure is right is shown by the tests of its own.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from ec_dit.evaluators.shapes.detector import write_tasks
+from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
+from tests import fid_network, runs
+from tests.encoders.vision_folders import write_dino
+from tests.evaluators import networks
+
+pytestmark = [pytest.mark.slow, pytest.mark.extra("conformance"), pytest.mark.xdist_group("unbroken")]
+
+SUITES = (
+    "fid:bootstrap=0,batch_size=3,cmmd,fd_dino:bootstrap=3,clip_score,pick_score,hps,"
+    "val_loss:most=16,shapes:images_per_task=1,"
+    "geneval:prompts=tasks.jsonl,detector=shapes,num=2"
+)
+NAMES = [item.partition(":")[0] for item in SUITES.split(",") if "=" not in item or ":" in item]
+MOST = 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with networks and prompts, beside a run."""
+    place = tmp_path_factory.mktemp("suites")
+    run, *_ = runs.unbroken(tmp_path_factory)
+    (place / "run").symlink_to(run / "unbroken")
+    fid_network.write(place / "fid.safetensors")
+    networks.write_clip(place / "clip")
+    write_dino(place / "dino")
+    write_tasks(place / "tasks.jsonl", ShapesOptions(), 1, 0)
+    return place
+
+
+def command(out, suites=SUITES):
+    given = {"inception": "fid.safetensors", "clip": "clip", "dino": "dino", "most": MOST, "reference_most": MOST}
+    words = [f"--{name}={value}" for name, value in given.items()]
+    return [
+        "--workdir=run",
+        f"--suite={suites}",
+        f"--out={out}",
+        *words,
+        "--steps=2",
+        "--sampler=euler",
+        "--batch_size=2",
+    ]
+
+
+def evaluate(place, out, processes=1):
+    if processes == 1:
+        return [runs.call(place, "evaluate", *command(out))]
+    return runs.call_several(place, "evaluate", processes, *command(out), "--mesh=-1,1,1,1", devices=processes)
+
+
+def content(folder):
+    """Every file below a folder; of scores all but the seconds they took."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            text = path.read_bytes()
+            if path.match("eval_*.json"):
+                text = b"\n".join(line for line in text.splitlines() if not line.startswith(b'  "seconds"'))
+            found[str(path.relative_to(folder))] = text
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    ((code, output),) = runs.end(evaluate(place, "whole"))
+    assert code == 0, output
+    return output
+
+
+def test_every_suite_leaves_its_score(place, whole):
+    for name in NAMES:
+        found = json.loads((place / f"whole/eval_{name}.json").read_text())
+        assert f"suite {name}: step {runs.STEPS}, ema" in whole
+        assert found["suite"] == name and found["n"] > 0 and found["score"] == found["score"]
+        choices = found["choices"]
+        assert choices["step"] == runs.STEPS and choices["weights"] == "ema" and found["versions"]["jax"]
+        if name != "val_loss":
+            assert (choices["steps"], choices["nfe"], choices["sampler"]) == (2, 4, "euler")
+            assert choices["pictures"]["prompts"] in (MOST, 6, len((place / "tasks.jsonl").read_text().splitlines()))
+    folders = sorted(path.name for path in (place / "whole").iterdir() if path.is_dir())
+    assert len(folders) == 3  # the suites of the captions share their pictures
+    fid = json.loads((place / "whole/eval_fid.json").read_text())
+    assert fid["choices"]["reference"]["split"] == "validation" and fid["choices"]["reference"]["images"] == MOST
+
+
+@pytest.mark.exhaustive
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(place, whole):
+    rng = random.Random(time.time_ns())
+    moments = sorted(rng.uniform(0.1, 1.0) for _ in range(3))
+    files = len(content(place / "whole"))
+    for moment in moments:
+        (process,) = evaluate(place, "killed")
+        while process.poll() is None and len(content(place / "killed")) < moment * files:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.communicate()
+    ((code, output),) = runs.end(evaluate(place, "killed"))
+    assert code == 0, (moments, output)
+    assert content(place / "killed") == content(place / "whole"), moments
+
+
+@pytest.mark.exhaustive
+def test_two_processes_give_ones_figures(place, whole):
+    ends = runs.end(evaluate(place, "two", 2))
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "suite" not in ends[1][1]  # the first tells
+    for name in NAMES:
+        one, two = (json.loads((place / f"{out}/eval_{name}.json").read_text()) for out in ("whole", "two"))
+        assert two["score"] == pytest.approx(one["score"], rel=1e-3, abs=1e-6), name
+        assert two["n"] == one["n"]
+        assert two["choices"]["devices"] == "2 x cpu" if name != "val_loss" else True
+
+
+def test_a_picture_that_is_missing_or_too_many_is_told(place, whole):
+    (folder,) = [path for path in (place / "whole").iterdir() if path.is_dir() and path.name.startswith("validation")]
+    stray = folder / "stray.png"
+    stray.write_bytes(b"mine")
+    try:
+        ((code, output),) = runs.end([runs.call(place, "evaluate", *command("whole", "clip_score"))])
+    finally:
+        stray.unlink()
+    assert code == 2 and "stray.png, which is none of the 6 files of these prompts" in output
