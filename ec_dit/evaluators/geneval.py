@@ -12,15 +12,17 @@ from ec_dit.encoders.clip_pair import ClipPair
 from ec_dit.evaluators.base import Evaluation, Evaluator, Figures, RunFacts, Wanted
 from ec_dit.evaluators.compared import needed, network_facts
 from ec_dit.evaluators.prompted import PromptedSuite
-from ec_dit.evaluators.shapes.detector import ShapesDetector
+from ec_dit.evaluators.shapes.detector import ShapesDetector, task_lines
 from ec_dit.judges import detections
 from ec_dit.judges.bootstrap import standard_error
 from ec_dit.judges.clip_colours import ClipColours
 from ec_dit.judges.detections import Colours, Detector, Verdict
 from ec_dit.layouts import geneval
 from ec_dit.preparation.drawing.shapes_draw import OUTLINES, PALETTE
+from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
 
 DRAWN = "shapes"  # in place of a detector's path: classical vision, for pictures of the shapes world
+_PER_TASK, _SEED = 40, 20_000  # of prompts for drawn shapes; one list for everybody, so that figures compare
 _SHOWN = 4  # pictures on the sheet, of the right and of the wrong of each task
 
 
@@ -37,30 +39,35 @@ class Suite(PromptedSuite):
 
     def make(self, facts: RunFacts) -> Evaluator:
         """Loads the networks and reads the prompts."""
-        path = needed(self.prompts, "prompts", "GenEval's evaluation_metadata.jsonl")
-        wanted = self.wanted()
-        if (
-            needed(self.detector, "detector", "a detector, such as facebook/mask2former-swin-small-coco-instance,")
-            == DRAWN
-        ):
-            drawn = ShapesDetector(tuple(OUTLINES), tuple(PALETTE))
-            tasks = geneval.read(path, drawn.classes, tuple(PALETTE))
-            choices: dict[str, Any] = {"detector": drawn.name}
-            return GenevalEvaluator(wanted, tasks, drawn, drawn.colours, choices)
+        needed(self.detector, "detector", "a detector, such as facebook/mask2former-swin-small-coco-instance,")
+        if self.detector == DRAWN:
+            return self._of_shapes(facts)
         from ec_dit.judges.mask2former import Mask2Former
 
+        path = needed(self.prompts, "prompts", "GenEval's evaluation_metadata.jsonl")
         tasks = geneval.read(path, geneval.CLASSES)
         pair = ClipPair(needed(self.clip, "clip", "a CLIP, such as openai/clip-vit-large-patch14,"), facts.mesh)
         detector = Mask2Former(self.detector)
-        choices = {
-            "detector": {"name": detector.name, **network_facts(self.detector)},
-            "clip": network_facts(self.clip),
-        }
+        found = {"name": detector.name, **network_facts(self.detector)}
+        choices = {"detector": found, "clip": network_facts(self.clip)}
 
         def embed(pictures: Sequence[np.ndarray]) -> np.ndarray:
             return np.concatenate(list(pair.images(pictures)))
 
-        return GenevalEvaluator(wanted, tasks, detector, ClipColours(embed, pair.texts), choices)
+        return GenevalEvaluator(self.wanted(), tasks, detector, ClipColours(embed, pair.texts), choices)
+
+    def _of_shapes(self, facts: RunFacts) -> Evaluator:
+        """Looks for drawn shapes; of a run on them, the prompts may be made here."""
+        detector = ShapesDetector(tuple(OUTLINES), tuple(PALETTE))
+        choices = {"detector": detector.name}
+        if self.prompts or not facts.draws:
+            path = needed(self.prompts, "prompts", "a file in the form of GenEval's evaluation_metadata.jsonl")
+            tasks = geneval.read(path, detector.classes, tuple(PALETTE))
+            return GenevalEvaluator(self.wanted(), tasks, detector, detector.colours, choices)
+        lines = task_lines(facts.source_options(ShapesOptions), _PER_TASK, _SEED)
+        tasks = geneval.parse(lines.encode(), "the prompts", detector.classes, tuple(PALETTE))
+        wanted = self.chosen(f"{DRAWN}-geneval", geneval.prompts_of(tasks))
+        return GenevalEvaluator(wanted, tasks, detector, detector.colours, choices)
 
 
 class GenevalEvaluator(Evaluator):

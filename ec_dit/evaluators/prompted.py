@@ -29,7 +29,7 @@ class PromptedSuite(Suite):
             UserError: there is none, or it is none of the layout's.
         """
         layout = LAYOUTS[self.layout]
-        return self._chosen(f"{Path(self.prompts).stem}-{self.layout}", layout.read(self.prompts))
+        return self.chosen(f"{Path(self.prompts).stem}-{self.layout}", layout.read(self.prompts))
 
     def wanted_or_captions(self, facts: RunFacts, reference: Reference) -> Wanted:
         """Reads the prompt file; where none is given, a run draws the captions of the reference, and a folder is taken whole.
@@ -46,9 +46,10 @@ class PromptedSuite(Suite):
                 f"suite {self.label}: the reference has no captions, so that nobody knows what to draw: give --prompts=FILE."
             )
         split = reference.facts.get("split", "captions")
-        return self._chosen(split, [Prompt(f"{i:05d}", text) for i, text in enumerate(reference.captions)])
+        return self.chosen(split, [Prompt(f"{i:05d}", text) for i, text in enumerate(reference.captions)])
 
-    def _chosen(self, name: str, prompts: Sequence[Prompt]) -> Wanted:
+    def chosen(self, name: str, prompts: Sequence[Prompt]) -> Wanted:
+        """Wants pictures of as many of the prompts as are asked for. Raises UserError where the layout cannot name them."""
         layout = LAYOUTS[self.layout]
         prompts, num = prompts[: self.most or None], self.num or layout.NUM
         layout.files(prompts, num)  # says what is wrong before anything is drawn

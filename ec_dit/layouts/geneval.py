@@ -92,21 +92,28 @@ def read(
     file = paths.at(path)
     if not file.is_file():
         raise UserError(f"there is no file {file}; give the path of GenEval's evaluation_metadata.jsonl.")
+    return parse(file.read_bytes(), str(file), classes, colours)
+
+
+def parse(
+    data: bytes, where: str, classes: Collection[str] | None = None, colours: Collection[str] | None = COLOURS
+) -> list[Task]:
+    """Makes tasks of the content of a prompt file; `where` it comes from, for messages, the others as `read` has them."""
     tasks: list[Task] = []
     numbers: dict[tuple[Any, ...], int] = {}  # content -> number of its line
-    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
-        where = f"{file}, line {number},"
-        content = json_file.parse(line, where, _ADVICE)
-        with json_file.whole(where, _ADVICE):
+        place = f"{where}, line {number},"
+        content = json_file.parse(line, place, _ADVICE)
+        with json_file.whole(place, _ADVICE):
             task = _task(content, line.decode().strip(), classes, colours)
         first = numbers.setdefault((task.tag, task.prompt, task.include, task.exclude), number)
         if first != number:
-            raise UserError(f"{where} is line {first} again; leave one of them out.")
+            raise UserError(f"{place} is line {first} again; leave one of them out.")
         tasks.append(task)
     if not tasks:
-        raise UserError(f"{file} holds no tasks; give GenEval's evaluation_metadata.jsonl, which has one a line.")
+        raise UserError(f"{where} holds no tasks; give GenEval's evaluation_metadata.jsonl, which has one a line.")
     return tasks
 
 
@@ -117,7 +124,7 @@ class Geneval(Layout):
 
     def read(self, path: str) -> list[Prompt]:
         """Reads evaluation_metadata.jsonl; classes and colours may be any."""
-        return [Prompt(f"{number:05d}", task.prompt, task.line) for number, task in enumerate(read(path, colours=None))]
+        return prompts_of(read(path, colours=None))
 
     def files(self, prompts: Sequence[Prompt], num: int) -> list[PictureFile]:
         """Lists 00000/samples/0000.png, ..."""
@@ -130,6 +137,11 @@ class Geneval(Layout):
     def beside(self, prompts: Sequence[Prompt]) -> Mapping[str, bytes]:
         """Gives the metadata of every folder."""
         return {f"{prompt.id}/metadata.jsonl": prompt.line.encode() for prompt in prompts}
+
+
+def prompts_of(tasks: Sequence[Task]) -> list[Prompt]:
+    """Gives the prompts of tasks, by their numbers."""
+    return [Prompt(f"{number:05d}", task.prompt, task.line) for number, task in enumerate(tasks)]
 
 
 def _task(

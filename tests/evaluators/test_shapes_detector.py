@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ec_dit.evaluators.shapes.detector import ShapesDetector, task_line, write_tasks
+from ec_dit.evaluators.shapes.detector import ShapesDetector, task_line, task_lines
 from ec_dit.judges.detections import check, kept, score
 from ec_dit.layouts import geneval
 from ec_dit.layouts.geneval import Exclude, Include
@@ -29,7 +29,7 @@ def judged(tasks, images):
 
 
 def read(tmp_path, novel=False):
-    write_tasks(tmp_path / "tasks.jsonl", OPTIONS, PER_TASK, SEED, novel)
+    (tmp_path / "tasks.jsonl").write_text(task_lines(OPTIONS, PER_TASK, SEED, novel))
     return geneval.read(tmp_path / "tasks.jsonl", classes=OPTIONS.shapes, colours=OPTIONS.colors)
 
 

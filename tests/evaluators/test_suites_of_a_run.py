@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ec_dit.evaluators.shapes.detector import write_tasks
+from ec_dit.evaluators.shapes.detector import task_lines
 from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
 from tests import fid_network, runs
 from tests.encoders.vision_folders import write_dino
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
     fid_network.write(place / "fid.safetensors")
     networks.write_clip(place / "clip")
     write_dino(place / "dino")
-    write_tasks(place / "tasks.jsonl", ShapesOptions(), 1, 0)
+    (place / "tasks.jsonl").write_text(task_lines(ShapesOptions(), 1, 0))
     return place
 
 

@@ -6,12 +6,10 @@ Unlike the `shapes` suite's own scorer, the rules let other objects stand beside
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from ec_dit.core import paths
 from ec_dit.evaluators.shapes.vision import find_objects
 from ec_dit.judges.detections import Detection
 from ec_dit.layouts.geneval import RELATIONS as WORDS
@@ -73,8 +71,8 @@ def task_line(requirement: Mapping[str, Any], prompt: str) -> str:
     return json.dumps(task | {"prompt": prompt})
 
 
-def write_tasks(path: str | PurePath, options: ShapesOptions, per_task: int, seed: int, novel: bool = False) -> None:
-    """Writes prompts of the six tasks as a file that `layouts.geneval.read` reads, with `classes=options.shapes`.
+def task_lines(options: ShapesOptions, per_task: int, seed: int, novel: bool = False) -> str:
+    """Writes prompts of the six tasks as lines that `layouts.geneval.parse` reads, with `classes=options.shapes`.
 
     Args:
         per_task: prompts drawn for each task; those drawn twice stand once, so that tasks with few prompts have fewer.
@@ -83,4 +81,4 @@ def write_tasks(path: str | PurePath, options: ShapesOptions, per_task: int, see
     """
     prompts = shapes_scene.eval_prompts(options, per_task, seed, novel)
     lines = dict.fromkeys(task_line(requirement, prompt) for _, prompt, requirement in prompts)
-    paths.at(path).write_text("".join(f"{line}\n" for line in lines))
+    return "".join(f"{line}\n" for line in lines)
