@@ -49,6 +49,7 @@ _TEXTS = {
     "most": "Prompts at most, the first ones.",
     "reference": "Real pictures: a split of the run's data, or a path: data set, folder of pictures, statistics.npz.",
     "reference_most": "Pictures of the reference at most, the first ones.",
+    "crop": "Pixels of a square to which the reference's pictures are cropped in the middle.",
     "resize": "As which tool resizes: pytorch_fid or clean.",
 }
 for _name, _meaning in _PATHS.items():

@@ -1,7 +1,7 @@
 """Options of suites that compare pictures with real ones by the features of a network."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import numpy as np
 
 from ec_dit.core import hub
 from ec_dit.core.errors import UserError
-from ec_dit.core.settings import COUNT, key
+from ec_dit.core.settings import COUNT, SIZE, key
+from ec_dit.data import images
 from ec_dit.encoders import inception
 from ec_dit.encoders.features import BATCH, Features
 from ec_dit.encoders.resizing import RESIZES
@@ -28,11 +29,24 @@ class ComparedSuite(PromptedSuite):
     reference_most: int = key(
         0, "pictures of the reference at most, the first ones; 0 = all", at_least=0, at_most=COUNT
     )
+    crop: int = key(
+        0,
+        "pixels of a square, cut from the middle of the reference's pictures; 0 = as they are",
+        at_least=0,
+        at_most=SIZE,
+    )
     batch_size: int = key(BATCH, "pictures that a device reads at a time", at_least=1, at_most=100_000)
 
     def real(self, facts: RunFacts) -> Reference:
         """Finds the reference. Raises UserError where there is none."""
-        return facts.reference(self.reference, self.reference_most)
+        found = facts.reference(self.reference, self.reference_most)
+        read = found.images
+        if not self.crop or read is None:
+            return found
+        return replace(found, images=lambda: map(self._cropped, read()), facts={**found.facts, "crop": self.crop})
+
+    def _cropped(self, image: np.ndarray) -> np.ndarray:
+        return np.asarray(images.center_crop(images.to_pil(image), self.crop))
 
 
 def needed(path: str, option: str, what: str) -> str:
