@@ -36,17 +36,17 @@ def place(tmp_path_factory):
     (place / "run").symlink_to(run / "unbroken")
     fid_network.write(place / "fid.safetensors")
     networks.write_clip(place / "clip")
-    write_dino(place / "dino")
+    write_dino(place / "dino", patch_size=14, image_size=70)  # of 224 pixels as many tokens as published ones
     (place / "tasks.jsonl").write_text(task_lines(ShapesOptions(), 1, 0))
     return place
 
 
-def command(out, suites=SUITES):
+def command(out):
     given = {"inception": "fid.safetensors", "clip": "clip", "dino": "dino", "most": MOST, "reference_most": MOST}
     words = [f"--{name}={value}" for name, value in given.items()]
     return [
         "--workdir=run",
-        f"--suite={suites}",
+        f"--suite={SUITES}",
         f"--out={out}",
         *words,
         "--steps=2",
@@ -129,7 +129,7 @@ def test_a_picture_that_is_missing_or_too_many_is_told(place, whole):
     stray = folder / "stray.png"
     stray.write_bytes(b"mine")
     try:
-        ((code, output),) = runs.end([runs.call(place, "evaluate", *command("whole", "clip_score"))])
+        ((code, output),) = runs.end([runs.call(place, "evaluate", *command("whole"))])
     finally:
         stray.unlink()
     assert code == 2 and "stray.png, which is none of the 6 files of these prompts" in output
