@@ -6,8 +6,9 @@ pictures that anybody made. After a suite's name and a colon stand options of it
 --suite=shapes:images_per_task=10,novel=true; flags such as --prompts go to every suite that has such an option.
 """
 
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from etils import epath
 
     from ec_dit.evaluators.base import Suite
+    from ec_dit.runs.evaluation import Scorer
+    from ec_dit.runs.subjects import Scored
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -90,28 +93,32 @@ def work() -> None:
         raise UserError("--out=DIR is needed for the scores, where there is no --workdir")
     out = paths.at(FLAGS.out or FLAGS.workdir)
     paths.check_can_write(out, "--out")
+    scorers, scored = _of_run(suites, out, changes) if FLAGS.workdir else _of_folder(suites, out)
     with lock.held(out / ".evaluate.lock", f"the evaluation in {out}", cli.say):
-        for suite in _of_run(suites, out, changes) if FLAGS.workdir else _of_folder(suites, out):
-            if suite.label in others and processes.is_first():
-                made = comparison.Scored.read(str(out / f"eval_{suite.label}.json"))
-                cli.say(comparison.compared(made, others[suite.label]))
+        for scorer in scorers:
+            scorer(scored())
+            label = scorer.suite.label
+            if label in others and processes.is_first():
+                made = comparison.Scored.read(str(out / f"eval_{label}.json"))
+                cli.say(comparison.compared(made, others[label]))
 
 
-def _of_folder(suites: "Sequence[Suite]", out: "epath.Path") -> "Iterator[Suite]":
-    """Scores pictures of a folder, or none; yields each suite when its score is written."""
+_Ready = tuple[list["Scorer"], Callable[[], "Scored"]]  # a scorer of each suite, and what gives them what they score
+
+
+def _of_folder(suites: "Sequence[Suite]", out: "epath.Path") -> _Ready:
+    """Makes suites ready for pictures of a folder, or for none."""
     from ec_dit.core.mesh import make_mesh
     from ec_dit.runs.evaluation import Scorer
     from ec_dit.runs.subjects import FolderSubject, NoSubject
 
     mesh = make_mesh(list(cli.mesh_of(FLAGS).values()))
     pictures = FolderSubject(FLAGS.images, mesh, any_size=FLAGS.any_size) if FLAGS.images else NoSubject(mesh)
-    for scorer in [Scorer(suite, pictures, out, cli.say) for suite in suites]:
-        scorer(pictures)
-        yield scorer.suite
+    return [Scorer(suite, pictures, out, cli.say) for suite in suites], lambda: pictures
 
 
-def _of_run(suites: "Sequence[Suite]", out: "epath.Path", changes: dict[str, Any]) -> "Iterator[Suite]":
-    """Scores a run; yields each suite when its score is written."""
+def _of_run(suites: "Sequence[Suite]", out: "epath.Path", changes: dict[str, Any]) -> _Ready:
+    """Makes suites ready for a run, whose parameters are read when the first asks for them."""
     from ec_dit.runs import loaded
     from ec_dit.runs.evaluation import Scorer
     from ec_dit.runs.references import References
@@ -121,11 +128,9 @@ def _of_run(suites: "Sequence[Suite]", out: "epath.Path", changes: dict[str, Any
     workdir = Workdir(FLAGS.workdir)
     system = workdir.system(loaded.changed(workdir.config(), changes))
     run = RunSubject(References(system, workdir), out if FLAGS.out else out / "eval")
-    scorers = [Scorer(suite, run, out, cli.say) for suite in suites]  # what is missing shows before parameters are read
-    params, step = workdir.params(system, ema=FLAGS.ema, step=FLAGS.step)
-    for scorer in scorers:
-        scorer(run.at(params, step, seed=FLAGS.seed, ema=FLAGS.ema))
-        yield scorer.suite
+    read = functools.cache(lambda: workdir.params(system, ema=FLAGS.ema, step=FLAGS.step))
+    scorers = [Scorer(suite, run, out, cli.say) for suite in suites]
+    return scorers, lambda: run.at(*read(), seed=FLAGS.seed, ema=FLAGS.ema)
 
 
 def main(argv: Sequence[str]) -> int:

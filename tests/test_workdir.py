@@ -157,7 +157,7 @@ def test_a_config_that_was_changed_to_what_is_none_is_neither_scored_nor_convert
     (workdir.path / "config.json").write_text(json.dumps(config))
     (workdir.path / "digests.json").unlink()
     assert evaluate.main(["evaluate", f"--workdir={workdir.path}"]) == 2
-    assert "sample.sampler" in capsys.readouterr().err
+    assert "--sampler='eular': choose one of" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"sample.sampler"):
         reading.from_workdir(str(workdir.path), {}, ema=True, step=None)
 

@@ -6,7 +6,9 @@ The model is a stand-in, two numbers: after step n its average is n, and it draw
 import io
 import json
 import os
+import re
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ec_dit import evaluators
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset
@@ -31,6 +34,7 @@ from ec_dit.train.state import TrainState
 from tests import helpers
 from tests.evaluators.more import add_suites
 
+ROOT = Path(__file__).parents[2]
 STEPS, SUITES = 5, ("distance:every=2,images=6", "distance:split=novel", "distance:split=train,every=3,images=1")
 
 
@@ -227,3 +231,15 @@ def test_a_prompt_that_comes_again_is_another_picture_of_it(events, system, tmp_
     suite = helpers.PlainSuite(prompts=("a", "b", "a", "a", "b"))
     subject = RunSubject(References(system, Workdir(str(tmp_path))), tmp_path / "pictures")
     assert Scorer(suite, subject, tmp_path, print)(subject.at({"w": np.ones(2)}, 1)) == {"score": 0.0}
+
+
+def test_the_suite_that_the_docs_show_scores(c, events, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(\"\"\".*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/colour.py").write_text(code)
+    monkeypatch.setattr(evaluators, "__path__", [*evaluators.__path__, str(tmp_path / "more")])
+    run(c, tmp_path / "run", ("colour:images=5",))
+    expected = by_hand(c, "validation", 5, 10 * STEPS)
+    found = figures(tmp_path / "run")[STEPS]
+    np.testing.assert_allclose(found["eval/colour/score"], np.mean(expected), atol=3)
+    np.testing.assert_allclose(found["eval/colour/largest"], max(expected), atol=3)
