@@ -21,6 +21,7 @@ from ec_dit.system.model import System
 from ec_dit.system.painter import Painter
 
 T = TypeVar("T")
+_HELD_BYTES = 2**30  # of prompts' embeddings
 _DECODED = 16  # pictures that are decoded at a time
 
 
@@ -148,11 +149,17 @@ class References:
     def read(self, prompts: Iterable[str]) -> None:
         """Reads prompts by published encoders, where the model needs them, which are loaded for this and let go.
 
+        Of more prompts than there is room for, the encoders stay, and read them when they are drawn.
+
         Raises:
             UserError: the config names no encoders, or they are not what the model was made for.
         """
         unknown = [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self._texts]
         if self.system.tokenizer is not None or not unknown:
+            return
+        text = self.system.config.text
+        if len(unknown) * text.length * text.width * 4 > _HELD_BYTES:
+            _ = self._captions  # which reads them batch by batch
             return
         text = Captions(self.system)(unknown)
         self._texts |= {prompt: Text(*row) for prompt, *row in zip(unknown, *text, strict=True)}

@@ -311,6 +311,22 @@ def test_the_validation_loss_equals_numpy(random_model, prediction):
     np.testing.assert_allclose(loss_B, expected_B, rtol=2e-4)  # t in float32, and 1 / t
 
 
+def test_the_validation_loss_at_given_times_equals_numpy(random_model):
+    graphdef, params = random_model
+    x0_BYXZ, text = example()
+    position_B, times = np.array([0, 1, 2, 3, 4, 5, 13, 800], np.int32), np.array([0.25, 0.5, 0.9], np.float32)
+    batch = Batch(x0_BYXZ, text, position_B=position_B)
+    loss_B = validation(graphdef, "velocity")(params, batch, times)
+    t_B = np.array([times[position % 3] for position in position_B])
+    noise_BYXZ = np.asarray(
+        [jax.random.normal(jax.random.fold_in(jax.random.key(0), n), x0_BYXZ.shape[1:]) for n in position_B]
+    )
+    out_BSP, _ = forward(graphdef, ROUTING)(params, plain_path(x0_BYXZ, noise_BYXZ, t_B), np.float32(t_B), text)
+    everything_BS = np.tile(np.arange(16), (BATCH, 1))
+    expected_B = plain_loss(out_BSP, x0_BYXZ, noise_BYXZ, t_B, everything_BS, "velocity")
+    np.testing.assert_allclose(loss_B, expected_B, rtol=2e-4)
+
+
 def test_the_validation_loss_of_an_image_depends_on_its_position_and_on_no_neighbour(random_model):
     graphdef, params = random_model
     run = validation(graphdef, "velocity")
