@@ -3,9 +3,9 @@
     python benchmarks/scoring.py [--pictures=64] [--rounds=3] [--batch=16]      # extra conformance
 
 Inception beside pytorch-fid's, CLIP ViT-B/32 and DINOv2-base beside transformers', all with random weights of the published
-sizes, in float32 on the host's processors (JAX on an accelerator, where it sees one: then they do not compare). Each takes pictures
-of 256 x 256 pixels through its own resizing, in batches; they take turns, so that whatever else the machine does meets all
-alike, and the fastest round of each counts.
+sizes, in float32 on the host's processors (JAX on an accelerator, where it sees one: then they do not compare). Each takes
+pictures of 256 x 256 pixels through its own resizing, in batches; they take turns, so that whatever else the machine does
+meets all alike, and the fastest round of each counts.
 """
 
 import argparse

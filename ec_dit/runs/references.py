@@ -157,8 +157,8 @@ class References:
         unknown = [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self._texts]
         if self.system.tokenizer is not None or not unknown:
             return
-        text = self.system.config.text
-        if len(unknown) * text.length * text.width * 4 > _HELD_BYTES:
+        spec = self.system.config.text
+        if len(unknown) * spec.length * spec.width * 4 > _HELD_BYTES:
             _ = self._captions  # which reads them batch by batch
             return
         text = Captions(self.system)(unknown)
