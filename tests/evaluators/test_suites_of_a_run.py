@@ -10,12 +10,15 @@ import signal
 import time
 
 import pytest
+from PIL import Image
 
+from ec_dit import evaluate as entry
 from ec_dit.evaluators.shapes.detector import task_lines
 from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
 from tests import fid_network, runs
 from tests.encoders.vision_folders import write_dino
 from tests.evaluators import networks
+from tests.judges import answerers, detectors
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra("conformance"), pytest.mark.xdist_group("unbroken")]
 
@@ -133,3 +136,29 @@ def test_a_picture_that_is_missing_or_too_many_is_told(place, whole):
     finally:
         stray.unlink()
     assert code == 2 and "stray.png, which is none of the 6 files of these prompts" in output
+
+
+def test_detectors_and_answerers_judge_what_the_run_draws(place, monkeypatch):
+    """In this process, since torch is left out of the others."""
+    monkeypatch.chdir(place)
+    detectors.write_mask2former(place / "detector")
+    answerers.save(place / "blip", answerers.blip)
+    metadata = {"tag": "colors", "include": [{"class": "car", "count": 1, "color": "red"}], "prompt": "a red car"}
+    (place / "metadata.jsonl").write_text(json.dumps(metadata))
+    columns = "item_id,text,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language"
+    rows = [f"tifa_{i},{color} cube,{q},{q - 1},entity,whole,entity - whole (cube),is there a {color} cube?"
+            for i, color in enumerate(("red", "blue")) for q in (1, 2)]  # fmt: skip
+    (place / "questions.csv").write_text("\n".join([columns, *rows]))
+    common = ["--workdir=run", "--out=judged", "--steps=1", "--sampler=euler", "--batch_size=1", "--detector=detector"]
+    suites = (
+        "geneval:prompts=metadata.jsonl,num=1,dsg:prompts=questions.csv,dpg:prompts=questions.csv,write=answers.csv"
+    )
+    words = [*common, f"--suite={suites}", "--clip=clip", "--vqa=blip"]
+    assert entry.main(["evaluate", *words]) == 0
+    for name, count in {"geneval": 1, "dsg": 2, "dpg": 2}.items():
+        found = json.loads((place / f"judged/eval_{name}.json").read_text())
+        assert found["n"] == count and found["choices"]["step"] == runs.STEPS and 0 <= found["score"] <= 100
+    grid = Image.open(next((place / "judged").glob("questions-dpg-*/tifa_1.png")))
+    alone = Image.open(next((place / "judged").glob("questions-dsg-*/tifa_1_ec_dit.jpg")))
+    assert grid.size == (2 * alone.width, 2 * alone.height)
+    assert len((place / "answers.csv").read_text().splitlines()) == 1 + 4 * 4
