@@ -269,4 +269,4 @@ def test_data_prepared_otherwise_are_refused(workdir, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_suite_that_does_not_exist(workdir, capsys):
     assert evaluate.main(["evaluate", f"--workdir={workdir}", "--suite=shape"]) == 2
-    assert "choose one of shapes" in capsys.readouterr().err
+    assert "(did you mean shapes?); choose one of check, " in capsys.readouterr().err
