@@ -6,6 +6,7 @@ pictures that anybody made. After a suite's name and a colon stand options of it
 --suite=shapes:images_per_task=10,novel=true; flags such as --prompts go to every suite that has such an option.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "suite", "shapes", "What to score: NAME, or NAME:OPTION=VALUE, several with commas.", flag_values=FLAGS
+    "suite",
+    None,
+    "What to score: NAME, or NAME:OPTION=VALUE, several with commas; of a run, shapes.",
+    flag_values=FLAGS,
 )
 cli.define_path("images", "A folder of pictures to score, instead of --workdir.", flag_values=FLAGS)
 flags.DEFINE_bool("any_size", False, "Pictures of --images may be of different sizes.", flag_values=FLAGS)
@@ -64,43 +68,68 @@ cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
 
+_OF_RUNS = (*sampling_flags.NAMES, "step", "seed", "ema")
+
 
 def work() -> None:
-    """Loads what is scored, and scores it."""
+    """Loads what is scored, and scores it; or compares two scores."""
     if len(FLAGS.compare) == 2 and not FLAGS.workdir and not FLAGS.images:
         from ec_dit.judges import comparison
 
         cli.say(comparison.compared(*map(comparison.Scored.read, FLAGS.compare)))
         return
-    if len(FLAGS.compare) > 1:
-        raise UserError("--compare takes one score beside --workdir or --images, or two without them")
-    if FLAGS.workdir and FLAGS.images:
-        raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
+    _check_flags()
     changes = sampling_flags.changes(FLAGS)
 
     from ec_dit.core import lock, paths, processes
-    from ec_dit.evaluators import registry
     from ec_dit.judges import comparison
 
-    options = {name: str(FLAGS[name].value) for name in (*_PATHS, *_TEXTS) if FLAGS[name].value is not None}
-    suites = registry.parse_all(registry.split(FLAGS.suite), options)
+    suites = _suites()
     others = {score.whole["suite"]: score for score in map(comparison.Scored.read, FLAGS.compare)}
     for name in others.keys() - {suite.label for suite in suites}:
         raise UserError(f"--compare={FLAGS.compare[0]} is of suite {name}, which is not scored now")
-    if not FLAGS.workdir and not FLAGS.images and "answers" not in options:
-        raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
-    if not FLAGS.workdir and not FLAGS.out:
-        raise UserError("--out=DIR is needed for the scores, where there is no --workdir")
     out = paths.at(FLAGS.out or FLAGS.workdir)
     paths.check_can_write(out, "--out")
+    if FLAGS.images and paths.at(FLAGS.images) in (out, *out.parents):
+        raise UserError(
+            f"--out={out} lies in --images, where scores would stand among the pictures: give another folder"
+        )
     scorers, scored = _of_run(suites, out, changes) if FLAGS.workdir else _of_folder(suites, out)
+    processes.check_shared(out, "an --out, or a --workdir,")
     with lock.held(out / ".evaluate.lock", f"the evaluation in {out}", cli.say):
         for scorer in scorers:
             scorer(scored())
             label = scorer.suite.label
-            if label in others and processes.is_first():
-                made = comparison.Scored.read(str(out / f"eval_{label}.json"))
-                cli.say(comparison.compared(made, others[label]))
+            if label in others:
+                with processes.told_by_first():
+                    if processes.is_first():
+                        made = comparison.Scored.read(str(out / f"eval_{label}.json"))
+                        cli.say(comparison.compared(made, others[label]))
+
+
+def _check_flags() -> None:
+    """Raises UserError for flags that do not go together."""
+    if len(FLAGS.compare) > 1:
+        raise UserError("--compare takes one score beside --workdir or --images, or two without them")
+    if bool(FLAGS.workdir) + bool(FLAGS.images) != 1 and (FLAGS.workdir or FLAGS.answers is None):
+        raise UserError("give either --workdir=DIR, the folder of a run, or --images=DIR, a folder of pictures")
+    if not FLAGS.workdir and not FLAGS.out:
+        raise UserError("--out=DIR is needed for the scores, where there is no --workdir")
+    if not FLAGS.workdir and FLAGS.suite is None:
+        raise UserError("--suite=NAME is needed where there is no --workdir")
+    if unused := [name for name in _OF_RUNS if FLAGS[name].present and not FLAGS.workdir]:
+        raise UserError(f"--{unused[0]} says how a run draws: leave it out, or give --workdir=DIR")
+
+
+def _suites() -> "list[Suite]":
+    """Makes the suites that flags ask for."""
+    from ec_dit.evaluators import registry
+
+    options = {name: str(FLAGS[name].value) for name in (*_PATHS, *_TEXTS) if FLAGS[name].value is not None}
+    suites = registry.parse_all(registry.split(FLAGS.suite or "shapes"), options)
+    if any(suite.every or not suite.ema for suite in suites):
+        raise UserError("the options every and ema are for training; here --noema scores the raw parameters")
+    return [dataclasses.replace(suite, ema=FLAGS.ema) for suite in suites]
 
 
 _Ready = tuple[list["Scorer"], Callable[[], "Scored"]]  # a scorer of each suite, and what gives them what they score

@@ -9,7 +9,10 @@ from absl import flags
 from ec_dit import cli
 from ec_dit.core.errors import UserError
 
-_SAMPLING = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity_factor", "group_size", "batch_size")
+_KEYS = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity_factor", "group_size", "batch_size")
+
+
+NAMES = (*_KEYS, "guidance_interval", "text_encoder", "autoencoder")  # of all flags
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -46,7 +49,7 @@ def changes(flag_values: flags.FlagValues) -> dict[str, Any]:
     from ec_dit.core import settings
     from ec_dit.sampling.settings import SampleSpec
 
-    keys, given = settings.keys(SampleSpec), {name: flag_values[name].value for name in _SAMPLING}
+    keys, given = settings.keys(SampleSpec), {name: flag_values[name].value for name in _KEYS}
     for name, value in given.items():
         if value is not None and (problem := keys[name].problem(value)):
             raise UserError(f"--{name}={value}: {problem}.")

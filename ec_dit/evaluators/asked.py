@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from ec_dit.core import processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import key
 from ec_dit.data.sheet import contact_sheet
 from ec_dit.evaluators.base import Evaluation, Evaluator, Wanted
-from ec_dit.evaluators.compared import needed, network_facts
+from ec_dit.evaluators.compared import check_can_write, needed, network_facts
 from ec_dit.evaluators.prompted import PromptedSuite
 from ec_dit.judges import answers as tables
 from ec_dit.judges.answers import Answers
@@ -21,6 +23,7 @@ from ec_dit.layouts import questions
 from ec_dit.layouts.dsg import MODEL
 from ec_dit.layouts.questions import Item
 
+_SMALL = 256  # pixels of a picture on the sheet, at most
 _SHOWN = 8  # pictures on the sheet, of the best and of the worst items each
 _TILE = " tile "  # between a model's name and the number of a tile, in tables
 
@@ -79,6 +82,12 @@ class AskedEvaluator(Evaluator):
         self.wanted: Wanted | None = None
         self._network: Answerer | None = None
         self._choices: dict[str, Any] = {"questions": suite.prompts}
+        if suite.answers and suite.write:
+            raise UserError(
+                f"suite {suite.label}: write={suite.write} keeps a network's answers, and these are in a table."
+            )
+        if suite.write:
+            check_can_write(suite.write)
         if suite.answers:
             self._tiles: Sequence[Answers] = suite.table()
             self._choices |= {"answers": suite.answers, "model": suite.model}
@@ -97,7 +106,7 @@ class AskedEvaluator(Evaluator):
         firsts: list[np.ndarray] = []
         for item in self._items:
             pictures = [next(images) for _ in tiles]
-            firsts.append(pictures[0])
+            firsts.append(_small(pictures[0]))
             asked = [(picture, question) for picture in pictures for question in item.questions]
             given = iter(self._network([picture for picture, _ in asked], [question.text for _, question in asked]))
             for tile in tiles:
@@ -107,7 +116,9 @@ class AskedEvaluator(Evaluator):
         if self._suite.write:
             single = len(tiles) == 1
             names = [MODEL if single else f"{MODEL}{_TILE}{number}" for number in range(1, len(tiles) + 1)]
-            tables.write_answers(self._suite.write, self._items, dict(zip(names, tiles, strict=True)))
+            with processes.told_by_first():
+                if processes.is_first():
+                    tables.write_answers(self._suite.write, self._items, dict(zip(names, tiles, strict=True)))
         outcome = self.judged(tiles, "the answers")
         return dataclasses.replace(
             outcome, choices={**outcome.choices, **self._choices}, sheet=self._sheet(firsts, outcome.rows)
@@ -123,3 +134,10 @@ class AskedEvaluator(Evaluator):
     @abc.abstractmethod
     def judged(self, tiles: Sequence[Answers], where: str) -> Evaluation:
         """Makes the figures of answers, those about each tile; its rows are of the items, in their order."""
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """A picture for a contact sheet: of all items' pictures, those in full size would be gigabytes."""
+    small = Image.fromarray(image)
+    small.thumbnail((_SMALL, _SMALL))
+    return np.asarray(small)

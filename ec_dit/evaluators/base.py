@@ -58,12 +58,14 @@ class Wanted:
         name: of them, by which suites share them and their folder is called.
         prompts: None: any pictures there are, which only a folder of pictures has.
         layout: how they lie in a folder.
+        most: of any pictures, the first so many; 0 = all.
     """
 
     name: str
     prompts: Sequence[Prompt] | None
     num: int = 1
     layout: Layout = field(default_factory=Flat)
+    most: int = 0
 
     @classmethod
     def of(cls, name: str, texts: Sequence[str]) -> "Wanted":

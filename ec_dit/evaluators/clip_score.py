@@ -15,7 +15,8 @@ class Suite(MatchedSuite):
     def make(self, facts: RunFacts) -> Evaluator:
         """Loads the CLIP and reads the prompts."""
         pair = self.pair(facts, "a CLIP, such as openai/clip-vit-large-patch14,")
-        return MatchedEvaluator("CLIP score, cosine", self.matched(facts), pair, self.choices(), figures=_times_100)
+        wanted, choices = self.matched(facts)
+        return MatchedEvaluator("CLIP score, cosine", wanted, pair, choices, figures=_times_100)
 
 
 def _times_100(cosine_B: np.ndarray) -> dict[str, float]:

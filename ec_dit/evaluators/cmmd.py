@@ -33,6 +33,7 @@ class Suite(compared.ComparedSuite):
         wanted = self.wanted_or_captions(facts, reference)
         choices = {"clip": compared.network_facts(path), "reference": reference.facts}
         real = compared.RealFeatures(reference, features, spec.projection or spec.width)
+        real.check_pictures()
         return CmmdEvaluator(wanted, features, real, choices)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ec_dit.core import hub
+from ec_dit.core import hub, paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, SIZE, key
 from ec_dit.data import images
@@ -41,6 +41,8 @@ class ComparedSuite(PromptedSuite):
         """Finds the reference. Raises UserError where there is none."""
         found = facts.reference(self.reference, self.reference_most)
         read = found.images
+        if read is None and (self.crop or self.reference_most):
+            raise UserError(f"suite {self.label}: statistics of pictures have neither crop nor reference_most.")
         if not self.crop or read is None:
             return found
         return replace(found, images=lambda: map(self._cropped, read()), facts={**found.facts, "crop": self.crop})
@@ -58,6 +60,14 @@ def needed(path: str, option: str, what: str) -> str:
     if not path:
         raise UserError(f"{what} is needed: --{option}=PATH, or {option}=PATH among the suite's options in a config.")
     return path
+
+
+def check_can_write(file: str) -> None:
+    """Finds out whether a file may be written, before its content is made. Raises UserError where its folder is not there."""
+    folder = paths.at(file).parent
+    if not paths.is_remote(folder) and not folder.is_dir():
+        raise UserError(f"write={file}: there is no folder {folder}.")
+    paths.check_can_write(folder, "write")
 
 
 def network_facts(path: str) -> dict[str, Any]:
@@ -85,30 +95,27 @@ class RealFeatures:
     """
 
     def __init__(self, reference: Reference, features: Features, width: int):
-        self._reference, self._features, self._width = reference, features, width
-        self._moments: Moments | None = None
+        self._reference, self._features = reference, features
+        self._moments: Moments | None = None if reference.moments is None else reference.moments(width)
         self._all_BD: np.ndarray | None = None
 
     def moments(self, make: Callable[[Iterator[np.ndarray]], Moments]) -> Moments:
         """Gives mean and covariance, of the pictures or as the statistics file has them."""
         if self._moments is None:
-            if self._reference.moments is not None:
-                self._moments = self._reference.moments(self._width)
-            else:
-                self._moments = make(self._read())
+            self._moments = make(self._read())
         return self._moments
 
-    def all(self) -> np.ndarray:
-        """Gives the features of all pictures, float32 (B, D).
+    def check_pictures(self) -> None:
+        """Raises UserError where the reference is a statistics file, which has no pictures."""
+        if self._reference.images is None:
+            raise UserError("this suite compares pictures one by one: a reference of statistics alone will not do.")
 
-        Raises:
-            UserError: the reference is a statistics file, which has none.
-        """
+    def all(self) -> np.ndarray:
+        """Gives the features of all pictures, float32 (B, D); `check_pictures` came before."""
         if self._all_BD is None:
             self._all_BD = np.concatenate(list(self._read()))
         return self._all_BD
 
     def _read(self) -> Iterator[np.ndarray]:
-        if self._reference.images is None:
-            raise UserError("this suite compares pictures one by one: a reference of statistics alone will not do.")
+        assert self._reference.images is not None
         return self._features(self._reference.images())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ec_dit.core.errors import UserError
 from ec_dit.core.settings import key
 from ec_dit.evaluators.asked import AskedEvaluator, AskedSuite
 from ec_dit.evaluators.base import Evaluation, Evaluator, Figures, RunFacts
@@ -28,6 +29,10 @@ class DsgEvaluator(AskedEvaluator):
 
     def judged(self, tiles: Sequence[Answers], where: str) -> Evaluation:
         """Scores as DSG does."""
+        if len(tiles) != 1:
+            raise UserError(
+                f"{where}: DSG scores one picture of each prompt, and these answers are about {len(tiles)} tiles."
+            )
         (answers,) = tiles
         found = questions.dsg(self._items, answers, where)
         scores = [questions.score_item(item, answers.get(item.id, {})).score for item in self._items]

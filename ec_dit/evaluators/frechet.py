@@ -5,9 +5,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ec_dit.core import processes
 from ec_dit.encoders.features import Features
 from ec_dit.evaluators.base import Evaluation, Evaluator, Wanted
-from ec_dit.evaluators.compared import RealFeatures
+from ec_dit.evaluators.compared import RealFeatures, check_can_write
 from ec_dit.judges import distances, moments
 from ec_dit.judges.moments import Sums
 
@@ -48,6 +49,8 @@ class FrechetEvaluator(Evaluator):
         self.wanted = wanted
         self._title, self._features, self._real = title, features, real
         self._choices, self._options = choices, options
+        if options.write:
+            check_can_write(options.write)
 
     def score(self, images: Iterator[np.ndarray]) -> Evaluation:
         """Computes the distance; memory does not grow with the number of pictures.
@@ -57,7 +60,9 @@ class FrechetEvaluator(Evaluator):
         """
         real = self._real.moments(moments.moments)
         if self._options.write:
-            real.write(self._options.write)
+            with processes.told_by_first():
+                if processes.is_first():
+                    real.write(self._options.write)
         ids = [prompt.id for prompt in self.wanted.each]
         drawn, replicates = Sums(), [Sums() for _ in range(self._options.bootstrap)]
         weights = _Weights(len(replicates), ids)

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
+from ec_dit.core.mesh import make_mesh
 from ec_dit.core.settings import key
 from ec_dit.data.sheet import contact_sheet
 from ec_dit.encoders.clip_pair import ClipPair
@@ -23,6 +25,7 @@ from ec_dit.preparation.drawing.shapes_scene import ShapesOptions
 
 DRAWN = "shapes"  # in place of a detector's path: classical vision, for pictures of the shapes world
 _PER_TASK, _SEED = 40, 20_000  # of prompts for drawn shapes; one list for everybody, so that figures compare
+_CROPS = 4  # objects at a time whose colours are looked for
 _SHOWN = 4  # pictures on the sheet, of the right and of the wrong of each task
 
 
@@ -46,7 +49,9 @@ class Suite(PromptedSuite):
 
         path = needed(self.prompts, "prompts", "GenEval's evaluation_metadata.jsonl")
         tasks = geneval.read(path, geneval.CLASSES)
-        pair = ClipPair(needed(self.clip, "clip", "a CLIP, such as openai/clip-vit-large-patch14,"), facts.mesh)
+        # On a device of its own: processes may find other objects, and must not wait for each other's.
+        alone = make_mesh((1, 1, 1, 1), jax.local_devices()[:1])
+        pair = ClipPair(needed(self.clip, "clip", "a CLIP, such as openai/clip-vit-large-patch14,"), alone, _CROPS)
         detector = Mask2Former(self.detector)
         found = {"name": detector.name, **network_facts(self.detector)}
         choices = {"detector": found, "clip": network_facts(self.clip)}

@@ -16,7 +16,7 @@ class Suite(MatchedSuite):
         """Loads HPSv2 and reads the prompts."""
         pair = self.pair(facts, "HPSv2, its weights in the layout of transformers' CLIPModel,")
         groups = _style if self.layout == "hpsv2" else None
-        wanted, choices = self.matched(facts), self.choices()
+        wanted, choices = self.matched(facts)
         return MatchedEvaluator("HPSv2, 100 x cosine", wanted, pair, choices, value=_times_100, groups=groups)
 
 

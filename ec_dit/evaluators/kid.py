@@ -33,6 +33,7 @@ class Suite(compared.ComparedSuite):
         choices: dict[str, Any] = {"inception": compared.network_facts(self.inception), "resize": self.resize}
         choices |= {"subsets": self.subsets, "subset_size": self.subset_size, "reference": reference.facts}
         real = compared.RealFeatures(reference, features, WIDTH)
+        real.check_pictures()
         return KidEvaluator(wanted, features, real, choices, self.subsets, self.subset_size)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ec_dit.core.settings import key
+from ec_dit.core.settings import COUNT, key
 from ec_dit.data.sheet import contact_sheet
 from ec_dit.encoders.clip_pair import ClipPair, unit
 from ec_dit.encoders.features import BATCH
@@ -22,8 +22,10 @@ Figures = Callable[[np.ndarray], Mapping[str, float]]  # of cosines (B,): the he
 
 @dataclass(frozen=True)
 class MatchedSuite(PromptedSuite):
-    """Scores pictures against their prompts; without a prompt file, against captions of the run's held-out data."""
+    """Scores pictures against their prompts; without a prompt file, against captions of the reference."""
 
+    reference: str = key("", "whose captions are drawn: as of fid; '' = the run's validation split")
+    reference_most: int = key(0, "captions at most, the first ones; 0 = all", at_least=0, at_most=COUNT)
     clip: str = key("", "the CLIP: a folder as transformers publishes it, or a name OWNER/NAME@REVISION")
     batch_size: int = key(BATCH, "pictures that a device reads at a time", at_least=1, at_most=100_000)
 
@@ -31,15 +33,14 @@ class MatchedSuite(PromptedSuite):
         """Loads the CLIP. Raises UserError where none is given, or it is none; `what` says what is wanted."""
         return ClipPair(needed(self.clip, "clip", what), facts.mesh, self.batch_size)
 
-    def matched(self, facts: RunFacts) -> Wanted:
-        """Reads the prompts. Raises UserError where there are none."""
-        if self.prompts or facts.draws:
-            return self.wanted() if self.prompts else self.wanted_or_captions(facts, facts.reference("", self.most))
-        return self.wanted()
-
-    def choices(self) -> dict[str, Any]:
-        """Lists what the figures depend on."""
-        return {"clip": network_facts(self.clip), "prompts": self.prompts or "captions"}
+    def matched(self, facts: RunFacts) -> tuple[Wanted, dict[str, Any]]:
+        """Reads the prompts, and lists what the figures depend on. Raises UserError where there are none."""
+        choices: dict[str, Any] = {"clip": network_facts(self.clip)}
+        if self.prompts or not facts.draws:
+            needed(self.prompts, "prompts", "a file of prompts")
+            return self.wanted(), {**choices, "prompts": self.prompts}
+        reference = facts.reference(self.reference, self.reference_most)
+        return self.wanted_or_captions(facts, reference), {**choices, "prompts": {"captions of": dict(reference.facts)}}
 
 
 class MatchedEvaluator(Evaluator):

@@ -17,12 +17,12 @@ class Suite(MatchedSuite):
         """Loads PickScore and reads the prompts."""
         pair = self.pair(facts, "PickScore, such as yuvalkirstain/PickScore_v1,")
         scale = clip_tower.logit_scale(self.clip)
-        choices = {**self.choices(), "logit_scale": scale}
+        wanted, choices = self.matched(facts)
+        choices |= {"logit_scale": scale}
 
         def value(cosine_B: np.ndarray) -> np.ndarray:
             return scale * cosine_B
 
-        wanted = self.matched(facts)
         return MatchedEvaluator("PickScore", wanted, pair, choices, value=value, figures=_cosine)
 
 

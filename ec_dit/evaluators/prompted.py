@@ -19,7 +19,7 @@ class PromptedSuite(Suite):
     layout: str = key(
         "flat", "of prompt file and pictures: a tool's, or our own, a line each", choices=lambda: tuple(LAYOUTS)
     )
-    num: int = key(0, "pictures of each prompt; 0 = as many as the layout's tool wants", at_least=0, at_most=COUNT)
+    num: int = key(0, "pictures of each prompt; 0 = as many as the layout's tool wants", at_least=0, at_most=9_999)
     most: int = key(0, "prompts at most, the first ones; 0 = all", at_least=0, at_most=COUNT)
 
     def wanted(self) -> Wanted:
@@ -39,8 +39,10 @@ class PromptedSuite(Suite):
         """
         if self.prompts:
             return self.wanted()
+        if not facts.draws and self.num:
+            raise UserError(f"suite {self.label}: num counts the pictures of each prompt: give --prompts=FILE too.")
         if not facts.draws:
-            return Wanted("pictures", None)
+            return Wanted("pictures", None, most=self.most)
         if not reference.captions:
             raise UserError(
                 f"suite {self.label}: the reference has no captions, so that nobody knows what to draw: give --prompts=FILE."

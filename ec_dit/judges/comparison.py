@@ -38,10 +38,14 @@ class Scored:
         with json_file.whole(str(file), _AGAIN):
             json_file.typed(whole["suite"], str, str(file), _AGAIN)
             json_file.typed(whole["score"], float, str(file), _AGAIN)
+            json_file.typed(whole.get("standard_error"), float | None, str(file), _AGAIN)  # type: ignore[arg-type]
+            json_file.typed(whole.get("choices", {}), dict[str, Any], str(file), _AGAIN)
         beside = file.parent / f"{Path(file).stem}.jsonl"
         rows = beside.read_text().splitlines() if beside.exists() else []
         with json_file.whole(str(beside), _AGAIN):
-            return cls(str(file), whole, [json.loads(row) for row in rows])
+            parsed = [json.loads(row) for row in rows]
+            _by_prompt(parsed)
+            return cls(str(file), whole, parsed)
 
 
 def compared(one: Scored, other: Scored) -> str:

@@ -1,5 +1,6 @@
 """Mean and covariance of feature vectors, of any number of them in the same memory, and the files that keep them."""
 
+import io
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ec_dit.core import paths
+from ec_dit.core import digests, paths
 from ec_dit.core.errors import UserError
 
 SUFFIX = ".npz"  # of files as pytorch-fid writes them, with mu and sigma
@@ -30,8 +31,9 @@ class Moments:
 
     def write(self, path: str | Path) -> None:
         """Writes a file that pytorch-fid reads too."""
-        with Path(path).open("wb") as file:
-            np.savez_compressed(file, mu=self.mean_D, sigma=self.covariance_DD, count=np.int64(self.count or 0))
+        whole = io.BytesIO()
+        np.savez_compressed(whole, mu=self.mean_D, sigma=self.covariance_DD, count=np.int64(self.count or 0))
+        digests.replace(paths.at(path), whole.getvalue())
 
 
 class Sums:
@@ -84,9 +86,9 @@ def read(path: str | Path, width: int) -> Moments:
     Raises:
         UserError: it is none, or one of other features.
     """
-    path = paths.home_expanded(path)
+    whole = paths.at(path)
     try:
-        with path.open("rb") as whole, np.load(whole) as file:
+        with np.load(io.BytesIO(whole.read_bytes())) as file:
             found = {name: np.asarray(file[name]) for name in ("mu", "sigma", "count") if name in file}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is no statistics file: {error}") from error

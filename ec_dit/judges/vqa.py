@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
-from ec_dit.core import hub, paths
+from ec_dit.core import hub
 from ec_dit.core.errors import UserError
 
 _ORDER = "Answer with yes or no."
@@ -186,11 +186,7 @@ def load(path: str | Path, batch: int = 16) -> Answerer:
         UserError: without torch and transformers; the folder or a file of it is missing or damaged, or its network is of
             another kind.
     """
-    folder = paths.home_expanded(path)
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}; download a network there: hf download OWNER/NAME --local-dir {path}"
-        )
+    folder = hub.folder_of(hub.local(path))
     config = hub.config(folder)
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None

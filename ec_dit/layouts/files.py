@@ -1,7 +1,9 @@
 """Pictures of a layout in a folder: their bytes, the tiles of one, and what is missing or does not belong there."""
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -42,7 +44,9 @@ def read(folder: epath.Path, file: PictureFile) -> list[np.ndarray]:
     try:
         whole = np.asarray(images.decode(path.read_bytes()))
     except images.ImageError as error:
-        raise UserError(f"{path} does not open: {error}") from error
+        raise UserError(
+            f"{path} does not open: {error}. Remove it; of a run, the same command draws it anew."
+        ) from error
     if file.tiles > 1 and (whole.shape[0] % 2 or whole.shape[1] % 2):
         raise UserError(
             f"{path} is no grid of two rows of two pictures: it has {whole.shape[0]} x {whole.shape[1]} pixels"
@@ -81,6 +85,28 @@ def check_no_others(folder: epath.Path, there: Collection[str], expected: Collec
             f"{flag}={folder} holds {others[0]}{more}, which is none of the {len(expected)} files of these prompts, such as "
             f"{min(expected)}: take other files out of it, or give another folder"
         )
+
+
+def check_beside(folder: epath.Path, beside: Mapping[str, bytes]) -> None:
+    """Compares the files that a tool wants beside the pictures with what they should hold; JSON may be written otherwise.
+
+    Raises:
+        UserError: one is missing, or holds something else.
+    """
+    for name, data in beside.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, which the tool reads beside the pictures")
+        found = path.read_bytes()
+        if found.strip() != data.strip() and _json(found) != _json(data):
+            raise UserError(f"{path} is not what the prompt file says of these pictures")
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data
 
 
 def check_all_there(folder: epath.Path, there: Collection[str], files: Sequence[PictureFile]) -> None:

@@ -1,7 +1,6 @@
 """T2I-CompBench's layout: samples/PROMPT_000000.png, numbered on through all prompts; prompts are lines, ten pictures each."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ec_dit.core.errors import UserError
 from ec_dit.layouts.base import Layout, PictureFile, Prompt, lines_of, unique
@@ -24,7 +23,7 @@ class T2iCompbench(Layout):
                 raise UserError(f"{path}, line {number}: a prompt with {bad!r} cannot be the name of a picture")
             if len(f"{text}_000000.png".encode()) > _LONGEST:
                 raise UserError(f"{path}, line {number}: the prompt is too long for the name of a picture")
-        return unique([Prompt(text, text) for text in texts], path)
+        return unique([Prompt(f"{number:05d}", text) for number, text in enumerate(texts)], path)
 
     def files(self, prompts: Sequence[Prompt], num: int) -> list[PictureFile]:
         """Lists samples/a red apple_000000.png, ..."""
@@ -33,8 +32,3 @@ class T2iCompbench(Layout):
             for number, prompt in enumerate(prompts)
             for index in range(num)
         ]
-
-
-def kind(path: str) -> str:
-    """Tells which part of the benchmark a prompt file is, by its name: 'color' of color_val.txt."""
-    return Path(path).stem.removesuffix("_val")

@@ -59,9 +59,12 @@ class Scorer:
             outcome = replace(outcome, choices={**outcome.choices, "pictures": self._evaluator.wanted.facts})
         figures: Figures = {"score": outcome.score, **outcome.parts}
         seconds = round(time.monotonic() - start, 1)
-        if processes.is_first():
-            write(self._folder, label, outcome, scored.choices, seconds)
-        self._say(f"suite {label}{_of(scored.choices)}")
+        drew = isinstance(self._evaluator, LossEvaluator) or self._evaluator.wanted is not None
+        choices = scored.choices if drew else {}
+        with processes.told_by_first():
+            if processes.is_first():
+                write(self._folder, label, outcome, choices, seconds)
+        self._say(f"suite {label}{_of(choices)}")
         self._say(outcome.table)
         if scored.warning:
             self._say(scored.warning)
@@ -80,31 +83,42 @@ def write(
 
     Args:
         choices: what the figures depend on, beside what the outcome has.
-        seconds: that the scoring took; the last line of the file, which alone differs when the same is scored again.
+        seconds: that the scoring took; the last line of the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = {
         "suite": label,
         "score": outcome.score,
-        "standard_error": None if math.isnan(outcome.error) else outcome.error,
+        "standard_error": outcome.error,
         "n": outcome.count,
         "parts": outcome.parts,
         "choices": {**outcome.choices, **choices},
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "seconds": seconds,
     }
-    digests.replace(folder / f"eval_{label}.json", (json.dumps(whole, indent=2) + "\n").encode())
-    if outcome.rows:
-        rows = "".join(json.dumps(dict(row)) + "\n" for row in outcome.rows)
-        digests.replace(folder / f"eval_{label}.jsonl", rows.encode())
-    if outcome.sheet is not None:
-        digests.replace(folder / f"eval_{label}.png", images.encode_png(outcome.sheet))
+    rows = "".join(json.dumps(_finite(row), allow_nan=False) + "\n" for row in outcome.rows).encode()
+    sheet = b"" if outcome.sheet is None else images.encode_png(outcome.sheet)
+    for suffix, data in (("jsonl", rows), ("png", sheet)):
+        (folder / f"eval_{label}.{suffix}").unlink(missing_ok=True)
+        if data:
+            digests.replace(folder / f"eval_{label}.{suffix}", data)
+    text = json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n"
+    digests.replace(folder / f"eval_{label}.json", text.encode())
+
+
+def _finite(content: Any) -> Any:
+    """JSON's content with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _of(choices: Mapping[str, Any]) -> str:
     """What people should know beside a table."""
     if "step" not in choices:
-        return f": {choices.get('images', '')}"
+        return f": {choices['images']}" if "images" in choices else ""
     told = f": step {choices['step']}, {choices['weights']}"
     if "sampler" not in choices:
         return told

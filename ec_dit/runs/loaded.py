@@ -1,5 +1,6 @@
 """A trained run in memory, to draw with, to look into and to score: what `import ec_dit` gives, and what entry points share."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -116,7 +117,7 @@ class Run:
             UserError: for an unknown suite or option, or one that does not fit the run's data.
         """
         subject = RunSubject(References(self.system, self.workdir), self.workdir.path / "eval")
-        score = Scorer(registry.parse(suite), subject, self.workdir.path, cli.say)
+        score = Scorer(dataclasses.replace(registry.parse(suite), ema=self.ema), subject, self.workdir.path, cli.say)
         return score(subject.at(self.params, self.step, seed=seed, ema=self.ema))
 
     def generator(self, shape: tuple[int, int] | None = None, **sampling: object) -> Generator:

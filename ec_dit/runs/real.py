@@ -21,7 +21,7 @@ from ec_dit.layouts import files as layout_files
 def at_path(name: str, count: int) -> Reference:
     """Finds what is at a path; arguments, and what is raised, as `evaluators.base.RunFacts.reference` has them."""
     if name.endswith(moments.SUFFIX):
-        path = paths.home_expanded(name)
+        path = paths.at(name)
         if not path.is_file():
             raise UserError(f"there is no statistics file {path}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,6 +14,7 @@ from ec_dit.config import specs
 from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import ahead, paths, processes
 from ec_dit.core.errors import UserError
+from ec_dit.core.fingerprints import fingerprint
 from ec_dit.core.stopping import StopSignal
 from ec_dit.core.terminal import Progress
 from ec_dit.evaluators.base import Example, Losses, Reference, RunFacts, Wanted
@@ -24,6 +25,7 @@ from ec_dit.runs.gallery import Gallery
 from ec_dit.runs.pictures import describe
 from ec_dit.runs.references import References
 from ec_dit.sampling.generator import Generator, warning
+from ec_dit.system.painter import autoencoder_path
 
 T = TypeVar("T")
 
@@ -98,7 +100,8 @@ class RunSubject:
             seed: of the starting noise.
             ema: whether they are the moving average.
         """
-        return RunAt(self, params, {"step": step, "seed": seed, "weights": "ema" if ema else "params"})
+        at = {"step": step, "seed": seed, "weights": "ema" if ema else "params"}
+        return RunAt(self, params, {**at, "params_fingerprint": fingerprint(params)})
 
     def between(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the batches; raises Stopped between two where the run is told to stop."""
@@ -121,8 +124,9 @@ class RunAt:
         """Implements `Scored`: draws what is not in the folder yet."""
         run, generator = self._run, self._run.generator
         known = describe(run.system, generator.settings)
-        made_by = {name: known.pop(name) for name in ("devices", "mesh", "versions")}
-        facts = {"config": run.system.config.name, **self._at, "shape": list(generator.shape_YXZ), **known}
+        made_by = {name: known.pop(name) for name in ("devices", "mesh", "versions", "batch_size")}
+        encoders = {"text_encoder": run.system.config.text.path, "autoencoder": autoencoder_path(run.system)}
+        facts = {"config": run.system.config.name, **self._at, **encoders, "shape": list(generator.shape_YXZ), **known}
         self._gallery = Gallery(run.folder / wanted.name, wanted, facts, made_by, replace=run.replace)
 
         def draw(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -230,11 +234,12 @@ class FolderSubject(NoSubject):
 
     def _files(self, wanted: Wanted) -> list[PictureFile]:
         if wanted.prompts is None:
-            return layout_files.pictures_below(self._folder)
+            return layout_files.pictures_below(self._folder)[: wanted.most or None]
         files, there = wanted.layout.files(wanted.prompts, wanted.num), layout_files.names(self._folder)
         layout_files.check_all_there(self._folder, there, files)
-        expected = {file.name for file in files} | wanted.layout.beside(wanted.prompts).keys()
-        layout_files.check_no_others(self._folder, there, expected, "--images")
+        beside = wanted.layout.beside(wanted.prompts)
+        layout_files.check_beside(self._folder, beside)
+        layout_files.check_no_others(self._folder, there, {file.name for file in files} | beside.keys(), "--images")
         return files
 
     def images(self, wanted: Wanted) -> Iterator[np.ndarray]:

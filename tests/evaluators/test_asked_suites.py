@@ -105,8 +105,10 @@ def test_pictures_are_asked_and_answers_kept(answering):
     assert found["choices"]["vqa"] == {"name": "looks", "path": "some"}
     kept = tables.read_answers("kept.csv")
     assert kept == {MODEL: {"tifa_0": {1: "yes", 2: "yes"}, "whoops_1": {1: "no", 2: "yes", 3: "no"}}}
-    assert score("--answers=kept.csv", suite="dsg")["score"] == found["score"]
     assert (answering / "out/eval_dsg.png").exists()
+    again = score("--answers=kept.csv", suite="dsg")
+    assert again["score"] == found["score"] and "images" not in again["choices"]
+    assert not (answering / "out/eval_dsg.png").exists()  # that was of the pictures
 
 
 def test_grids_are_four_tiles(answering):
@@ -130,12 +132,19 @@ def test_grids_are_four_tiles(answering):
         (["--answers=answers.csv", "--vqa=some"], "dsg", "give either answers=FILE or vqa=PATH, not both"),
         (["--answers=short.csv"], "dsg", "1 of 5 answers are missing, first that of item whoops_1, question 3"),
         (["--images=pictures"], "dsg", "is needed: --vqa=PATH"),
+        (
+            ["--answers=answers.csv"],
+            "dsg:model=a,write=kept.csv",
+            "keeps a network's answers, and these are in a table",
+        ),
+        (["--answers=tiles.csv"], "dsg", "DSG scores one picture of each prompt, and these answers are about 2 tiles"),
         (["--answers=answers.csv"], "dsg:model=a,fid:reference=x", "FID's Inception"),
     ],
 )
 def test_mistakes_are_one_message(place, capsys, words, suite, message):
     both = table({"a": ("yes",) * 5, "b": ("no",) * 5})
     (place / "answers.csv").write_text(both)
+    (place / "tiles.csv").write_text(table({"a tile 1": ("yes",) * 5, "a tile 2": ("no",) * 5}))
     (place / "short.csv").write_text(table({"a": ("yes",) * 5}).rpartition("a,whoops_1,3")[0])
     (place / "pictures").mkdir()
     assert evaluate.main(["evaluate", "--prompts=questions.csv", "--out=out", f"--suite={suite}", *words]) == 2

@@ -58,7 +58,11 @@ def test_true_scenes_score_1_and_swapped_prompts_little(drawn, tmp_path):
     assert len(rows) == 2 * drawn and all(row["reasons"] == [] for row in rows)
     assert (tmp_path / "out/eval_geneval.png").exists()
     lines = (tmp_path / "tasks.jsonl").read_text().splitlines()
-    (tmp_path / "tasks.jsonl").write_text("\n".join([*lines[1:], lines[0]]))
+    swapped = [*lines[1:], lines[0]]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(swapped))
+    score("--detector=shapes", code=2)  # the folder's own metadata say otherwise
+    for number, line in enumerate(swapped):
+        (tmp_path / f"pictures/{number:05d}/metadata.jsonl").write_text(json.dumps(json.loads(line), indent=1))
     found = score("--detector=shapes")
     assert found["score"] < 0.5
 
@@ -72,6 +76,7 @@ def test_true_scenes_score_1_and_swapped_prompts_little(drawn, tmp_path):
         (["--detector=shapes", "--prompts=wrong.jsonl"], "wrong.jsonl, line 1, is damaged"),
         (["--detector=shapes", "--suite=geneval"], "lacks"),
         (["--detector=shapes", "--suite=geneval:num=1"], "holds 00000/samples/0001.png"),
+        (["--detector=shapes", "--prompts=short.jsonl"], "00000/metadata.jsonl is missing"),
         (["--detector=nowhere", "--clip=nowhere"], "there is no"),
     ],
 )
@@ -79,6 +84,9 @@ def test_mistakes_are_one_message(drawn, tmp_path, capsys, words, message):
     (tmp_path / "twice.jsonl").write_text(2 * (tmp_path / "tasks.jsonl").read_text().partition("\n")[0] + "\n")
     line = (tmp_path / "tasks.jsonl").read_text().partition("\n")[0]
     (tmp_path / "twice.jsonl").write_text(f"{line}\n{line}\n")
+    if "is missing" in message:
+        (tmp_path / "pictures/00000/metadata.jsonl").unlink()
+    (tmp_path / "short.jsonl").write_text((tmp_path / "tasks.jsonl").read_text())
     (tmp_path / "wrong.jsonl").write_text(line.replace('"count": 1', '"count": 0'))
     score(*words, code=2)
     assert message in capsys.readouterr().err
@@ -97,6 +105,7 @@ def test_photographs_go_through_the_detector_and_the_namer_of_colours(tmp_path, 
         folder = tmp_path / f"pictures/{number:05d}/samples"
         folder.mkdir(parents=True)
         Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "0000.png")
+        (folder.parent / "metadata.jsonl").write_text(json.dumps(PHOTOS[number]))
     found = score("--detector=detector", "--clip=clip", suite="geneval:num=1")
     assert set(found["parts"]["tasks"]) == {"two_object", "colors"}
     assert found["choices"]["detector"]["name"].startswith("Mask2Former of ")

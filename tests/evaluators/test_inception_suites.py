@@ -114,8 +114,11 @@ def test_fid_is_small_between_halves_and_rises_with_blur_noise_and_wrong_classes
     for name in ("blur1", "blur2", "noise20", "noise60", "flags"):
         fids[name] = score(tmp_path, weights, emoji / name, statistics)
     values = {name: found["score"] for name, found in fids.items()}
-    assert values["b"] < values["blur1"] < values["blur2"]
-    assert values["b"] < values["noise20"] < values["noise60"]
+    for little, much in (
+        ("blur1", "blur2"),
+        ("noise20", "noise60"),
+    ):  # so few pictures tell a little from nothing by chance
+        assert values["b"] - 2 * error < values[little] < values[much] and values[much] > values["b"] + 2 * error
     assert values["flags"] > values["b"] + 5 * error
     kid = {
         name: score(tmp_path, weights, emoji / name, emoji / "a", "kid:subset_size=20,batch_size=3")["score"]

@@ -226,6 +226,14 @@ def test_a_finished_run_is_scored_without_its_data_open(c, system, events, tmp_p
     assert json.loads((tmp_path / "eval_distance.json").read_text())["choices"]["step"] == 70
 
 
+def test_pictures_of_other_parameters_are_not_taken_for_these(events, system, tmp_path):
+    subject = RunSubject(References(system, Workdir(str(tmp_path))), tmp_path / "pictures")
+    score = Scorer(helpers.PlainSuite(prompts=("a",)), subject, tmp_path, print)
+    score(subject.at({"w": np.ones(2)}, 1))
+    with pytest.raises(UserError, match="drawn with other settings:\n  params_fingerprint: "):
+        score(subject.at({"w": np.array([1.0, 2.0])}, 1))
+
+
 def test_a_prompt_that_comes_again_is_another_picture_of_it(events, system, tmp_path):
     """What draws here compares the indices that it is given with a count of its own."""
     suite = helpers.PlainSuite(prompts=("a", "b", "a", "a", "b"))

@@ -213,7 +213,7 @@ def configure(folder, **changes):
 
 
 def test_a_missing_folder_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"there is no folder .*absent; download .* --local-dir .*absent"):
+    with pytest.raises(UserError, match=r"there is no file or folder .*absent"):
         vqa.load(tmp_path / "absent")
 
 

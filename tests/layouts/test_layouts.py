@@ -57,7 +57,6 @@ def test_names_are_those_that_the_tools_look_for(tmp_path):
         ("t2i_compbench", "a cat/dog\n", r"line 1: a prompt with '/'"),
         ("t2i_compbench", "a cat\n\na dog\n", r"line 2: it is empty"),
         ("t2i_compbench", "x" * 250, r"line 1: the prompt is too long"),
-        ("t2i_compbench", "a cat\na cat\n", r"the id 'a cat' is there twice, for prompts 0 and 1"),
         ("hpsv2", "not json", "is no JSON"),
         ("hpsv2", ["a"], "holds no object of styles"),
         ("hpsv2", {"anime": "a"}, "style 'anime' is no list of prompts"),
