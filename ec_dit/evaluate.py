@@ -157,9 +157,13 @@ def _of_run(suites: "Sequence[Suite]", out: "epath.Path", changes: dict[str, Any
     workdir = Workdir(FLAGS.workdir)
     system = workdir.system(loaded.changed(workdir.config(), changes))
     run = RunSubject(References(system, workdir), out if FLAGS.out else out / "eval")
-    read = functools.cache(lambda: workdir.params(system, ema=FLAGS.ema, step=FLAGS.step))
     scorers = [Scorer(suite, run, out, cli.say) for suite in suites]
-    return scorers, lambda: run.at(*read(), seed=FLAGS.seed, ema=FLAGS.ema)
+
+    @functools.cache
+    def scored() -> "Scored":
+        return run.at(*workdir.params(system, ema=FLAGS.ema, step=FLAGS.step), seed=FLAGS.seed, ema=FLAGS.ema)
+
+    return scorers, scored
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ec_dit.core.settings import COUNT, key
 from ec_dit.judges.moments import Moments
-from ec_dit.layouts.base import Layout, Prompt
+from ec_dit.layouts.base import Layout, Prompt, numbered
 from ec_dit.layouts.flat import Flat
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Wanted:
     @classmethod
     def of(cls, name: str, texts: Sequence[str]) -> "Wanted":
         """Wants a picture of each text; of one that comes twice two different ones."""
-        return cls(name, [Prompt(f"{number:05d}", text) for number, text in enumerate(texts)])
+        return cls(name, numbered(texts))
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, key
 from ec_dit.evaluators.base import Reference, RunFacts, Suite, Wanted
-from ec_dit.layouts.base import Prompt
+from ec_dit.layouts.base import Prompt, numbered
 from ec_dit.layouts.registry import LAYOUTS
 
 
@@ -48,7 +48,7 @@ class PromptedSuite(Suite):
                 f"suite {self.label}: the reference has no captions, so that nobody knows what to draw: give --prompts=FILE."
             )
         split = reference.facts.get("split", "captions")
-        return self.chosen(split, [Prompt(f"{i:05d}", text) for i, text in enumerate(reference.captions)])
+        return self.chosen(split, numbered(reference.captions))
 
     def chosen(self, name: str, prompts: Sequence[Prompt]) -> Wanted:
         """Wants pictures of as many of the prompts as are asked for. Raises UserError where the layout cannot name them."""

@@ -72,6 +72,11 @@ class Layout(abc.ABC):
         return {}
 
 
+def numbered(texts: Sequence[str]) -> list[Prompt]:
+    """Gives prompts that are named by their numbers, from 00000 on."""
+    return [Prompt(f"{number:05d}", text) for number, text in enumerate(texts)]
+
+
 def text_of(path: str) -> str:
     """Reads a prompt file, on a disk or in a bucket.
 

@@ -1,14 +1,17 @@
 """Pictures of a layout in a folder: their bytes, the tiles of one, and what is missing or does not belong there."""
 
+import functools
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from ec_dit.core import ahead
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
 from ec_dit.layouts.base import PictureFile
@@ -52,6 +55,12 @@ def read(folder: epath.Path, file: PictureFile) -> list[np.ndarray]:
             f"{path} is no grid of two rows of two pictures: it has {whole.shape[0]} x {whole.shape[1]} pixels"
         )
     return _tiles(file, whole)
+
+
+def read_all(folder: epath.Path, files: Iterable[PictureFile]) -> Iterator[list[np.ndarray]]:
+    """Yields the pictures of each file, read ahead on threads; raises as `read` does."""
+    with ThreadPoolExecutor(ahead.THREADS) as pool:
+        yield from ahead.results(pool, functools.partial(read, folder), files, 2 * ahead.THREADS)
 
 
 def _tiles(file: PictureFile, whole_YXZ: np.ndarray) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ec_dit.core.errors import UserError
-from ec_dit.layouts.base import Layout, PictureFile, Prompt, lines_of, unique
+from ec_dit.layouts.base import Layout, PictureFile, Prompt, lines_of, numbered, unique
 
 _LONGEST = 255  # bytes of a file's name
 
@@ -23,7 +23,7 @@ class T2iCompbench(Layout):
                 raise UserError(f"{path}, line {number}: a prompt with {bad!r} cannot be the name of a picture")
             if len(f"{text}_000000.png".encode()) > _LONGEST:
                 raise UserError(f"{path}, line {number}: the prompt is too long for the name of a picture")
-        return unique([Prompt(f"{number:05d}", text) for number, text in enumerate(texts)], path)
+        return unique(numbered(texts), path)
 
     def files(self, prompts: Sequence[Prompt], num: int) -> list[PictureFile]:
         """Lists samples/a red apple_000000.png, ..."""

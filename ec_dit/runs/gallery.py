@@ -74,7 +74,7 @@ class Gallery:
         drawn = draw([texts[i] for i in jobs], [indices[i] for i in jobs])
         there = (file for file in self._files if file.name not in missing)
         with ThreadPoolExecutor(ahead.THREADS) as pool:
-            read = ahead.results(pool, self._read, there, 2 * ahead.THREADS)
+            read = layout_files.read_all(self._folder, there)
             writing: list[Future[None]] = []
             for file in self._files:
                 if file.name in missing:
@@ -99,9 +99,6 @@ class Gallery:
         """Which of all pictures are in a file."""
         start = file.number * self._wanted.num + file.first
         return range(start, start + file.tiles)
-
-    def _read(self, file: PictureFile) -> list[np.ndarray]:
-        return layout_files.read(self._folder, file)
 
     def _missing(self) -> set[str]:
         """Makes the folder ready, and names the files that are not there."""

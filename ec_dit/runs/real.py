@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,11 +35,8 @@ def at_path(name: str, count: int) -> Reference:
     chosen = files[:count] if count else files
 
     def read() -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(ahead.THREADS) as pool:
-            for pictures in ahead.results(
-                pool, functools.partial(layout_files.read, folder), chosen, 2 * ahead.THREADS
-            ):
-                yield from pictures
+        for pictures in layout_files.read_all(folder, chosen):
+            yield from pictures
 
     names = hashlib.sha256("\n".join(file.name for file in chosen).encode()).hexdigest()
     return Reference((), read, None, {"folder": str(folder), "images": len(chosen), "names_sha256": names})
@@ -55,7 +51,7 @@ def of_split(folder: str, split: str, count: int) -> Reference:
     records = data[name]
     chosen = range(min(count or len(records), len(records)))
     facts = {"data": str(data.path), "split": name, "images": len(chosen), "fingerprint": data.fingerprint}
-    captions = _captions(records, chosen)
+    captions = [records[i].caption for i in chosen]
     return Reference(
         captions, functools.partial(_pictures, records, chosen), None, {**facts, "captions": "the first of each"}
     )
@@ -66,13 +62,6 @@ def preferred(splits: Sequence[str]) -> str:
     return "validation" if "validation" in splits else "train"
 
 
-def _captions(records: Split, chosen: range) -> list[str]:
-    return [records[i].caption for i in chosen]
-
-
 def _pictures(records: Split, chosen: range) -> Iterator[np.ndarray]:
     with ThreadPoolExecutor(ahead.THREADS) as pool:
-        numbers = itertools.chain(chosen)
-        yield from ahead.results(
-            pool, lambda i: np.asarray(images.decode(records[i].image)), numbers, 2 * ahead.THREADS
-        )
+        yield from ahead.results(pool, lambda i: np.asarray(images.decode(records[i].image)), chosen, 2 * ahead.THREADS)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 
 from ec_dit.config import specs
 from ec_dit.config.data import SYNTHETIC
-from ec_dit.core import ahead, paths, processes
+from ec_dit.core import paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.fingerprints import fingerprint
 from ec_dit.core.stopping import StopSignal
@@ -142,7 +141,8 @@ class RunAt:
 
     @property
     def losses(self) -> Losses:
-        """Implements `Scored`."""
+        """Implements `Scored`: of no pictures, so that there is nothing to say of any."""
+        self._gallery = None
         return self._run.losses(self._params)
 
     @property
@@ -246,13 +246,8 @@ class FolderSubject(NoSubject):
         """Implements `Scored`: reads them."""
         files = self._files(wanted)
         first: tuple[int, ...] = ()
-        with (
-            ThreadPoolExecutor(ahead.THREADS) as pool,
-            Progress(f"scoring {self._folder.name}", len(files), "images", shown=processes.is_first()) as progress,
-        ):
-            read = functools.partial(layout_files.read, self._folder)
-            tiles = ahead.results(pool, read, files, 2 * ahead.THREADS)
-            for file, pictures in zip(files, tiles, strict=True):
+        with Progress(f"scoring {self._folder.name}", len(files), "images", shown=processes.is_first()) as progress:
+            for file, pictures in zip(files, layout_files.read_all(self._folder, files), strict=True):
                 for picture in pictures:
                     first = first or picture.shape
                     if picture.shape != first and not self._any_size:
