@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,7 +12,7 @@ from ec_dit.config.data import SYNTHETIC
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
 from ec_dit.data.batch import Text
-from ec_dit.data.dataset import Dataset, Part
+from ec_dit.data.dataset import Dataset
 from ec_dit.evaluators.base import Example, Reference
 from ec_dit.runs import real
 from ec_dit.runs.workdir import Workdir
@@ -86,19 +86,13 @@ class References:
         Raises:
             UserError: no such split, or no latents of that shape in it, or no autoencoder to decode them.
         """
-        records, config = self.data[split], self.system.config
-        if self.data.encoding is None:
-            chosen = [records[i] for i in range(min(count, len(records)))]
-            pictures = [images.center_crop(images.decode(record.image), config.data.size) for record in chosen]
-        else:
-            shape = shape or specs.square(config)
-            part = self._part(split, shape)
-            chosen = [records[part.start + i] for i in range(min(count, part.size))]
+        records = self.data[split]
+        chosen = [records[i] for i in self._numbers(split, count, shape)]
+        if self.data.encoding is not None:
             self._texts[""] = self.system.null_text()
             for record in chosen:
                 self._texts[record.caption] = Text(np.float32(record.text_TM()), record.texts[0][1])
-            means_BYXZ = np.stack([record.latents[0][0] for record in chosen]).astype(np.float32)
-            pictures = list(images.to_uint8(self.painter.autoencoder.decode(means_BYXZ)))
+        pictures = self._pictures(chosen)
         return [Example(record.caption, image) for record, image in zip(chosen, pictures, strict=True)]
 
     def reference(self, name: str, count: int) -> Reference:
@@ -110,14 +104,10 @@ class References:
                 "this run has no data set to be compared with: give a reference, a folder or a statistics file."
             )
         split = name or real.preferred(self.splits)
+        numbers = self._numbers(split, count or None)
+        what = f"cropped in the middle to {self.system.config.data.size} pixels"
         if self.data.encoding is not None:
-            shape = specs.square(self.system.config)
-            part = self._part(split, shape)
-            start, size, what = part.start, part.size, f"decoded from latents of {shape[0]} x {shape[1]}"
-        else:
-            start, size = 0, len(self.data[split])
-            what = f"cropped in the middle to {self.system.config.data.size} pixels"
-        numbers = range(start, start + min(count or size, size))
+            what = "decoded from latents of {} x {}".format(*specs.square(self.system.config))
         facts = {
             "data": str(self.data.path),
             "split": split,
@@ -129,22 +119,33 @@ class References:
         return Reference(captions, lambda: self._real(split, numbers), None, told)
 
     def _real(self, split: str, numbers: range) -> Iterator[np.ndarray]:
-        """Reads pictures of a split; latents are decoded some at a time."""
-        records, size = self.data[split], self.system.config.data.size
+        """Reads pictures of a split, some at a time."""
+        records = self.data[split]
         for start in range(0, len(numbers), _DECODED):
-            chosen = [records[i] for i in numbers[start : start + _DECODED]]
-            if self.data.encoding is None:
-                yield from (np.asarray(images.center_crop(images.decode(record.image), size)) for record in chosen)
-            else:
-                means_BYXZ = np.stack([record.latents[0][0] for record in chosen]).astype(np.float32)
-                yield from images.to_uint8(self.painter.autoencoder.decode(means_BYXZ))
+            yield from self._pictures([records[i] for i in numbers[start : start + _DECODED]])
 
-    def _part(self, split: str, shape: specs.Shape) -> Part:
-        """The latents of a shape. Raises UserError where a split has none."""
-        part = next((part for part in self.data[split].parts if part.shape == shape), None)
-        if part is None:
-            raise UserError(f"split {split} of {self.data.path} holds no latents of {shape[0]} x {shape[1]}.")
-        return part
+    def _pictures(self, chosen: Sequence[Any]) -> Sequence[np.ndarray]:
+        """Makes the pictures of records as the model is to draw them; latents are decoded all at once."""
+        if self.data.encoding is None:
+            size = self.system.config.data.size
+            return [images.center_crop(images.decode(record.image), size) for record in chosen]
+        means_BYXZ = np.stack([record.latents[0][0] for record in chosen]).astype(np.float32)
+        return list(images.to_uint8(self.painter.autoencoder.decode(means_BYXZ)))
+
+    def _numbers(self, split: str, count: int | None, shape: specs.Shape | None = None) -> range:
+        """Numbers the first records of a split, of encoded data those of one shape; None = all.
+
+        Raises:
+            UserError: a split has no latents of that shape.
+        """
+        start, size = 0, len(self.data[split])
+        if self.data.encoding is not None:
+            shape = shape or specs.square(self.system.config)
+            part = next((part for part in self.data[split].parts if part.shape == shape), None)
+            if part is None:
+                raise UserError(f"split {split} of {self.data.path} holds no latents of {shape[0]} x {shape[1]}.")
+            start, size = part.start, part.size
+        return range(start, start + (size if count is None else min(count, size)))
 
     def read(self, prompts: Iterable[str]) -> None:
         """Reads prompts by published encoders, where the model needs them, which are loaded for this and let go.
