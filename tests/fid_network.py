@@ -57,17 +57,17 @@ def write(path):
     return path
 
 
-def features(pictures):
-    """Features of uint8 pictures (B, Y, X, 3) by pytorch-fid's own forward pass, resizing included."""
+def features(pictures, device="cpu"):
+    """Features of uint8 pictures (B, Y, X, 3) by pytorch-fid's own forward pass on a device, resizing included."""
     import torch
 
     network, inception = random_network(), fid_tools.load("pytorch_fid.inception")
     real = inception.fid_inception_v3
     inception.fid_inception_v3 = lambda: network
     try:
-        model = inception.InceptionV3([3]).eval()
+        model = inception.InceptionV3([3]).eval().to(device)
     finally:
         inception.fid_inception_v3 = real
-    batch = torch.from_numpy(np.asarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    batch = torch.from_numpy(np.asarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        return model(batch)[0][:, :, 0, 0].numpy()
+        return model(batch)[0][:, :, 0, 0].cpu().numpy()

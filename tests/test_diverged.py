@@ -73,8 +73,8 @@ def test_evaluation_tells(diverging, tmp_path):
     score = Scorer(helpers.PlainSuite(prompts=tuple(PROMPTS)), subject, tmp_path, said.append)
     for step in (7, 8, 8):  # each of itself, the last from pictures that are there
         score(subject.at(None, step))
-        assert json.loads((tmp_path / "eval_helpers.json").read_text())["choices"]["images_not_finite"] == 2
-    assert sum(line.startswith(TOLD) for line in said) == 3
+        assert json.loads((tmp_path / "eval_helpers.json").read_text())["choices"]["images_plain_grey"] == 2
+    assert sum(line.startswith(f"2 of {len(PROMPTS)} pictures are plain grey: ") for line in said) == 3
 
 
 @pytest.mark.slow

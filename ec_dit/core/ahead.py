@@ -3,11 +3,15 @@
 import collections
 import contextlib
 import math
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-THREADS = 8  # that read pictures, or make them ready
+THREADS = 8  # that read pictures
+CORES = min(
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32
+)  # to compute on
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -1,9 +1,13 @@
-"""The small files of a folder, with a list of their SHA-256 beside them: what is missing or changed is seen before it is used."""
+"""SHA-256 of contents: of the small files of a folder, listed beside them, so that what is missing or changed is seen before it
+is used; and of what scores were made of.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 from ec_dit.core import json_file, paths
@@ -114,6 +118,21 @@ def replace(path: epath.Path, data: bytes) -> None:
     temporary = path.parent / f"{path.name}.tmp"
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def of_file(path: epath.Path) -> dict[str, str]:
+    """Says which file it is: where it lies, and the SHA-256 of its content."""
+    return {"path": str(path), "sha256": _digest(path.read_bytes())}
+
+
+def of_passing(arrays: Iterable[np.ndarray], notes: MutableMapping[str, Any]) -> Iterator[np.ndarray]:
+    """Passes arrays on, and at their end notes the SHA-256 of all of them, shapes included, as `pixels_sha256`."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+        yield array
+    notes["pixels_sha256"] = digest.hexdigest()
 
 
 def _content(path: epath.Path) -> bytes | None:

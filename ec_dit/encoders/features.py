@@ -50,7 +50,7 @@ class Features:
         """
         waiting: tuple[jax.Array, int] | None = None
         pictures = iter(pictures)
-        with ThreadPoolExecutor(ahead.THREADS) as pool:
+        with ThreadPoolExecutor(ahead.CORES) as pool:
             while batch := list(itertools.islice(pictures, self._size)):
                 rows = [batch[row] if row < len(batch) else batch[0] for row in self._rows]
                 ready = np.stack(list(pool.map(self._prepare, rows)))

@@ -4,6 +4,7 @@ All take uint8 pictures (Y, X, 3), may be called on threads, and are equal to th
 """
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,16 +119,42 @@ def clean(image_YXZ: np.ndarray, size: int) -> np.ndarray:
     return np.stack(resized, axis=2).clip(0, 255)
 
 
-def bilinear(image_YXZ: np.ndarray, size: int) -> np.ndarray:
+def bilinear(image_YXZ: np.ndarray, size: int, *, divisor: float = 1) -> np.ndarray:
     """Resizes a picture (Y, X, Z), uint8 or float32, to float32 (size, size, Z) as torch's F.interpolate does in mode 'bilinear'.
 
-    Without align_corners and antialias: between the four nearest pixels, whose centres lie on halves, edges repeated.
+    Without align_corners and antialias: between the four nearest pixels, whose centres lie on halves, edges repeated. Pixels are
+    divided by `divisor` first.
     """
-    (low_Y, high_Y, weight_Y), (low_X, high_X, weight_X) = (_neighbours(side, size) for side in image_YXZ.shape[:2])
-    weight_Y11, weight_X1 = weight_Y[:, None, None], weight_X[:, None]
-    one = np.float32(1)
-    rows_YXZ = image_YXZ[low_Y] * (one - weight_Y11) + image_YXZ[high_Y] * weight_Y11
-    return rows_YXZ.take(low_X, axis=1) * (one - weight_X1) + rows_YXZ.take(high_X, axis=1) * weight_X1
+    rows, columns, depth = image_YXZ.shape
+    (low_Y, high_Y, weight_Y), (low_X, high_X, weight_X) = (_neighbours(side, size) for side in (rows, columns))
+    one, weight_Y1, weight_X = np.float32(1), weight_Y[:, None], np.repeat(weight_X, depth)
+    # Of a row's pixels all channels, one behind the other.
+    low_X, high_X = ((index[:, None] * depth + np.arange(depth)).ravel() for index in (low_X, high_X))
+    wide = columns * depth
+    pixels = np.divide(image_YXZ.reshape(rows, wide), np.float32(divisor), out=_scratch("pixels", rows, wide))
+    above = np.take(pixels, low_Y, axis=0, out=_scratch("above", size, wide), mode="clip")
+    below = np.take(pixels, high_Y, axis=0, out=_scratch("below", size, wide), mode="clip")
+    above *= one - weight_Y1
+    below *= weight_Y1
+    above += below
+    out_YX = above.take(low_X, axis=1)
+    right = np.take(above, high_X, axis=1, out=_scratch("right", size, size * depth), mode="clip")
+    out_YX *= one - weight_X
+    right *= weight_X
+    out_YX += right
+    return out_YX.reshape(size, size, depth)
+
+
+_held = threading.local()
+
+
+def _scratch(name: str, *shape: int) -> np.ndarray:
+    """Memory of this thread, used again: what is new from the system costs several times what is computed in it."""
+    array: np.ndarray | None = getattr(_held, name, None)
+    if array is None or array.shape != shape:
+        array = np.empty(shape, np.float32)
+        setattr(_held, name, array)
+    return array
 
 
 def centres(side: int, size: int) -> np.ndarray:

@@ -10,7 +10,10 @@ from ec_dit.encoders.pixels import bilinear, clean
 
 def pytorch_fid(image_YXZ: np.ndarray) -> np.ndarray:
     """Resizes a picture, uint8 (Y, X, 3), as pytorch-fid does: bilinear without antialiasing; float32 in [-1, 1]."""
-    return 2 * bilinear(image_YXZ.astype(np.float32) / 255, SIZE) - 1
+    out_YXZ = bilinear(image_YXZ, SIZE, divisor=255)
+    out_YXZ *= 2
+    out_YXZ -= 1
+    return out_YXZ
 
 
 def clean_fid(image_YXZ: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ec_dit.core import processes
+from ec_dit.core import digests, paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import key
 from ec_dit.data.sheet import contact_sheet
@@ -52,8 +52,8 @@ class AskedSuite(PromptedSuite):
         network = vqa.load(path)
         return network, {"vqa": {"name": network.name, **network_facts(path)}}
 
-    def table(self) -> list[Answers]:
-        """Reads the table: the answers about each tile of the pictures.
+    def table(self) -> tuple[list[Answers], str]:
+        """Reads the table: the answers about each tile of the pictures, and the name of the model that drew them.
 
         Raises:
             UserError: there is none, or it has several models' answers and none is named.
@@ -67,7 +67,7 @@ class AskedSuite(PromptedSuite):
             )
         if model not in names:
             raise UserError(f"{self.answers} has no answers for {model!r}; it has those for {', '.join(names)}.")
-        return [its for name, its in sorted(found.items()) if name.partition(_TILE)[0] == model]
+        return [its for name, its in sorted(found.items()) if name.partition(_TILE)[0] == model], model
 
 
 class AskedEvaluator(Evaluator):
@@ -81,7 +81,8 @@ class AskedEvaluator(Evaluator):
         self._suite, self._items = suite, items
         self.wanted: Wanted | None = None
         self._network: Answerer | None = None
-        self._choices: dict[str, Any] = {"questions": suite.prompts}
+        self._tiles: Sequence[Answers] = ()
+        self._choices: dict[str, Any] = {"questions": digests.of_file(paths.at(suite.prompts))}
         if suite.answers and suite.write:
             raise UserError(
                 f"suite {suite.label}: write={suite.write} keeps a network's answers, and these are in a table."
@@ -89,8 +90,8 @@ class AskedEvaluator(Evaluator):
         if suite.write:
             check_can_write(suite.write)
         if suite.answers:
-            self._tiles: Sequence[Answers] = suite.table()
-            self._choices |= {"answers": suite.answers, "model": suite.model}
+            self._tiles, model = suite.table()
+            self._choices |= {"answers": digests.of_file(paths.at(suite.answers)), "model": model}
         else:
             self.wanted = suite.wanted()
             self._network, named = suite.network()

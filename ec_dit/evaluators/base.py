@@ -8,7 +8,7 @@ import abc
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -41,13 +41,13 @@ class Reference:
         captions: of the pictures, where they have any; () elsewhere.
         images: reads them, uint8 (rows, columns, 3), anew at every call; None where only their `moments` are known.
         moments: reads these, of features of a number of numbers; None where there are pictures.
-        facts: what they are, for the file of the score.
+        facts: what they are, for the file of the score; complete when the pictures were read.
     """
 
     captions: Sequence[str]
     images: Callable[[], Iterator[np.ndarray]] | None
     moments: Callable[[int], Moments] | None
-    facts: Mapping[str, Any]
+    facts: MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,10 @@ class RunFacts(Protocol):
     @property
     def splits(self) -> Sequence[str]:
         """Names the splits of the data set, 'train' among them; () where there is none."""
+        ...
+
+    def size(self, split: str) -> int:
+        """Counts the examples of a split of the data set, of all shapes."""
         ...
 
     def source_options(self, kind: type[T]) -> T:

@@ -45,7 +45,8 @@ class ComparedSuite(PromptedSuite):
             raise UserError(f"suite {self.label}: statistics of pictures have neither crop nor reference_most.")
         if not self.crop or read is None:
             return found
-        return replace(found, images=lambda: map(self._cropped, read()), facts={**found.facts, "crop": self.crop})
+        found.facts["crop"] = self.crop
+        return replace(found, images=lambda: map(self._cropped, read()))
 
     def _cropped(self, image: np.ndarray) -> np.ndarray:
         return np.asarray(images.center_crop(images.to_pil(image), self.crop))

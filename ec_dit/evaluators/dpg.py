@@ -9,7 +9,7 @@ from ec_dit.evaluators.asked import AskedEvaluator, AskedSuite
 from ec_dit.evaluators.base import Evaluation, Evaluator, Figures, RunFacts
 from ec_dit.judges import questions
 from ec_dit.judges.answers import Answers
-from ec_dit.judges.bootstrap import standard_error
+from ec_dit.judges.bootstrap import plus_minus, standard_error
 from ec_dit.layouts.questions import Item
 
 
@@ -49,7 +49,7 @@ class DpgEvaluator(AskedEvaluator):
             f"{name:<24} {value:7.2f}  {official.level_1.get(name, math.nan):7.2f}"
             for name, value in ours.level_1.items()
         ]
-        lines.append(f"{'DPG-Bench':<24} {ours.total:7.2f}  {official.total:7.2f}  +- {error:.2f}")
+        lines.append(f"{'DPG-Bench':<24} {ours.total:7.2f}  {official.total:7.2f}{plus_minus(error, '.2f')}")
         if found.lost:
             lines.append(f"the official script passes over {', '.join(found.lost)}")
         return Evaluation(ours.total, parts, "\n".join(lines), error, len(rows), rows)

@@ -9,7 +9,7 @@ from ec_dit.evaluators.asked import AskedEvaluator, AskedSuite
 from ec_dit.evaluators.base import Evaluation, Evaluator, Figures, RunFacts
 from ec_dit.judges import questions
 from ec_dit.judges.answers import Answers
-from ec_dit.judges.bootstrap import standard_error
+from ec_dit.judges.bootstrap import plus_minus, standard_error
 from ec_dit.layouts.questions import category
 
 
@@ -50,7 +50,9 @@ class DsgEvaluator(AskedEvaluator):
         for name, score in {**found.sources, **found.categories}.items():
             lines.append(f"{name:<20} {score.with_dependency:.4f}  {score.without_dependency:.4f}")
         total = found.total
-        lines.append(f"{'DSG':<20} {total.with_dependency:.4f}  {total.without_dependency:.4f}  +- {error:.4f}")
+        lines.append(
+            f"{'DSG':<20} {total.with_dependency:.4f}  {total.without_dependency:.4f}{plus_minus(error, '.4f')}"
+        )
         if found.lacking:
             lines.append(f"counted 0, as the file lacks one of their questions: {', '.join(found.lacking)}")
         return Evaluation(total.with_dependency, parts, "\n".join(lines), error, len(rows), rows)

@@ -10,6 +10,7 @@ from ec_dit.encoders.features import Features
 from ec_dit.evaluators.base import Evaluation, Evaluator, Wanted
 from ec_dit.evaluators.compared import RealFeatures, check_can_write
 from ec_dit.judges import distances, moments
+from ec_dit.judges.bootstrap import plus_minus
 from ec_dit.judges.moments import Sums
 
 
@@ -79,7 +80,7 @@ class FrechetEvaluator(Evaluator):
         error = float(np.std(others, ddof=1)) if len(others) > 1 else float("nan")
         parts = {"mean_part": float(np.sum((real.mean_D - made.mean_D) ** 2))}
         counts = f"{drawn.count:,} pictures against {real.count or 'an unknown number of'}"
-        lines = [f"{self._title} {value:.4f} +- {error:.4f} ({counts})"]
+        lines = [f"{self._title} {value:.4f}{plus_minus(error, '.4f')} ({counts})"]
         if drawn.count <= len(real.mean_D):
             lines.append(
                 f"warning: the covariance of {len(real.mean_D)} numbers is singular with {drawn.count} pictures: the figure is "

@@ -16,7 +16,7 @@ from ec_dit.evaluators.compared import needed, network_facts
 from ec_dit.evaluators.prompted import PromptedSuite
 from ec_dit.evaluators.shapes.detector import ShapesDetector, task_lines
 from ec_dit.judges import detections
-from ec_dit.judges.bootstrap import standard_error
+from ec_dit.judges.bootstrap import plus_minus, standard_error
 from ec_dit.judges.clip_colours import ClipColours
 from ec_dit.judges.detections import Colours, Detector, Verdict
 from ec_dit.layouts import geneval
@@ -115,7 +115,7 @@ class GenevalEvaluator(Evaluator):
         error = standard_error(values, [prompt.id for prompt in each], tags)
         lines = [f"{'task':<14} {'images':>6}  right"]
         lines += [f"{tag:<14} {tags.count(tag):>6}  {share:.4f}" for tag, share in found.tasks.items()]
-        lines.append(f"{'GenEval':<14} {len(verdicts):>6}  {found.overall:.4f} +- {error:.4f}")
+        lines.append(f"{'GenEval':<14} {len(verdicts):>6}  {found.overall:.4f}{plus_minus(error, '.4f')}")
         missing = [tag for tag in geneval.TAGS if tag not in found.tasks]
         if missing:
             lines.append(

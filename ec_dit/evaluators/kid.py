@@ -12,6 +12,7 @@ from ec_dit.encoders.inception import WIDTH
 from ec_dit.evaluators import compared
 from ec_dit.evaluators.base import Evaluation, Evaluator, RunFacts, Wanted
 from ec_dit.judges import distances
+from ec_dit.judges.bootstrap import plus_minus
 
 _SEED = 0  # of the subsets; one for everybody
 
@@ -60,5 +61,5 @@ class KidEvaluator(Evaluator):
         value, error = distances.kid(real_BD, made_BD, rng, self._subsets, self._size)
         counts = f"{len(made_BD):,} pictures against {len(real_BD):,}"
         parts = {"times_1000": 1000 * value}
-        table = f"KID {value:.6f} +- {error:.6f} (x 1000: {1000 * value:.3f}; {counts})"
+        table = f"KID {value:.6f}{plus_minus(error, '.6f')} (x 1000: {1000 * value:.3f}; {counts})"
         return Evaluation(value, parts, table, error, len(made_BD), choices=self._choices)

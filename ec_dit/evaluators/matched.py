@@ -13,7 +13,7 @@ from ec_dit.encoders.features import BATCH
 from ec_dit.evaluators.base import Evaluation, Evaluator, RunFacts, Wanted
 from ec_dit.evaluators.compared import needed, network_facts
 from ec_dit.evaluators.prompted import PromptedSuite
-from ec_dit.judges.bootstrap import standard_error
+from ec_dit.judges.bootstrap import plus_minus, standard_error
 
 _EXTREMES = 8  # pictures on the sheet, of the best and of the worst each
 
@@ -94,7 +94,7 @@ class MatchedEvaluator(Evaluator):
         ids = [prompt.id for prompt in each]
         score, error = float(value_B.mean()), standard_error(value_B, ids)
         parts: dict[str, Any] = dict(self._figures(cosine_B))
-        lines = [f"{self._title} {score:.4f} +- {error:.4f} ({len(value_B):,} pictures)"]
+        lines = [f"{self._title} {score:.4f}{plus_minus(error, '.4f')} ({len(value_B):,} pictures)"]
         lines += [f"  {name} {figure:.4f}" for name, figure in parts.items()]
         if self._groups is not None:
             groups = [self._groups(id_) for id_ in ids]

@@ -9,6 +9,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, key
 from ec_dit.evaluators import base
 from ec_dit.evaluators.base import Evaluation, Losses, LossEvaluator, RunFacts
+from ec_dit.judges.bootstrap import plus_minus
 
 MLPERF_TIMES = tuple(i / 8 for i in range(8))
 
@@ -27,11 +28,19 @@ class Suite(base.Suite):
     times: tuple[float, ...] = key(MLPERF_TIMES, "t, 0 = data; MLPerf's eight", check=_problem)
 
     def make(self, facts: RunFacts) -> "TimedLoss":
-        """Looks for the split."""
+        """Looks for the split, and counts its examples."""
+        if not facts.draws:
+            raise UserError(f"suite {self.label} needs the model itself: give --workdir=DIR.")
         if self.split not in facts.splits:
             there = f"it has {', '.join(facts.splits)}" if facts.splits else "there is no data set"
             raise UserError(f"suite {self.label}: no split {self.split!r} in the run's data; {there}.")
-        return TimedLoss(self.split, self.most or COUNT, self.times)
+        count = min(self.most or COUNT, facts.size(self.split))
+        if count < len(self.times):
+            raise UserError(
+                f"suite {self.label}: there are {count} examples of split {self.split}, fewer than the {len(self.times)} times: "
+                "give fewer times."
+            )
+        return TimedLoss(self.split, count, self.times)
 
 
 class TimedLoss(LossEvaluator):
@@ -44,10 +53,6 @@ class TimedLoss(LossEvaluator):
         """Computes the mean of the per-time means, and its standard error by the spread within each time."""
         loss_B = losses(self._split, self._most, self._times)
         by_time = [loss_B[i :: len(self._times)] for i in range(len(self._times))]
-        if not all(len(part) for part in by_time):
-            raise UserError(
-                f"split {self._split} has {len(loss_B)} examples, fewer than the {len(self._times)} times: give fewer times."
-            )
         means = [float(part.mean()) for part in by_time]
         score = float(np.mean(means))
         variances = [part.var(ddof=1) / len(part) if len(part) > 1 else np.nan for part in by_time]
@@ -57,7 +62,7 @@ class TimedLoss(LossEvaluator):
         lines += [
             f"{t:6g} {len(part):>9}  {mean:.5f}" for t, part, mean in zip(self._times, by_time, means, strict=True)
         ]
-        lines.append(f"{'mean':>6} {len(loss_B):>9}  {score:.5f} +- {error:.5f}")
+        lines.append(f"{'mean':>6} {len(loss_B):>9}  {score:.5f}{plus_minus(error, '.5f')}")
         rows = [{"id": str(i), "value": float(loss)} for i, loss in enumerate(loss_B)]
         choices = {"split": self._split, "times": list(self._times)}
         return Evaluation(score, {"times": parts}, "\n".join(lines), error, len(loss_B), rows, choices)

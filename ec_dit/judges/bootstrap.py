@@ -1,5 +1,6 @@
 """How sure a mean is: standard errors by drawing the prompts anew, for one run and for the difference of two."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,11 @@ def standard_error(
         _drawn_means(values_B[labels == label], np.asarray(prompts)[labels == label], rng) for label in set(labels)
     ]
     return float(np.std(np.mean(means, axis=0), ddof=1)) if means else float("nan")
+
+
+def plus_minus(error: float, form: str) -> str:
+    """Gives the standard error as it stands behind a figure in a table; '' where it is not known (NaN)."""
+    return "" if math.isnan(error) else f" +- {error:{form}}"
 
 
 def _drawn_means(values_B: np.ndarray, prompts: np.ndarray, rng: np.random.Generator) -> np.ndarray:

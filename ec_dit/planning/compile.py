@@ -190,7 +190,7 @@ def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     tx = training_step.optimizer(system)
     abstract, shardings = training_step.abstract_state(system, tx)
     state, frozen = abstract_like(abstract, shardings), training_step.frozen_shape(system)
-    batch = _batch(system, config.train.batch_size, pairs=config.objective.kind.needs_pairs)
+    batch = batch_shapes(system, config.train.batch_size, pairs=config.objective.kind.needs_pairs)
     step = training_step.make_train_step(system, tx, shardings)
     size = {**_state_bytes(state, frozen), "batch": per_device_bytes(batch)}
     return _lower(system, config.train.batch_size, size, lambda: step.lower(state, batch, frozen))
@@ -223,7 +223,7 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     params = system.sampling_params(system.abstract_params())
     ways = sharding.batch_ways(system.mesh)
     images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
-    batch = _batch(system, images)
+    batch = batch_shapes(system, images)
     size = {"parameters": per_device_bytes(params), "batch": per_device_bytes(batch)}
     always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
 
@@ -245,7 +245,8 @@ def per_device_bytes(tree: Any) -> int:
     return total
 
 
-def _batch(system: System, images: int, *, pairs: bool = False) -> Batch:
+def batch_shapes(system: System, images: int, *, pairs: bool = False) -> Batch:
+    """Gives shapes and shardings of a batch of square images, as `place` puts one on the mesh."""
     d, t = system.config.data, system.config.text
     x = _on(system, (images, d.size, d.size, d.channels), jnp.float32)
     if t.encoder == "tower":

@@ -38,7 +38,7 @@ class Gallery:
         replace: pictures with other facts are removed, where else they are left alone and refused.
 
     Attributes:
-        count, grey: pictures so far, and those that are plain grey, as the ones are whose numbers were not finite.
+        count, grey: pictures so far, and those that are plain grey, as all are whose numbers were not finite.
     """
 
     def __init__(

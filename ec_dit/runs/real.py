@@ -1,14 +1,15 @@
 """Real pictures at a path: a prepared data set, a folder of pictures, or the statistics of some."""
 
 import functools
-import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ec_dit.core import ahead, paths
+from ec_dit.core import ahead, digests, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset, images
 from ec_dit.data.dataset import Split
@@ -23,8 +24,7 @@ def at_path(name: str, count: int) -> Reference:
         path = paths.at(name)
         if not path.is_file():
             raise UserError(f"there is no statistics file {path}")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return Reference((), None, functools.partial(moments.read, path), {"statistics": str(path), "sha256": digest})
+        return Reference((), None, functools.partial(moments.read, path), {"statistics": digests.of_file(path)})
     if not paths.at(name).exists() and ":" in Path(name).name:
         folder, _, split = name.rpartition(":")
         return of_split(folder, split, count)
@@ -34,12 +34,13 @@ def at_path(name: str, count: int) -> Reference:
     files = layout_files.pictures_below(folder)
     chosen = files[:count] if count else files
 
-    def read() -> Iterator[np.ndarray]:
-        for pictures in layout_files.read_all(folder, chosen):
-            yield from pictures
+    facts: dict[str, Any] = {"folder": str(folder), "images": len(chosen)}
 
-    names = hashlib.sha256("\n".join(file.name for file in chosen).encode()).hexdigest()
-    return Reference((), read, None, {"folder": str(folder), "images": len(chosen), "names_sha256": names})
+    def read() -> Iterator[np.ndarray]:
+        files = layout_files.read_all(folder, chosen)
+        return digests.of_passing(itertools.chain.from_iterable(files), facts)
+
+    return Reference((), read, None, facts)
 
 
 def of_split(folder: str, split: str, count: int) -> Reference:

@@ -64,6 +64,10 @@ class References:
         """Names the splits of the data set; () where there is none."""
         return () if self.source == SYNTHETIC else self.data.splits
 
+    def size(self, split: str) -> int:
+        """Counts the examples of a split of the data set, of all shapes."""
+        return len(self.data[split])
+
     def source_options(self, kind: type[T]) -> T:
         """Gives the options with which the source made the data set; DamageError where they are not of this kind."""
         return self.workdir.data_options(kind)

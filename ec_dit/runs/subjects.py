@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ec_dit.config import specs
 from ec_dit.config.data import SYNTHETIC
-from ec_dit.core import paths, processes
+from ec_dit.core import digests, paths, processes
 from ec_dit.core.errors import UserError
 from ec_dit.core.fingerprints import fingerprint
 from ec_dit.core.stopping import StopSignal
@@ -23,7 +23,7 @@ from ec_dit.runs import real, timed_losses
 from ec_dit.runs.gallery import Gallery
 from ec_dit.runs.pictures import describe
 from ec_dit.runs.references import References
-from ec_dit.sampling.generator import Generator, warning
+from ec_dit.sampling.generator import Generator
 from ec_dit.system.painter import autoencoder_path
 
 T = TypeVar("T")
@@ -152,12 +152,17 @@ class RunAt:
         if self._gallery is None:
             return found
         drawn = describe(self._run.system, self._run.generator.settings)
-        return {**found, **drawn, "images_not_finite": self._gallery.grey}
+        return {**found, **drawn, "images_plain_grey": self._gallery.grey}
 
     @property
     def warning(self) -> str:
         """Implements `Scored`."""
-        return "" if self._gallery is None else warning(self._gallery.grey, self._gallery.count)
+        if self._gallery is None or not self._gallery.grey:
+            return ""
+        return (
+            f"{self._gallery.grey} of {self._gallery.count} pictures are plain grey: a model that is hardly trained draws such; "
+            "or their numbers are not finite, since it has diverged (an earlier one may be sound) or is guided too strongly."
+        )
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,10 @@ class NoRun:
         )
 
     def examples(self, split: str, count: int) -> Sequence[Example]:
+        """Has none: UserError."""
+        raise UserError("pictures of a folder have no data set: this suite scores a run, --workdir=DIR.")
+
+    def size(self, split: str) -> int:
         """Has none: UserError."""
         raise UserError("pictures of a folder have no data set: this suite scores a run, --workdir=DIR.")
 
@@ -222,7 +231,8 @@ class FolderSubject(NoSubject):
     def __init__(self, folder: str, mesh: Mesh, *, any_size: bool = False):
         super().__init__(mesh)
         self._folder, self._any_size = paths.at(folder), any_size
-        self.choices = {"images": str(self._folder)}
+        self._notes: dict[str, Any] = {"images": str(self._folder)}
+        self.choices = self._notes  # complete when the pictures were read
 
     def prepare(self, wanted: Wanted) -> None:
         """Counts the pictures.
@@ -244,6 +254,9 @@ class FolderSubject(NoSubject):
 
     def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
         """Implements `Scored`: reads them."""
+        return digests.of_passing(self._read(wanted), self._notes)
+
+    def _read(self, wanted: Wanted) -> Iterator[np.ndarray]:
         files = self._files(wanted)
         first: tuple[int, ...] = ()
         with Progress(f"scoring {self._folder.name}", len(files), "images", shown=processes.is_first()) as progress:

@@ -1,5 +1,6 @@
 """DSG and DPG-Bench end to end: tables of answers against figures by hand, a network that answers, grids of tiles."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ec_dit import evaluate
+from ec_dit.core import paths
 from ec_dit.judges import answers as tables
 from ec_dit.judges import vqa
 from ec_dit.layouts.dsg import MODEL
@@ -53,7 +55,10 @@ def test_a_table_of_answers_gives_the_scores_by_hand(place):
     assert found["parts"]["without_dependency"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert found["parts"]["sources"] == pytest.approx({"tifa": 1 / 2, "defying": 1 / 3})
     assert found["parts"]["categories"] == pytest.approx({"entity": 1.0, "attribute": 0.0, "relation": 0.0})
-    assert found["n"] == 2 and found["choices"]["answers"] == "answers.csv"
+    assert found["n"] == 2 and found["choices"]["model"] == "a"
+    for name, file in {"answers": "answers.csv", "questions": "questions.csv"}.items():
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        assert found["choices"][name] == {"path": str(paths.at(file)), "sha256": digest}
     assert score("--answers=answers.csv", suite="dsg:model=b")["score"] == 0
 
 

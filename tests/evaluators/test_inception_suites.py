@@ -1,5 +1,6 @@
 """FID and KID end to end, on random weights in pytorch-fid's layout: its own command's figures, and how they move."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -87,6 +88,15 @@ def small(tmp_path, count=12):
     return tmp_path / "a", tmp_path / "b"
 
 
+def digest(folder):
+    """Of the shapes and bytes of all pictures of a folder."""
+    found = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        pixels = np.asarray(Image.open(file))
+        found.update(f"{pixels.shape}".encode() + pixels.tobytes())
+    return found.hexdigest()
+
+
 def test_fid_is_what_pytorch_fids_command_prints(weights, tmp_path):
     a, b = small(tmp_path)
     command = [sys.executable, "-c", COMMAND, str(weights), str(a), str(b), "--num-workers", "0"]
@@ -97,11 +107,12 @@ def test_fid_is_what_pytorch_fids_command_prints(weights, tmp_path):
     assert found["score"] == pytest.approx(wanted, rel=1e-3)
     assert found["n"] == 12 and 0 < found["standard_error"] < wanted
     assert len(found["choices"]["inception"]["sha256"]) == 64 and found["choices"]["resize"] == "pytorch_fid"
+    assert [found["choices"]["pixels_sha256"], found["choices"]["reference"]["pixels_sha256"]] == [digest(a), digest(b)]
     # The statistics that were written serve as the reference in its place.
     assert moments.read(tmp_path / "b.npz", 2048).count == 12
     again = score(tmp_path, weights, a, tmp_path / "b.npz", "fid:bootstrap=0,batch_size=2")
     assert again["score"] == pytest.approx(found["score"], rel=1e-9)
-    assert again["choices"]["reference"]["statistics"] == str(tmp_path / "b.npz")
+    assert again["choices"]["reference"]["statistics"]["path"] == str(tmp_path / "b.npz")
 
 
 @pytest.mark.exhaustive

@@ -8,7 +8,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.evaluators import registry
-from ec_dit.evaluators.val_loss import MLPERF_TIMES, TimedLoss
+from ec_dit.evaluators.val_loss import TimedLoss
 from ec_dit.runs import feed, timed_losses
 from ec_dit.runs.references import References
 from ec_dit.runs.workdir import Workdir
@@ -29,8 +29,6 @@ def test_the_score_is_the_mean_of_the_times_means():
     assert found.parts == {"times": {"t=0.25": 3.0, "t=0.75": 15.0}}
     assert found.error == pytest.approx(np.sqrt(4 / 3 + 50 / 2) / 2)
     assert found.count == 5 and [row["value"] for row in found.rows] == [1, 10, 3, 20, 5]
-    with pytest.raises(UserError, match="has 5 examples, fewer than the 8 times"):
-        TimedLoss("validation", 5, MLPERF_TIMES).measure(losses)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +57,13 @@ def test_losses_are_of_their_examples_and_times_whatever_is_asked_for(run):
 
 
 def test_a_suite_asks_for_a_split_that_there_is():
-    facts = types.SimpleNamespace(splits=("train", "validation", "novel"))
+    facts = types.SimpleNamespace(splits=("train", "validation", "novel"), draws=True, size=lambda split: 5)
     assert registry.parse("val_loss:times=(0.5,),most=3").make(facts)
+    for options in ("", "times=(0.25,0.75),most=1"):
+        with pytest.raises(UserError, match=r"there are [51] examples of split validation, fewer than the [82] times"):
+            registry.parse(f"val_loss:{options}" if options else "val_loss").make(facts)
+    with pytest.raises(UserError, match="suite val_loss needs the model itself: give --workdir=DIR"):
+        registry.parse("val_loss").make(types.SimpleNamespace(splits=(), draws=False))
     with pytest.raises(UserError, match=r"no split 'hidden' in the run's data; it has train, validation, novel"):
         registry.parse("val_loss:split=hidden").make(facts)
     with pytest.raises(UserError, match=r"give times from 0, data, to 1, noise"):

@@ -151,4 +151,6 @@ def test_standard_errors_are_those_of_means():
     tasks = ["a"] * 400 + ["b"] * 50
     error = bootstrap.standard_error(both, [str(i) for i in range(450)], tasks)
     assert error == pytest.approx(values.std() / 20 / 2, rel=0.1)
-    assert np.isnan(bootstrap.standard_error([1.0, 0.0], ["a", "a"]))
+    unknown = bootstrap.standard_error([1.0, 0.0], ["a", "a"])
+    assert np.isnan(unknown) and bootstrap.plus_minus(unknown, ".2f") == ""
+    assert bootstrap.plus_minus(0.125, ".2f") == " +- 0.12"

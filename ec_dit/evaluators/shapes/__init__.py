@@ -1,5 +1,6 @@
 """The `shapes` suite: prompts of the embedded data set's six tasks, scored by classical vision."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class ShapesEvaluator(Evaluator):
             [
                 f"{'task':<14} {'images':>6}  accuracy",
                 *(f"{name:<14} {count:>6}  {value:8.3f}" for name, count, value in rows),
-                f"standard error {error:.3f}",
+                *([f"standard error {error:.3f}"] if not math.isnan(error) else ()),
             ]
         )
         shown = [i for name in names for i in _first(self._tasks, name, _SHEET_PER_TASK)]
