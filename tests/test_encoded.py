@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ec_dit import prepare, sample
+from ec_dit import evaluate, prepare, sample
 from ec_dit.data import dataset
+from ec_dit.runs import references
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system.captions import Captions
 from tests import encoded_sets as sets
 from tests.encoders.text_folders import t5_config, write_t5_tokenizer
 from tests.encoders.tiny_vae import BASE
+from tests.evaluators import networks
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra("conformance"), pytest.mark.xdist_group("encoded")]
 
@@ -266,7 +268,7 @@ def test_tfds_describes_the_files(made):
     assert {name.partition("_")[2] for name in sizes} == {"8x8", "6x10", "10x6"}
 
 
-def test_it_trains_resumes_validates_draws_and_samples(made, published, tmp_path, capsys):
+def test_it_trains_resumes_validates_draws_and_samples(made, published, tmp_path, capsys, monkeypatch):
     out, _ = made
     run = tmp_path / "run"
     often = ("--config.log.validate_every=3", "--config.log.sample_every=3", "--config.log.validate_images=31")
@@ -293,6 +295,13 @@ def test_it_trains_resumes_validates_draws_and_samples(made, published, tmp_path
     states, mask = by_transformers(published, "Black CIRCLE")
     text = Captions(system)(["Black CIRCLE"])
     np.testing.assert_allclose(np.asarray(text.tokens)[0][mask], states[mask], rtol=1e-4, atol=1e-4)
+
+    # Scores against its own data need no text encoder: the captions' embeddings are stored.
+    networks.write_clip(tmp_path / "clip")
+    monkeypatch.setattr(references, "Captions", None)
+    words = ["--suite=cmmd", f"--clip={tmp_path / 'clip'}", "--reference=train", "--reference_most=3", "--steps=1"]
+    assert evaluate.main(["evaluate", f"--workdir={run}", *words]) == 0, capsys.readouterr().err
+    assert json.loads((run / "eval_cmmd.json").read_text())["n"] == 3
 
 
 @pytest.mark.exhaustive

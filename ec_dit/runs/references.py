@@ -38,6 +38,7 @@ class References:
     def __init__(self, system: System, workdir: Workdir, data: Dataset | None = None):
         self.system, self.workdir, self._data = system, workdir, data
         self._texts: dict[str, Text] = {}  # of captions, where published encoders made their embeddings
+        self._stored: dict[str, tuple[str, int]] = {}  # captions, and where the data set holds their embeddings
 
     @property
     def mesh(self) -> Mesh:
@@ -90,12 +91,9 @@ class References:
         Raises:
             UserError: no such split, or no latents of that shape in it, or no autoencoder to decode them.
         """
-        records = self.data[split]
-        chosen = [records[i] for i in self._numbers(split, count, shape)]
-        if self.data.encoding is not None:
-            self._texts[""] = self.system.null_text()
-            for record in chosen:
-                self._texts[record.caption] = Text(np.float32(record.text_TM()), record.texts[0][1])
+        records, numbers = self.data[split], self._numbers(split, count, shape)
+        chosen = [records[i] for i in numbers]
+        self._remember(split, numbers, [record.caption for record in chosen])
         pictures = self._pictures(chosen)
         return [Example(record.caption, image) for record, image in zip(chosen, pictures, strict=True)]
 
@@ -119,8 +117,15 @@ class References:
             "fingerprint": self.data.fingerprint,
         }
         captions = [self.data[split][i].caption for i in numbers]
+        self._remember(split, numbers, captions)
         told = {**facts, "pictures": what, "captions": "the first of each"}
         return Reference(captions, lambda: self._real(split, numbers), None, told)
+
+    def _remember(self, split: str, numbers: Sequence[int], captions: Sequence[str]) -> None:
+        """Notes of encoded records where the embeddings of their first captions are."""
+        if self.data.encoding is not None:
+            self._texts[""] = self.system.null_text()
+            self._stored |= {caption: (split, i) for caption, i in zip(captions, numbers, strict=True)}
 
     def _real(self, split: str, numbers: range) -> Iterator[np.ndarray]:
         """Reads pictures of a split, some at a time."""
@@ -159,7 +164,9 @@ class References:
         Raises:
             UserError: the config names no encoders, or they are not what the model was made for.
         """
-        unknown = [prompt for prompt in dict.fromkeys(["", *prompts]) if prompt not in self._texts]
+        unknown = [
+            prompt for prompt in dict.fromkeys(["", *prompts]) if not (prompt in self._texts or prompt in self._stored)
+        ]
         if self.system.tokenizer is not None or not unknown:
             return
         spec = self.system.config.text
@@ -169,8 +176,16 @@ class References:
         text = Captions(self.system)(unknown)
         self._texts |= {prompt: Text(*row) for prompt, *row in zip(unknown, *text, strict=True)}
 
+    def _known(self, caption: str) -> Text | None:
+        """The embeddings of a caption, where they are at hand or the data set holds them."""
+        if (text := self._texts.get(caption)) is not None or caption not in self._stored:
+            return text
+        split, number = self._stored[caption]
+        record = self.data[split][number]
+        return Text(np.float32(record.text_TM()), record.texts[0][1])
+
     def _encode(self, captions: Sequence[str]) -> Text:
-        if any(caption not in self._texts for caption in captions):
+        texts = [text for caption in captions if (text := self._known(caption)) is not None]
+        if len(texts) < len(captions):
             return self._captions(captions)
-        texts = [self._texts[caption] for caption in captions]
         return Text(np.stack([text.tokens for text in texts]), np.stack([text.mask_BT for text in texts]))

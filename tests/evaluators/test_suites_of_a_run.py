@@ -4,9 +4,7 @@ Networks are random, in the published layouts; that each suite's figure is right
 """
 
 import json
-import os
 import random
-import signal
 import time
 
 import pytest
@@ -108,7 +106,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(place, whole):
         (process,) = evaluate(place, "killed")
         while process.poll() is None and len(content(place / "killed")) < moment * files:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.kill()
         process.communicate()
     ((code, output),) = runs.end(evaluate(place, "killed"))
     assert code == 0, (moments, output)
@@ -125,6 +123,28 @@ def test_two_processes_give_ones_figures(place, whole):
         assert two["score"] == pytest.approx(one["score"], rel=1e-3, abs=1e-6), name
         assert two["n"] == one["n"]
         assert two["choices"]["devices"] == "2 x cpu" if name != "val_loss" else True
+
+
+def test_networks_score_while_a_run_trains(place):
+    """The last figures are those that the command gives afterwards."""
+    (place / "tiny.py").write_text(runs.SETTINGS)
+    options = "most=4,reference_most=4"
+    suites = (f"cmmd:every=8,clip=clip,{options}", f"fid:bootstrap=0,batch_size=2,inception=fid.safetensors,{options}")
+    words = ["--config.train.steps=12", f"--config.eval.suites={suites}", "--config.sample.steps=1"]
+    ((code, output),) = runs.end([runs.start(place, "training", *words)])
+    assert code == 0, output
+    told = [json.loads(line) for line in (place / "training/metrics.jsonl").read_text().splitlines()]
+    scores = {
+        name: {line["step"]: line[f"eval/{name}/score"] for line in told if f"eval/{name}/score" in line}
+        for name in ("cmmd", "fid")
+    }
+    assert list(scores["cmmd"]) == [8, 12] and list(scores["fid"]) == [12]
+    command = ["--workdir=training", f"--suite={','.join(suites).replace('every=8,', '')}", "--out=afterwards"]
+    ((code, output),) = runs.end([runs.call(place, "evaluate", *command)])
+    assert code == 0, output
+    for name, by_step in scores.items():
+        again = json.loads((place / f"afterwards/eval_{name}.json").read_text())["score"]
+        assert by_step[12] == pytest.approx(again, rel=1e-6)
 
 
 def test_a_picture_that_is_missing_or_too_many_is_told(place, whole):
