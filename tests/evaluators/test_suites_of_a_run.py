@@ -125,6 +125,7 @@ def test_two_processes_give_ones_figures(place, whole):
         assert two["choices"]["devices"] == "2 x cpu" if name != "val_loss" else True
 
 
+@pytest.mark.exhaustive
 def test_networks_score_while_a_run_trains(place):
     """The last figures are those that the command gives afterwards."""
     (place / "tiny.py").write_text(runs.SETTINGS)
