@@ -85,7 +85,7 @@ def compile_layer(name: str, how: str, path: str) -> None:
 
     from ec_dit.core import sharding
     from ec_dit.nn import param
-    from ec_dit.nn.moe import STATS_AXES, MoE
+    from ec_dit.nn.moe import MoE, stats_axes
     from ec_dit.planning import compile as compiler
     from ec_dit.planning import hlo
     from ec_dit.planning.collectives import collectives
@@ -108,7 +108,9 @@ def compile_layer(name: str, how: str, path: str) -> None:
 
     def loss(weights: Any, x_BSD: jax.Array) -> jax.Array:
         model = nnx.merge(graphdef, weights)
-        layer = param.per_device(model, lambda layer, x: layer(x, routing), (axes,), (axes, STATS_AXES), "tokens")
+        layer = param.per_device(
+            model, lambda layer, x: layer(x, routing), (axes,), (axes, stats_axes(routing)), "tokens"
+        )
         return jnp.square(
             layer(x_BSD)[0].astype(jnp.float32)
         ).sum()  # its gradient needs the output: nothing may be dropped

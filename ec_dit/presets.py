@@ -102,6 +102,8 @@ def smoke(c: ConfigDict) -> ConfigDict:
     )
     if c.moe.routing != "dense":
         c.moe.num_experts = min(8, c.moe.num_experts)
+        for key in ("expert_width", "shared_width"):
+            c.moe[key] = min(32, c.moe[key])
         c.moe.group_size = "256"  # 8 images x 64 tokens x mask ratio 0.5, as in the paper; 4 images without masking
     c.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2)
     c.data.update(source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0)

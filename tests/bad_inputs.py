@@ -164,7 +164,10 @@ CASES = [
         (("--images=nowhere", "--out=o", "--suite=fid"), "FID's Inception"),
         (("--images=nowhere", "--out=o", "--suite=check"), "the tool's prompt file is needed: --prompts=PATH"),
         (("--images=nowhere", "--out=o", "--suite=shapes"), "scores models trained on the shapes data"),
-        (("--images=nowhere", "--out=o", "--suite=val_loss"), "suite val_loss needs the model itself: give --workdir=DIR"),
+        (
+            ("--images=nowhere", "--out=o", "--suite=val_loss"),
+            "suite val_loss needs the model itself: give --workdir=DIR",
+        ),
         (("--images=nowhere", "--workdir=nowhere"), "give either --workdir=DIR"),
         (("--compare=a.json,b.json",), "there is no score"),
         (("--workdir=nowhere", "--inception=x"), "none of shapes has an option inception"),

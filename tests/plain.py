@@ -4,6 +4,7 @@ Parameters come under the names and in the shapes that the package gives them.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -118,6 +119,108 @@ def moe(params, x_BSD, group, slots, kind):
     chosen = choices(params, x_BSD, group, slots, kind)
     experts_R = np.bincount([token for token, _, _ in chosen], minlength=x_BSD[..., 0].size)
     return sparse_outputs(params, x_BSD, chosen), experts_R.reshape(x_BSD.shape[:2])
+
+
+class Layer(NamedTuple):
+    """What a sparse layer gives: outputs, experts per token, choices as (token, expert, the token's own choices), and losses."""
+
+    out_BSD: np.ndarray
+    experts_BS: np.ndarray
+    chosen: list
+    dropped: float
+    losses: dict
+
+
+def served(scores_SE, slots, choices):
+    """((token, expert, the token's choices) of every request that finds room, how often each expert was asked)."""
+    ranked = [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e))[:choices] for row in scores_SE]
+    found, room = [], [slots] * scores_SE.shape[1]
+    for choice in range(choices):
+        for token, order in enumerate(ranked):
+            if room[order[choice]]:
+                room[order[choice]] -= 1
+                found.append((token, order[choice], order))
+    return found, np.bincount(np.ravel(ranked), minlength=scores_SE.shape[1])
+
+
+def router_logits(params, inputs, reads, router):
+    """(B, S, E), one token and one expert at a time."""
+    read = {"modulated": "x", "normed_time": "tokens", "start": "start"}[reads]
+    x_BSD = inputs[read] if reads == "modulated" else layer_norm(inputs[read])
+    w = params["w_router_DE"]
+    out = np.zeros((*x_BSD.shape[:2], w.shape[1]))
+    for b, s, e in np.ndindex(out.shape):
+        x, column = x_BSD[b, s], w[:, e]
+        out[b, s, e] = x @ column / (np.linalg.norm(x) * np.linalg.norm(column) if router == "cosine" else 1)
+        if reads == "normed_time":
+            out[b, s, e] += inputs["time"][b] @ params["w_time_DE"][:, e]
+    return out
+
+
+def any_expert(params, number, x_D):
+    """An expert with or without a gate."""
+    if "w_gate_EDF" not in params:
+        return expert(params, number, x_D)
+
+    def bias(name):
+        return params[name][number] if name in params else 0
+
+    up = x_D @ params["w_up_EDF"][number] + bias("b_up_EF")
+    gate = silu(x_D @ params["w_gate_EDF"][number] + bias("b_gate_EF"))
+    return (gate * up) @ params["w_down_EFD"][number] + bias("b_down_ED")
+
+
+def sparse_layer(params, inputs, reads, spec, chosen=None):
+    """The layer with every option, images routed alone; `chosen` of an earlier call keeps the choices."""
+    logits = router_logits(params, inputs, reads, spec.router)
+    values = {"softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "identity": lambda x: x}[spec.score](
+        logits
+    )
+    images, tokens, experts = logits.shape
+    slots = math.ceil(tokens * spec.capacity_factor / experts)
+    fresh, asked = [], []
+    for b in range(images):
+        if spec.routing == "expert_choice":
+            fresh.append([(token, number, None) for token, number, _ in algorithm_1(values[b], slots)])
+        else:
+            these, asked_E = served(values[b], slots, spec.top_k)
+            fresh.append(these)
+            asked.append(asked_E / asked_E.sum())
+    chosen = fresh if chosen is None else chosen
+    out, experts_BS = np.zeros_like(inputs["x"]), np.zeros((images, tokens), int)
+    taken = np.zeros(logits.shape)
+    for b in range(images):
+        for s, e, _ in chosen[b]:
+            taken[b, s, e] = 1
+    for b in range(images):
+        for s, e, own in chosen[b]:
+            among = np.flatnonzero(taken[b, s]) if own is None else own
+            gate = values[b, s, e] / (values[b, s, among].sum() if spec.gate == "normalized" else 1)
+            out[b, s] += spec.gate_scale * gate * any_expert(params, e, inputs["x"][b, s])
+            experts_BS[b, s] += 1
+    if "shared" in params:
+        shared, x = params["shared"], inputs["x"]
+        if "w_gate_DF" in shared:
+            up = silu(x @ shared["w_gate_DF"] + shared.get("b_gate_F", 0)) * (
+                x @ shared["w_up_DF"] + shared.get("b_up_F", 0)
+            )
+            out += up @ shared["w_down_FD"] + shared.get("b_down_D", 0)
+        else:
+            out += mlp(shared, x)
+    share = values / values.sum(-1, keepdims=True)
+    found = {
+        "balance": np.mean([experts * (a * share[b].mean(0)).sum() for b, a in enumerate(asked)]) if asked else 0.0
+    }
+    found["z"] = np.mean(np.log(np.exp(logits).sum(-1)) ** 2)
+    both, p = (np.einsum("bse,bsj->ej", a, a) for a in (taken, softmax(logits)))
+    weight = np.zeros((experts, experts))
+    off = max(both.sum() - np.trace(both), 1)  # where no token has two experts, nothing is divided
+    for i, j in np.ndindex(weight.shape):
+        weight[i, j] = experts * both[i, i] / np.trace(both) if i == j else (experts**2 - experts) * both[i, j] / off
+    found["similarity"] = (weight * p).sum() / (images * tokens)
+    asked_for = images * tokens * spec.top_k
+    dropped = 0.0 if spec.routing == "expert_choice" else 1 - sum(map(len, chosen)) / asked_for
+    return Layer(out, experts_BS, chosen, dropped, found)
 
 
 def sinusoid(value):

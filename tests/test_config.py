@@ -36,6 +36,9 @@ def test_every_key_keeps_its_type(key):
     assert holder[name] == value
 
 
+EXPERTS = {"moe__routing": "expert_choice", "moe__num_experts": 8}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -55,6 +58,31 @@ def test_every_key_keeps_its_type(key):
         ({"moe__group_size": "pair"}, r"moe.group_size='pair': give a number of tokens, or image"),
         ({"sample__group_size": "0"}, r"sample.group_size='0': give a number of tokens, or image or pair"),
         ({"moe__num_experts": 4}, r"moe.num_experts=4: routing 'dense' needs 0"),
+        (
+            {**EXPERTS, "moe__score": "identity", "moe__gate": "normalized"},
+            r"moe.score='identity': logits may be negative",
+        ),
+        (
+            {**EXPERTS, "moe__routing": "top_k", "moe__score": "identity"},
+            r"moe.score='identity': logits may be negative",
+        ),
+        ({**EXPERTS, "moe__routing": "top_k", "moe__top_k": 9}, r"moe.top_k=9: there are 8 experts"),
+        (
+            {**EXPERTS, "moe__router": "cosine", "moe__router_input": "normed_time"},
+            r"moe.router='cosine': prototypes are",
+        ),
+        (
+            {**EXPERTS, "moe__capacity_factors": (0.0,)},
+            r"moe.capacity_factors=\(0.0,\): give a number above 0 for each",
+        ),
+        (
+            {**EXPERTS, "moe__capacity_factors": (2.0,) * 14, "sample__capacity_factor": 4.0},
+            r"sample.capacity_factor=4.0: every sparse block has its own, moe.capacity_factors",
+        ),
+        (
+            {**EXPERTS, "moe__capacity_factors": (2.0,) * 14, "moe__capacity_factor": 4.0},
+            r"moe.capacity_factor=4.0: every sparse block has its own, moe.capacity_factors",
+        ),
         ({"moe__routing": "token_choice"}, r"moe.num_experts=0: routing 'token_choice' needs >= 2"),
         ({"model__patch": 3}, r"data.size=32: model.patch 3 must divide it"),
         ({"model__num_kv_heads": 4}, r"model.num_kv_heads=4: must divide num_heads 18"),

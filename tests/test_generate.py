@@ -11,7 +11,7 @@ from flax import nnx
 from ec_dit.config import specs
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
-from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 from ec_dit.system import step as training_step
 from ec_dit.system.painter import Painter
 from tests import helpers

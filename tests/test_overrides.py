@@ -107,7 +107,7 @@ def test_every_key_can_be_overridden(key):
         (["--config.=1"], "unknown key --config."),
         (["--config.modle.width=1"], "unknown key --config.modle.width (did you mean --config.model.width?)"),
         (["--config.model.width.x=1"], "unknown key --config.model.width.x"),
-        (["--config.model=3"], "--config.model is a section. Its keys: attention, bias"),
+        (["--config.model=3"], "--config.model is a section. Its keys: activation, attention, bias"),
         (["--config.data.options={}"], "--config.data.options is a section. Write --config.data.options.NAME=VALUE"),
         (["--config.tpu_options=x"], "--config.tpu_options is a section"),
         (["--config.train.steps"], "--config.train.steps has no value; write --config.train.steps=VALUE"),
@@ -188,7 +188,7 @@ def test_a_mistake_has_a_message(arguments, message, capsys):
             HEAD
             + "def get_config(arg):\n  c = presets.shapes()\n  c.moe.update(routing='token_choice', gate='normalized')\n"
             "  return c",
-            "--config.moe.gate='normalized' has no effect with moe.routing='token_choice': it is for moe.routing 'expert_choice'",
+            "--config.moe.gate='normalized' has no effect with moe.routing='token_choice': it is for moe.routing 'expert_",
         ),
         (HEAD + "def get_config():\n  return presets.shapes()", "--workdir=DIR is needed"),  # a good one
     ],
@@ -221,6 +221,12 @@ def test_a_config_is_read_without_a_look_at_the_process_s_own_arguments(monkeypa
     [
         (SHAPES, ["--config.moe.routing=token_choice", "--config.moe.gate=normalized"], "moe.gate"),
         (SHAPES, ["--config.moe.aux_weight=0.1"], "moe.aux_weight"),
+        (SHAPES, ["--config.moe.top_k=1"], "moe.top_k"),
+        (SHAPES, ["--config.model.ffn_width=256", "--config.model.ffn_factor=3"], "model.ffn_factor"),
+        (SHAPES, ["--config.moe.routing=token_choice", "--config.moe.score=sigmoid"], "moe.score"),
+        ("configs/shapes_dense.py", ["--config.moe.gate_scale=2.5"], "moe.gate_scale"),
+        ("configs/shapes_dense.py", ["--config.moe.shared_width=64"], "moe.shared_width"),
+        ("configs/shapes_dense.py", ["--config.moe.z_weight=0.1"], "moe.z_weight"),
         (SHAPES, ["--config.data.posterior=mean"], "data.posterior"),
         (SHAPES, ["--config.sample.spacing=leading"], "sample.spacing"),
         (

@@ -3,7 +3,7 @@
 What a key may be by itself stands where the key is declared; here is how keys must fit together.
 """
 
-from ec_dit.config import RunConfig, unused
+from ec_dit.config import KEYS, RunConfig, unused
 from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import rounding, settings
 from ec_dit.core.errors import UserError
@@ -59,6 +59,28 @@ def _validate_together(config: RunConfig) -> None:
         "moe.num_experts",
         f"routing '{config.moe.routing}' needs {'>= 2' if sparse else '0'}",
     )
+    identity = config.moe.score == "identity"
+    check(
+        not (identity and (config.moe.gate == "normalized" or config.moe.routing == "top_k")),
+        "moe.score",
+        "logits may be negative: shares of them, and the balance of top_k, mean nothing; take moe.gate=score and expert_choice",
+    )
+    check(
+        config.moe.router == "linear" or config.moe.router_input != "normed_time",
+        "moe.router",
+        "prototypes are compared with tokens alone: moe.router_input=modulated or start",
+    )
+    check(
+        config.moe.routing != "top_k" or config.moe.top_k <= experts,
+        "moe.top_k",
+        f"there are {experts} experts",
+    )
+    for key in ("moe.capacity_factor", "sample.capacity_factor"):
+        check(
+            not config.moe.capacity_factors or settings.get(config, key) == KEYS[key].default,
+            key,
+            "every sparse block has its own, moe.capacity_factors; leave this at its default",
+        )
     path, process = config.flow.path, PROCESSES[config.flow.path]
     check(
         config.flow.prediction in process.predictions,

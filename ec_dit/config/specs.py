@@ -14,7 +14,7 @@ from ec_dit.data.batch import Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.nn.routing import IMAGE, RoutingSpec, check_capacity, group_tokens
+from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
 from ec_dit.sampling.settings import PAIR, SampleSettings
 
@@ -90,7 +90,8 @@ def train_routing(config: RunConfig) -> RoutingSpec:
     if config.moe.routing != "dense":
         micro_batch = config.train.batch_size // config.train.accumulate
         group = group_tokens(micro_batch * tokens, tokens, spec.group_size)
-        check_capacity(group, config.moe.num_experts, spec.capacity_factor)
+        for factor in config.moe.capacity_factors or (spec.capacity_factor,):
+            check_capacity(group, config.moe.num_experts, factor)
     return spec
 
 
@@ -119,7 +120,8 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
         )
     if config.moe.routing != "dense" and shape in (None, square(config)):
         for group in {size, alone} if s.guidance != 1 else {alone}:
-            check_capacity(group, config.moe.num_experts, base.capacity_factor)
+            for factor in config.moe.capacity_factors or (base.capacity_factor,):
+                check_capacity(group, config.moe.num_experts, factor)
     return narrow(
         SampleSettings,
         s,
@@ -179,7 +181,7 @@ def training_objective(config: RunConfig, null_text: Text) -> Objective:
     Args:
         null_text: the empty caption, leaves without B.
     """
-    weight = config.moe.aux_weight if config.moe.routing == "token_choice" else 0.0
+    weight = config.moe.aux_weight if config.moe.routing in ("token_choice", "top_k") else 0.0
     routing = train_routing(config)
     return narrow(
         config.objective.kind, config.flow, config.objective, aux_weight=weight, routing=routing, null_text=null_text

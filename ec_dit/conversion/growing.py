@@ -16,7 +16,7 @@ from ec_dit.core.tree import num_params
 from ec_dit.data.batch import Text
 from ec_dit.models import upcycle
 from ec_dit.models.text_to_image import TextToImage
-from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 
 _PROMPT = "a red circle"
 _TOKENS = 4096  # of the comparison, about

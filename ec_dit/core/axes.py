@@ -21,6 +21,7 @@ AXES: dict[str, str] = {
     "F": "feed-forward width",
     "G": "routing groups",
     "E": "experts",
+    "J": "experts that a token asks for, the best first (token choice); a second axis of experts",
     "R": "requests of a routing group, in the order they are served (token choice)",
     "C": "capacity: tokens one expert takes from one group",
     "L": "stacked blocks",

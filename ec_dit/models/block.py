@@ -3,7 +3,7 @@
 A kind of block is a class in a module of its own, with its formulas beside it, and a row of `models/blocks.py`.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from flax import nnx
 
 from ec_dit.models.spec import DiTSpec
 from ec_dit.nn.cost import Cost, Load
-from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.moe import MoE, RouterStats
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.mlp import Mlp, is_gated
+from ec_dit.nn.moe import MoE, RouterContext, RouterStats
+from ec_dit.nn.routing.spec import RoutingSpec
 
 
 class Condition(NamedTuple):
@@ -77,17 +77,33 @@ class Block(nnx.Module):
 def make_feed_forward(spec: DiTSpec, sparse: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> MoE | Mlp:
     """Makes the feed-forward layer of the image tokens."""
     if sparse:
-        return MoE(spec.width, spec.hidden, spec.sparse.num_experts, bias=spec.bias, dtype=dtype, rngs=rngs)
-    return Mlp(spec.width, spec.hidden, bias=spec.bias, dtype=dtype, rngs=rngs)
+        return MoE(*_expert_sizes(spec), **_expert_kinds(spec), dtype=dtype, rngs=rngs)
+    return Mlp(spec.width, spec.hidden, bias=spec.bias, gated=is_gated(spec.activation), dtype=dtype, rngs=rngs)
 
 
-def feed_forward(ffn: MoE | Mlp, x_BSD: jax.Array, routing: RoutingSpec) -> tuple[jax.Array, RouterStats | None]:
+def feed_forward(
+    ffn: MoE | Mlp, x_BSD: jax.Array, routing: RoutingSpec, context: RouterContext
+) -> tuple[jax.Array, RouterStats | None]:
     """Applies it; the second result is None for a dense one."""
-    return ffn(x_BSD, routing) if isinstance(ffn, MoE) else (ffn(x_BSD), None)
+    return ffn(x_BSD, routing, context) if isinstance(ffn, MoE) else (ffn(x_BSD), None)
 
 
 def feed_forward_cost(spec: DiTSpec, sparse: bool, load: Load) -> Cost:
     """Counts it."""
     if sparse:
-        return MoE.cost(spec.width, spec.hidden, spec.sparse.num_experts, bias=spec.bias, load=load)
-    return Mlp.cost(spec.width, spec.hidden, bias=spec.bias, rows=load.tokens)
+        return MoE.cost(*_expert_sizes(spec), **_expert_kinds(spec), load=load)
+    return Mlp.cost(spec.width, spec.hidden, bias=spec.bias, gated=is_gated(spec.activation), rows=load.tokens)
+
+
+def _expert_sizes(spec: DiTSpec) -> tuple[int, int, int]:
+    return spec.width, spec.sparse.expert_width or spec.hidden, spec.sparse.num_experts
+
+
+def _expert_kinds(spec: DiTSpec) -> dict[str, Any]:
+    sparse = spec.sparse
+    return {
+        "bias": spec.bias,
+        "activation": spec.activation,
+        "shared": sparse.shared_width,
+        "reads": sparse.router_input,
+    }

@@ -15,8 +15,8 @@ from ec_dit.nn import modulation
 from ec_dit.nn.attention import Attention
 from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.modulation import VECTORS, adaptive_norm
-from ec_dit.nn.moe import RouterStats
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.moe import RouterContext, RouterStats
+from ec_dit.nn.routing.spec import RoutingSpec
 
 
 class CrossAttentionBlock(Block):
@@ -34,7 +34,7 @@ class CrossAttentionBlock(Block):
         self, streams: Streams, condition: Condition, routing: RoutingSpec
     ) -> tuple[Streams, RouterStats | None]:
         """Computes one block; the second result is None for a dense one."""
-        tokens_BSD = streams.tokens_BSD
+        tokens_BSD = start_BSD = streams.tokens_BSD
         modulation_BAD = self.modulation(condition.time)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_BAD[:, a] for a in range(VECTORS))
 
@@ -42,7 +42,8 @@ class CrossAttentionBlock(Block):
         tokens_BSD += (gate_a[:, None] * attended).astype(tokens_BSD.dtype)
         tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT)
 
-        out_BSD, stats = feed_forward(self.ffn, adaptive_norm(tokens_BSD, shift_f, scale_f), routing)
+        context = RouterContext(tokens_BSD, start_BSD, condition.time)
+        out_BSD, stats = feed_forward(self.ffn, adaptive_norm(tokens_BSD, shift_f, scale_f), routing, context)
         tokens_BSD += (gate_f[:, None] * out_BSD).astype(tokens_BSD.dtype)
         return streams._replace(tokens_BSD=tokens_BSD), stats
 

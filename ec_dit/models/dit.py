@@ -1,6 +1,7 @@
 """The diffusion transformer of the paper: noisy latent, time and text in; velocity out."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from ec_dit.nn.embeddings import LATENT_PIXEL, PatchEmbed, SizeEmbed, TimeEmbed,
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import TimeModulation, adaptive_norm
 from ec_dit.nn.moe import RouterStats, stacked_axes
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.nn.stack import Stack
 
 _OUT_VECTORS = 2  # shift and scale of the output layer
@@ -117,16 +118,17 @@ class DiT(nnx.Module):
 
         streams = Streams(tokens_BSD, text_BTM if BLOCKS[spec.block].CHANGES_TEXT else None)
 
-        def apply(blocks: nnx.List, streams: Streams) -> tuple[Streams, list[RouterStats]]:
+        def apply(blocks: nnx.List, streams: Streams, factor: float | None) -> tuple[Streams, list[RouterStats]]:
+            spec = routing if factor is None else replace(routing, capacity_factor=factor)
             stats = []
             for block in blocks:
-                streams, block_stats = block(streams, condition, routing)
+                streams, block_stats = block(streams, condition, spec)
                 stats.append(block_stats)
             return streams, [s for s in stats if s is not None]
 
         stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
-        for stage in self.stages:
-            streams, stage_stats = stage(streams, apply)
+        for stage, factor in zip(self.stages, spec.stage_factors(), strict=True):
+            streams, stage_stats = stage(streams, functools.partial(apply, factor=factor))
             stats += stage_stats
 
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
@@ -151,8 +153,9 @@ class DiT(nnx.Module):
             parts.append(SizeEmbed.cost(width))
         if spec.text_projection:
             parts.append(Mlp.cost(spec.text_width, width, width, bias=True, rows=load.text_tokens))
-        for pattern, repeats in spec.stages():
-            parts += [block.cost(spec, sparse, load) * repeats for sparse in pattern]
+        for (pattern, repeats), factor in zip(spec.stages(), spec.stage_factors(), strict=True):
+            here = load if factor is None else replace(load, capacity_factor=factor)
+            parts += [block.cost(spec, sparse, here) * repeats for sparse in pattern]
         return total(parts)
 
 

@@ -153,6 +153,7 @@ def config_of(spec: DiTSpec) -> dict[str, Any]:
         "ffn_factor": 4,
         "num_kv_heads": spec.num_heads,
     }
+    same |= {"activation": "gelu", "ffn_width": 0}
     same |= {"width": spec.num_heads * spec.head_dim, "sparse": replace(spec.sparse, num_experts=0)}
     if wrong := [
         f"{key} is {getattr(spec, key)}, not {value}" for key, value in same.items() if getattr(spec, key) != value

@@ -7,8 +7,9 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, SIZE, key, only, unless
 from ec_dit.nn.attention import AttentionKernel
 from ec_dit.nn.embeddings import PositionFit
+from ec_dit.nn.mlp import Activation
 from ec_dit.nn.modulation import ModulationKind
-from ec_dit.nn.routing import IMAGE, RoutingKind, RoutingSpec
+from ec_dit.nn.routing.spec import IMAGE, RouterInput, RoutingKind, RoutingSpec
 
 BlockKind = Literal["cross_attention"]
 RematPolicy = Literal["none", "dots", "full"]  # from the one that keeps most to the one that keeps least
@@ -18,6 +19,11 @@ MEMORY = (
     "with fewer devices, or less memory, give model.remat=full instead, and more of them to mesh.fsdp or mesh.expert than "
     "to mesh.data"
 )
+
+
+def _factors(value: tuple[object, ...]) -> str | None:
+    good = all(isinstance(f, int | float) and not isinstance(f, bool) and 0 < f <= SIZE for f in value)
+    return None if good else "give a number above 0 for each sparse block, such as (4.0, 2.0, 2.0)"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,37 @@ class SparseSpec:
     num_experts: int = key(0, "E, experts of a sparse block; 0: none", at_least=0, at_most=SIZE, params="shape")
     first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE, params="shape")
     every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE, params="shape")
+    expert_width: int = key(
+        0,
+        "inner width of an expert; 0 = that of a dense block; more and narrower experts at equal compute (DSMoE)",
+        at_least=0,
+        at_most=SIZE,
+        use=_SPARSE,
+        params="shape",
+    )
+    shared_width: int = key(
+        0,
+        "inner width of an expert that works on every token beside the others (several are one of their width); 0 = none",
+        at_least=0,
+        at_most=SIZE,
+        use=_SPARSE,
+        params="shape",
+    )
+    router_input: RouterInput = key(
+        "modulated",
+        "what routers read: modulated, what the experts get (the paper's); normed_time, that without modulation, and the time "
+        "embedding (Nucleus-Image); start, the normalised tokens that enter the block",
+        use=_SPARSE,
+        params="shape",
+    )
+
+    capacity_factors: tuple[float, ...] = key(
+        (),
+        "f_c of each sparse block, in their order; () = moe.capacity_factor in all",
+        check=_factors,
+        use=_SPARSE,
+        params="shape",
+    )
 
     def is_sparse(self, block: int) -> bool:
         """Tells whether the block of that index has experts."""
@@ -45,7 +82,11 @@ def _group_size(value: str) -> str | None:
 class MoESpec(RoutingSpec, SparseSpec):
     """The `moe` section: where sparse blocks are, and how they route in training."""
 
-    routing: RoutingKind = key("dense", "expert_choice; token_choice: GShard top-2; dense: no experts", params="shape")
+    routing: RoutingKind = key(
+        "dense",
+        "expert_choice; token_choice: GShard top-2; top_k: as many as moe.top_k; dense: no experts",
+        params="shape",
+    )
     group_size: int | str = key(
         "1024",
         "tokens routed together in training: a number, or 'image'",
@@ -53,7 +94,9 @@ class MoESpec(RoutingSpec, SparseSpec):
         use=_SPARSE,
         because=f"it decides which tokens compete for an expert; {MEMORY}",
     )
-    aux_weight: float = key(0.01, "of the load-balancing loss", at_least=0, use=only("moe.routing", "token_choice"))
+    aux_weight: float = key(
+        0.01, "of the load-balancing loss", at_least=0, use=only("moe.routing", "token_choice", "top_k")
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +111,16 @@ class ModelSpec:
     )
     head_dim: int = key(64, "K, numbers of a head", at_least=1, at_most=SIZE, params="shape")
     ffn_factor: int = key(
-        4, "F / D, how many times wider the feed-forward layers are", at_least=1, at_most=SIZE, params="shape"
+        4,
+        "F / D, how many times wider the feed-forward layers are",
+        at_least=1,
+        at_most=SIZE,
+        use=only("model.ffn_width", 0),
+        params="shape",
+    )
+    ffn_width: int = key(0, "F itself; 0 = ffn_factor x width", at_least=0, at_most=SIZE, params="shape")
+    activation: Activation = key(
+        "gelu", "of feed-forward layers and experts: gelu, or swiglu, gated by a third matrix", params="shape"
     )
     patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE, params="shape")
     block: BlockKind = key(
@@ -141,6 +193,15 @@ class DiTSpec(ModelSpec):
             raise UserError(f"model: width {self.width} must be a multiple of 4 (sine and cosine of row and column).")
         if self.size_embedding and self.width % 3:
             raise UserError(f"model: size_embedding needs a width that 3 divides, not {self.width}.")
+        if self.sparse.router_input == "normed_time" and self.modulation != "adaln":
+            raise UserError(
+                f"moe.router_input=normed_time reads the time embedding, which blocks of modulation {self.modulation} do not get."
+            )
+        factors = self.sparse.capacity_factors
+        if self.sparse.num_experts and factors and len(factors) != self.num_sparse:
+            raise UserError(
+                f"moe.capacity_factors has {len(factors)} numbers, and the model {self.num_sparse} sparse blocks: give one each."
+            )
         if self.sparse.num_experts and not 0 <= self.sparse.first < self.num_blocks:
             raise UserError(f"model: first sparse block {self.sparse.first} is not among {self.num_blocks} blocks.")
 
@@ -152,7 +213,7 @@ class DiTSpec(ModelSpec):
     @property
     def hidden(self) -> int:
         """F, the inner width of feed-forward layers."""
-        return self.ffn_factor * self.width
+        return self.ffn_width or self.ffn_factor * self.width
 
     @property
     def heads(self) -> tuple[int, int, int]:
@@ -182,17 +243,46 @@ class DiTSpec(ModelSpec):
     def stages(self) -> list[tuple[tuple[bool, ...], int]]:
         """Gives the blocks as (pattern of sparse flags, repeats): a scan runs over the repeats of each pattern.
 
-        At most three stages, so that what is compiled does not grow with depth.
+        At most three stages, so that what is compiled does not grow with depth; of blocks with capacity factors of their own,
+        three for every run of equal ones.
         """
+        return [stage for blocks, _ in self._runs() for stage in _stages(blocks, self.sparse.every)]
+
+    def stage_factors(self) -> list[float | None]:
+        """Gives the capacity factor of each stage's sparse blocks; None where the routing says it."""
+        return [factor for blocks, factor in self._runs() for _ in _stages(blocks, self.sparse.every)]
+
+    def _runs(self) -> list[tuple[list[bool], float | None]]:
+        """The blocks' sparse flags, parted where the capacity factor changes; dense blocks go with the next sparse one."""
         flags = [self.sparse.is_sparse(i) for i in range(self.num_blocks)]
-        if not any(flags):
-            return [((False,), self.num_blocks)]
-        every = self.sparse.every
-        head = max(0, self.sparse.first + 1 - every)  # dense blocks before the first whole period
-        repeats = (self.num_blocks - head) // every
-        tail = flags[head + repeats * every :]
-        stages = [((False,), head), (tuple(flags[head : head + every]), repeats), (tuple(tail), 1)]
-        return [(pattern, count) for pattern, count in stages if pattern and count]
+        runs: list[tuple[list[bool], float | None]] = []
+        waiting: list[bool] = []
+        for flag in flags:
+            waiting.append(flag)
+            if not flag:
+                continue
+            number = sum(map(sum, (blocks for blocks, _ in runs)))
+            factor = self.sparse.capacity_factors[number] if self.sparse.capacity_factors else None
+            if runs and runs[-1][1] == factor:
+                runs[-1][0].extend(waiting)
+            else:
+                runs.append((waiting, factor))
+            waiting = []
+        if not runs:
+            return [(waiting, None)]
+        runs[-1][0].extend(waiting)
+        return runs
+
+
+def _stages(flags: list[bool], every: int) -> list[tuple[tuple[bool, ...], int]]:
+    """The stages of blocks with one capacity factor, of which every so many is sparse."""
+    if not any(flags):
+        return [((False,), len(flags))]
+    head = max(0, flags.index(True) + 1 - every)  # dense blocks before the first whole period
+    repeats = (len(flags) - head) // every
+    tail = flags[head + repeats * every :]
+    stages = [((False,), head), (tuple(flags[head : head + every]), repeats), (tuple(tail), 1)]
+    return [(pattern, count) for pattern, count in stages if pattern and count]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ec_dit.models.dit import DiT
 from ec_dit.models.spec import DiTSpec, TowerSpec
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.moe import RouterStats
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 
 
 class TextToImage(nnx.Module):

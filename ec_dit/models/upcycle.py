@@ -17,6 +17,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.models.spec import DiTSpec
 
 _COPIED = {"w_up_EDF": "w_up_DF", "w_down_EFD": "w_down_FD", "b_up_EF": "b_up_F", "b_down_ED": "b_down_D"}
+_COPIED |= {"w_gate_EDF": "w_gate_DF", "b_gate_EF": "b_gate_F"}
 
 
 def upcycle(
@@ -54,15 +55,24 @@ def check(dense_spec: DiTSpec, spec: DiTSpec) -> None:
     names = [n for n in spec.__dataclass_fields__ if n not in ("sparse", "remat", "attention")]
     if wrong := [n for n in names if getattr(dense_spec, n) != getattr(spec, n)]:
         raise UserError(f"the dense and the sparse model differ in {', '.join(wrong)}.")
+    if spec.sparse.expert_width not in (0, spec.hidden):
+        raise UserError(
+            f"experts of width {spec.sparse.expert_width} are no copies of feed-forward layers of width {spec.hidden}: leave "
+            "moe.expert_width at 0."
+        )
 
 
 def _block(dense: Mapping[str, Any], fresh: Mapping[str, Any], key: jax.Array, noise: float) -> dict[str, Any]:
     """One stacked block; `fresh` says whether it is sparse."""
     if "w_router_DE" not in fresh["ffn"]:
         return dict(dense)
-    ffn = {"w_router_DE": fresh["ffn"]["w_router_DE"]}
+    ffn: dict[str, Any] = {}
     for name, like in fresh["ffn"].items():
+        if name == "shared":  # adds nothing at first
+            ffn[name] = {part: jnp.zeros_like(a) if "down" in part else a for part, a in like.items()}
+            continue
         if name not in _COPIED or like is None:
+            ffn[name] = like
             continue
         one = dense["ffn"][_COPIED[name]]
         copies = jnp.broadcast_to(one[:, None], like.shape)

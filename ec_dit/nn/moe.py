@@ -5,6 +5,7 @@ gated output back to its token. A token in no slot gets zero, and the block's re
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,8 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from ec_dit.core import sharding
 from ec_dit.nn import cost, param
 from ec_dit.nn.cost import Cost, Load
-from ec_dit.nn.mlp import Mlp, gelu
-from ec_dit.nn.routing import CombineKind, Routing, RoutingSpec, gates_by_token, group_tokens, route
+from ec_dit.nn.mlp import Activation, Mlp, gelu, is_gated, swiglu
+from ec_dit.nn.norms import layer_norm
+from ec_dit.nn.routing import losses, scores
+from ec_dit.nn.routing.rules import RULES, route
+from ec_dit.nn.routing.slots import Routing, gates_by_token
+from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingSpec, group_tokens
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
@@ -33,6 +38,7 @@ class RouterStats(NamedTuple):
         gate_entropy: mean entropy of a token's scores over experts, in nats.
         dropped: share of token-choice requests that found no slot.
         aux_loss: load-balancing loss before its weight.
+        losses: the others that count (`nn/routing/losses.py`), by name, before their weights.
         experts_BS: int32, the number of experts on every token.
         gate_BSE: the gate of every expert on every token, NaN where it did not take it; None unless the routing reports gates.
     """
@@ -42,19 +48,35 @@ class RouterStats(NamedTuple):
     gate_entropy: jax.Array
     dropped: jax.Array
     aux_loss: jax.Array
+    losses: Mapping[str, jax.Array]
     experts_BS: jax.Array
     gate_BSE: jax.Array | None = None
 
 
-# Logical axes of the statistics: scalars, and experts by image.
-STATS_AXES: Any = RouterStats((), (), (), (), (), ("batch", None))  # type: ignore[arg-type]
+def stats_axes(spec: RoutingSpec) -> Any:
+    """Gives the logical axes of the statistics of a layer: scalars, and numbers by image."""
+    gates: Any = ("batch", None, None) if spec.report_gates else None
+    others: Any = dict.fromkeys(losses.weights(spec), ())
+    return RouterStats((), (), (), (), (), others, ("batch", None), gates)  # type: ignore[arg-type]
 
 
 def stacked_axes(spec: RoutingSpec) -> Any:
     """Gives the logical axes of the statistics of several layers, stacked on L."""
-    gates = ("batch", None, None) if spec.report_gates else None
-    every = STATS_AXES._replace(gate_BSE=gates)
-    return RouterStats._make(axes and (None, *axes) for axes in every)
+    return jax.tree.map(lambda axes: (None, *axes), stats_axes(spec), is_leaf=lambda axes: type(axes) is tuple)
+
+
+class RouterContext(NamedTuple):
+    """What a router may read instead of the tokens that its experts get.
+
+    Attributes:
+        tokens_BSD: as they are before they are normalised and modulated.
+        start_BSD: as they entered the block.
+        time_BD: the time embedding.
+    """
+
+    tokens_BSD: jax.Array
+    start_BSD: jax.Array
+    time_BD: jax.Array
 
 
 def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
@@ -105,38 +127,83 @@ combine.defvjp(_combine_forward, _combine_backward)
 
 
 class MoE(nnx.Module):
-    """E feed-forward experts behind a router without bias.
+    """E feed-forward experts behind a router without bias, and perhaps one more that works on every token.
 
     Every device routes the groups of its own images. One all-to-all takes each slot's token to the expert's device and one
     brings the output back; the experts' weights are gathered over the axes that shard them beyond 'expert'.
+
+    Args:
+        hidden: inner width of an expert.
+        shared: inner width of the expert of every token; 0: there is none.
+        reads: what the router reads.
     """
 
     def __init__(
-        self, width: int, hidden: int, num_experts: int, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        num_experts: int,
+        *,
+        bias: bool = False,
+        activation: Activation = "gelu",
+        shared: int = 0,
+        reads: RouterInput = "modulated",
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
-        self.dtype = dtype
+        self.dtype, self.reads, gated = dtype, reads, is_gated(activation)
         self.w_router_DE = param.router(rngs, (width, num_experts), ("embed", None))
         self.w_up_EDF = param.matrix(rngs, (num_experts, width, hidden), UP, "bio")
         self.w_down_EFD = param.matrix(rngs, (num_experts, hidden, width), DOWN, "bio")
         self.b_up_EF = param.table(jnp.zeros((num_experts, hidden)), UP_BIAS) if bias else None
         self.b_down_ED = param.table(jnp.zeros((num_experts, width)), DOWN_BIAS) if bias else None
+        self.w_gate_EDF = param.matrix(rngs, (num_experts, width, hidden), UP, "bio") if gated else None
+        self.b_gate_EF = param.table(jnp.zeros((num_experts, hidden)), UP_BIAS) if bias and gated else None
+        times = reads == "normed_time"
+        self.w_time_DE = param.router(rngs, (width, num_experts), ("embed", None)) if times else None
+        self.shared = Mlp(width, shared, bias=bias, gated=gated, dtype=dtype, rngs=rngs) if shared else None
 
-    def __call__(self, x_BSD: jax.Array, spec: RoutingSpec) -> tuple[jax.Array, RouterStats]:
-        """Routes the tokens of the batch in groups; the output has the shape of x."""
+    def __call__(
+        self, x_BSD: jax.Array, spec: RoutingSpec, context: RouterContext | None = None
+    ) -> tuple[jax.Array, RouterStats]:
+        """Routes the tokens of the batch in groups; the output has the shape of x.
+
+        Args:
+            context: needed where the router reads something else than x.
+        """
         images, tokens, width = x_BSD.shape
         group_size = group_tokens(images * tokens, tokens, spec.group_size)
         groups_GSD = x_BSD.reshape(-1, group_size, width)
         groups_GSD = groups_GSD.astype(jnp.float32)  # so that the gradient of a token in many slots adds up in float32
-        scores_GSE = router_scores(groups_GSD, param.gather(self.w_router_DE))
+        logits_GSE = self._logits(groups_GSD, spec, context)
+        scores_GSE = scores.scores(logits_GSE, spec.score)
         routing = route(scores_GSE, spec)
         slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
         slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
         out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
-        stats = _stats(routing, scores_GSE, (images, tokens))
+        share_GSE = scores_GSE if spec.score == "softmax" else jax.nn.softmax(logits_GSE, axis=-1)
+        stats = _stats(routing, share_GSE, (images, tokens))._replace(losses=losses.losses(spec, logits_GSE, routing))
         if spec.report_gates:
-            gate_GSE = gates_by_token(routing, group_size, spec.routing)
+            gate_GSE = gates_by_token(routing, group_size, leaves_empty=RULES[spec.routing].leaves_empty)
             stats = stats._replace(gate_BSE=gate_GSE.reshape(images, tokens, -1))
-        return out_GSD.reshape(x_BSD.shape), stats
+        out_BSD = out_GSD.reshape(x_BSD.shape)
+        return out_BSD if self.shared is None else out_BSD + self.shared(x_BSD), stats
+
+    def _logits(self, groups_GSD: jax.Array, spec: RoutingSpec, context: RouterContext | None) -> jax.Array:
+        """What the router thinks of the tokens of each group and the experts, float32 (G, S, E)."""
+        w_router_DE = param.gather(self.w_router_DE)
+        if self.reads == "modulated":
+            return scores.logits(groups_GSD, w_router_DE, spec.router)
+        if context is None:
+            raise ValueError(f"a router that reads {self.reads} needs a context")
+        read_BSD = context.start_BSD if self.reads == "start" else context.tokens_BSD
+        read_GSD = layer_norm(read_BSD.astype(jnp.float32)).reshape(groups_GSD.shape)
+        logits_GSE = scores.logits(read_GSD, w_router_DE, spec.router)
+        if self.w_time_DE is None:
+            return logits_GSE
+        time_BSE = scores.time_logits(context.time_BD, param.gather(self.w_time_DE))
+        time_BSE = jnp.broadcast_to(time_BSE, (*read_BSD.shape[:2], logits_GSE.shape[-1]))
+        return logits_GSE + time_BSE.reshape(logits_GSE.shape)
 
     def _experts(self, slots_EGCD: jax.Array) -> jax.Array:
         """Each expert's feed-forward layer on its own slots."""
@@ -144,26 +211,43 @@ class MoE(nnx.Module):
         up = checkpoint_name(up, EXPERT_PRODUCT)
         if self.b_up_EF is not None:
             up += param.gather(self.b_up_EF, self.dtype)[:, None, None]
-        down = jnp.einsum("EGCF,EFD->EGCD", gelu(up), param.gather(self.w_down_EFD, self.dtype))
+        inner = gelu(up) if self.w_gate_EDF is None else swiglu(self._gate(slots_EGCD), up)
+        down = jnp.einsum("EGCF,EFD->EGCD", inner, param.gather(self.w_down_EFD, self.dtype))
         down = checkpoint_name(sharding.psum(down, "ffn"), EXPERT_PRODUCT)
         return down if self.b_down_ED is None else down + param.gather(self.b_down_ED, self.dtype)[:, None, None]
 
+    def _gate(self, slots_EGCD: jax.Array) -> jax.Array:
+        """The product by which a gated expert weighs its inner numbers."""
+        assert self.w_gate_EDF is not None
+        gate = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.gather(self.w_gate_EDF, self.dtype))
+        gate = checkpoint_name(gate, EXPERT_PRODUCT)
+        return gate if self.b_gate_EF is None else gate + param.gather(self.b_gate_EF, self.dtype)[:, None, None]
+
     @staticmethod
-    def cost(width: int, hidden: int, num_experts: int, *, bias: bool = False, load: Load) -> Cost:
+    def cost(
+        width: int,
+        hidden: int,
+        num_experts: int,
+        *,
+        bias: bool = False,
+        activation: Activation = "gelu",
+        shared: int = 0,
+        reads: RouterInput = "modulated",
+        load: Load,
+    ) -> Cost:
         """Counts a layer of these sizes: the router, all experts, and those that work on a token on average."""
-        expert, router = Mlp.cost(width, hidden, bias=bias), cost.linear(width, num_experts, load.tokens)
+        gated = is_gated(activation)
+        expert, router = Mlp.cost(width, hidden, bias=bias, gated=gated), cost.linear(width, num_experts, load.tokens)
         working = Cost(
             num_experts * expert.params,
             round(load.capacity_factor * expert.params),
             load.tokens * round(load.capacity_factor * expert.flops),
         )
+        if reads == "normed_time":
+            router += cost.linear(width, num_experts)
+        if shared:
+            working += Mlp.cost(width, shared, bias=bias, gated=gated, rows=load.tokens)
         return router + working
-
-
-def router_scores(x_GSD: jax.Array, w_router_DE: jax.Array) -> jax.Array:
-    """Computes the softmax over experts of x W_r, in float32."""
-    highest = jax.lax.Precision.HIGHEST
-    return jax.nn.softmax(jnp.einsum("GSD,DE->GSE", x_GSD, w_router_DE, precision=highest), axis=-1)
 
 
 def _exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) -> jax.Array:
@@ -173,19 +257,20 @@ def _exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) ->
     return jax.lax.all_to_all(slots_EGCD, axes, split, join, tiled=True) if axes else slots_EGCD
 
 
-def _stats(routing: Routing, scores_GSE: jax.Array, shape: tuple[int, int]) -> RouterStats:
+def _stats(routing: Routing, share_GSE: jax.Array, shape: tuple[int, int]) -> RouterStats:
     everyone = sharding.mesh_axes("batch")
 
     def mean(value: jax.Array) -> jax.Array:
         return jax.lax.pmean(value, everyone) if everyone else value
 
     most = routing.experts_GS.max().astype(jnp.float32)
-    entropy = jax.scipy.special.entr(jax.lax.stop_gradient(scores_GSE)).sum(-1).mean()
+    entropy = jax.scipy.special.entr(jax.lax.stop_gradient(share_GSE)).sum(-1).mean()
     return RouterStats(
         untaken=mean((routing.experts_GS == 0).mean(dtype=jnp.float32)),
         max_experts=jax.lax.pmax(most, everyone) if everyone else most,
         gate_entropy=mean(entropy),
         dropped=mean(routing.dropped),
         aux_loss=mean(routing.aux_loss),
+        losses={},
         experts_BS=routing.experts_GS.reshape(shape),
     )

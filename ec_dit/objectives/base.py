@@ -10,7 +10,9 @@ from ec_dit.data.batch import Batch, Text
 from ec_dit.flow.process import Process
 from ec_dit.flow.processes import FlowSpec, make_process
 from ec_dit.models.text_to_image import TextToImage
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.moe import RouterStats
+from ec_dit.nn.routing import losses
+from ec_dit.nn.routing.spec import RoutingSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,15 @@ class Objective(FlowSpec, abc.ABC):
     def process(self) -> Process:
         """The way from data to noise."""
         return make_process(self)
+
+    def router_loss(self, stats: RouterStats | None) -> jax.Array | float:
+        """Sums the weighted losses of all routers."""
+        if stats is None:
+            return 0.0
+        total = self.aux_weight * stats.aux_loss.sum()
+        for name, weight in losses.weights(self.routing).items():
+            total += weight * stats.losses[name].sum()
+        return total
 
     @abc.abstractmethod
     def loss(

@@ -29,7 +29,8 @@ class Denoise(Objective):
 
         Returns:
             (loss, parts): 'loss' without the auxiliary term, 'level_sum' and 'level_count' (LEVELS,), and per sparse block (L,)
-            'router/untaken', 'router/max_experts', 'router/gate_entropy', 'router/dropped', 'router/aux_loss'.
+            'router/untaken', 'router/max_experts', 'router/gate_entropy', 'router/dropped', 'router/aux_loss', and those of the
+            router's other losses that count, as 'router/z_loss'.
         """
         images, rows, columns, _ = batch.image_BYXZ.shape
         key_t, key_noise, key_keep, key_drop = jax.random.split(key, 4)
@@ -42,8 +43,7 @@ class Denoise(Objective):
         loss_B, stats = self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, text, keep_BS)
         level_sum, level_count = flow_loss.by_level(loss_B, t_B)
         parts = {"loss": loss_B.mean(), "level_sum": level_sum, "level_count": level_count} | router_metrics(stats)
-        aux = 0.0 if stats is None else self.aux_weight * stats.aux_loss.sum()
-        return parts["loss"] + aux, parts
+        return parts["loss"] + self.router_loss(stats), parts
 
     def validation_loss(
         self, model: TextToImage, frozen: TextToImage | None, batch: Batch, times: jax.Array | None = None
@@ -108,6 +108,7 @@ def router_metrics(stats: RouterStats | None) -> dict[str, jax.Array]:
     """Gives the scalars of RouterStats, per sparse block."""
     if stats is None:
         return {}
+    scalars = stats._asdict() | {f"{name}_loss": value for name, value in stats.losses.items()}
     return {
-        f"router/{name}": value for name, value in stats._asdict().items() if name not in ("experts_BS", "gate_BSE")
+        f"router/{name}": value for name, value in scalars.items() if name not in ("experts_BS", "gate_BSE", "losses")
     }

@@ -20,7 +20,7 @@ from ec_dit.data.batch import Text
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.moe import RouterStats
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.sampling.guidance import PredictFn, guide
 from ec_dit.sampling.settings import SampleSettings
 

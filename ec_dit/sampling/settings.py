@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ec_dit.core.settings import COUNT, SIZE, key, only, unless
 from ec_dit.flow.ddpm import Spacing
 from ec_dit.flow.process import Grid, Prediction, Process
-from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 from ec_dit.sampling.samplers import SAMPLERS, Sampler, count_evaluations
 
 PAIR = "pair"  # the size of a routing group: conditional and unconditional tokens of one image

@@ -6,7 +6,7 @@ import pytest
 
 from ec_dit.core import rounding
 from ec_dit.core.errors import UserError
-from ec_dit.nn import routing
+from ec_dit.nn.routing import spec as routing
 
 
 def test_a_float_is_the_fraction_it_was_written_for():

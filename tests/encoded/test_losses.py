@@ -15,7 +15,7 @@ from ec_dit.config import overrides
 from ec_dit.data import dataset
 from ec_dit.data.loader import Loader, Share
 from ec_dit.models import dit
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.runs import feed
 from ec_dit.system import step as training_step
 from ec_dit.system.model import make_system

@@ -12,7 +12,7 @@ from flax import nnx
 from ec_dit.models.block import Condition, Streams
 from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.spec import DiTSpec, SparseSpec
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 
 pytestmark = pytest.mark.slow
 

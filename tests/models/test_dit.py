@@ -16,7 +16,7 @@ from ec_dit.models.dit import DiT, take_tokens
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import patchify, unpatchify
-from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 from tests import plain
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from ec_dit.encoders import weights
 from ec_dit.models import pixart
 from ec_dit.models.dit import DiT
 from ec_dit.nn.embeddings import unpatchify
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from tests.pixart_folders import save_transformer
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from ec_dit.models.paper import PAPER
 from ec_dit.models.spec import BlockKind, DiTSpec, SparseSpec, TowerSpec
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.cost import Cost, Load
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from tests.nn.test_cost import traced_flops
 
 pytestmark = pytest.mark.slow
@@ -36,6 +36,11 @@ SPECS = {
     "adaln_single": replace(SMALL, modulation="adaln_single", sparse=SparseSpec(2)),
     "text_projection": replace(SMALL, text_projection=True, learned_sigma=True, patch=4),
     "size_embedding": replace(SMALL, width=36, modulation="adaln_single", size_embedding=True),
+    "narrow_gated_experts": replace(
+        SMALL, activation="swiglu", ffn_width=40, sparse=SparseSpec(4, expert_width=12, shared_width=20)
+    ),
+    "router_of_time": replace(SMALL, sparse=SparseSpec(4, router_input="normed_time"), bias=True),
+    "capacity_by_block": replace(SMALL, sparse=SparseSpec(4, every=1, capacity_factors=(4.0, 4.0, 2.0, 2.0))),
     "bias_and_qk_norm": replace(SMALL, bias=True, qk_norm=True, sparse=SparseSpec(4)),
 }
 TOWER = TowerSpec(vocab_size=50, width=16, num_blocks=3, num_heads=2, length=6)

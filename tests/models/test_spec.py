@@ -42,6 +42,26 @@ def test_stages_spell_out_the_blocks(num_blocks, every):
         assert all(repeats for _, repeats in stages)
 
 
+@pytest.mark.parametrize(
+    ("first", "every", "factors", "stages"),
+    [
+        (3, 1, (4.0,) * 2 + (2.0,) * 3, [((False,), 3), ((True,), 2), ((True,), 3)]),  # Nucleus-Image, less deep
+        (1, 2, (4.0, 2.0, 2.0, 2.0), [((False, True), 1), ((False, True), 3)]),
+        (0, 3, (1.0, 2.0, 2.0), [((True,), 1), ((False, False, True), 2), ((False,), 1)]),
+        (1, 2, (2.0,) * 4, [((False, True), 4)]),
+    ],
+)
+def test_stages_part_where_the_capacity_changes(first, every, factors, stages):
+    spec = dataclasses.replace(SMALL, num_blocks=8, sparse=SparseSpec(4, first, every, capacity_factors=factors))
+    assert spec.stages() == stages
+    found = [
+        factor
+        for (pattern, repeats), factor in zip(spec.stages(), spec.stage_factors(), strict=True)
+        for _ in range(sum(pattern) * repeats)
+    ]
+    assert found == list(factors)
+
+
 def test_stages_do_not_grow_with_depth():
     for first, every in itertools.product(range(6), range(1, 5)):
         shallow, deep = (
@@ -58,6 +78,11 @@ def test_stages_do_not_grow_with_depth():
         ({"patch": 3}, ("patch 3", "32")),
         ({"width": 34}, ("width 34", "multiple of 4")),
         ({"sparse": SparseSpec(4, first=4)}, ("block 4", "4 blocks")),
+        ({"sparse": SparseSpec(4, capacity_factors=(2.0,))}, ("capacity_factors", "1 numbers", "2 sparse blocks")),
+        (
+            {"sparse": SparseSpec(4, router_input="normed_time"), "modulation": "adaln_single"},
+            ("router_input=normed_time", "adaln_single"),
+        ),
     ],
 )
 def test_impossible_models_name_their_numbers(changes, words):

@@ -18,7 +18,7 @@ from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import ModulationTable, TimeModulation
 from ec_dit.nn.moe import MoE
 from ec_dit.nn.norms import RMSNorm
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 
 S, T, D, M = 8, 5, 16, 12  # tokens, text tokens, their widths
 
@@ -39,7 +39,7 @@ def traced_flops(jaxpr) -> int:
 def counted(make, *inputs) -> tuple[int, int]:
     """(parameters, FLOPs) of a layer as it is built, and called with zeros of these shapes."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: make(dtype=jnp.float32, rngs=nnx.Rngs(0))))
-    arrays = [jnp.zeros(each) if isinstance(each, tuple) else each for each in inputs]
+    arrays = [jnp.zeros(each) if type(each) is tuple else each for each in inputs]
     jaxpr = jax.make_jaxpr(lambda state: nnx.merge(graphdef, state)(*arrays))(state)
     return tree.num_params(state), traced_flops(jaxpr.jaxpr)
 

@@ -14,8 +14,9 @@ from flax import nnx
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.sharding import named_sharding
 from ec_dit.nn import param
-from ec_dit.nn.moe import STATS_AXES, MoE
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.moe import MoE, RouterContext, stats_axes
+from ec_dit.nn.routing.spec import RoutingSpec, capacity
+from tests.nn.test_routers import OPTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -26,32 +27,72 @@ STATISTICS = 8  # numbers: the loss and what the layer reports
 
 
 @cache
-def value_and_gradients(spec, shape=None, bias=False, tokens=TOKENS):
-    """(outputs and gradients, compiled program) of one random layer; on one device without a mesh shape."""
+def value_and_gradients(spec, shape=None, bias=False, tokens=TOKENS, options=()):
+    """(outputs and gradients, compiled program) of one random layer; on one device without a mesh shape.
+
+    `options` are those of the layer, as pairs; where its router reads more than the experts' tokens, that is drawn too.
+    """
+    kinds = {"bias": bias, **dict(options)}
     graphdef, params, infos = param.split(
-        nnx.eval_shape(lambda: MoE(WIDTH, 2 * WIDTH, EXPERTS, bias=bias, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: MoE(WIDTH, 2 * WIDTH, EXPERTS, **kinds, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     )
     rng = np.random.default_rng(0)
-    params = {name: rng.normal(size=leaf.shape).astype(np.float32) / 4 for name, leaf in params.items()}
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, params)
     x_BSD, target_BSD = rng.normal(size=(2, IMAGES, tokens, WIDTH)).astype(np.float32)
+    axes, inputs = [("batch", None, None)], [x_BSD]
+    if kinds.get("reads", "modulated") != "modulated":
+        inputs += list(rng.normal(size=(2, *x_BSD.shape)).astype(np.float32))
+        inputs.append(rng.normal(size=(IMAGES, WIDTH)).astype(np.float32))
+        axes += [*axes, *axes, ("batch", None)]
 
-    def loss(params, x_BSD):
-        axes = ("batch", None, None)
-        layer = param.per_device(
-            nnx.merge(graphdef, params), lambda layer, x: layer(x, spec), (axes,), (axes, STATS_AXES), "tokens"
-        )
-        out_BSD, stats = layer(x_BSD)
-        return (out_BSD * target_BSD).sum() + stats.aux_loss, (out_BSD, stats)
+    def apply(layer, x_BSD, *others):
+        return layer(x_BSD, spec, RouterContext(*others) if others else None)
+
+    def loss(params, inputs):
+        layer = param.per_device(nnx.merge(graphdef, params), apply, axes, (axes[0], stats_axes(spec)), "tokens")
+        out_BSD, stats = layer(*inputs)
+        return (out_BSD * target_BSD).sum() + stats.aux_loss + sum(stats.losses.values()), (out_BSD, stats)
 
     step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     if shape is None:
-        return step(params, x_BSD), None
+        return step(params, inputs), None
     mesh = make_mesh(shape)
-    params = {n: jax.device_put(a, named_sharding(infos[n].axes, a.shape, mesh, n)) for n, a in params.items()}
-    x_BSD = jax.device_put(x_BSD, named_sharding(("batch", None, None), x_BSD.shape, mesh))
+    params = jax.tree.map(lambda a, info: jax.device_put(a, named_sharding(info.axes, a.shape, mesh)), params, infos)
+    inputs = [jax.device_put(a, named_sharding(axis, a.shape, mesh)) for a, axis in zip(inputs, axes, strict=True)]
     with jax.set_mesh(mesh):
-        compiled = step.lower(params, x_BSD).compile()
-        return compiled(params, x_BSD), compiled.as_text()
+        compiled = step.lower(params, inputs).compile()
+        return compiled(params, inputs), compiled.as_text()
+
+
+def options(name):
+    """(of the layer as pairs, of the routing) of one of `test_routers.OPTIONS`."""
+    layer, routing = OPTIONS[name]
+    return tuple(layer.items()), RoutingSpec(**{"capacity_factor": 2.0, "group_size": GROUP, **routing})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("shape", MESHES)
+def test_every_mesh_gives_what_one_device_gives_with_options(name, shape):
+    layer, spec = options(name)
+    one, _ = value_and_gradients(spec, options=layer)
+    many, _ = value_and_gradients(spec, shape, options=layer)
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_tokens_travel_by_four_all_to_alls_with_options(name):
+    """Losses over all tokens add up matrices of experts by experts; nothing else is sent that has to do with tokens."""
+    layer, spec = options(name)
+    _, program = value_and_gradients(spec, (1, 1, 8, 1), options=layer)
+    found = collectives(program)
+    slots = capacity(GROUP, EXPERTS, spec.capacity_factor) * EXPERTS
+    assert found.pop("all-to-all") == [slots * WIDTH] * 4
+    largest = WIDTH * max(EXPERTS, 2 * dict(layer).get("shared", 0)) * 2  # routers and shared experts
+    assert all(size <= largest for kind in ("all-gather", "reduce-scatter") for size in found.pop(kind))
+    matrices = 2 * EXPERTS**2 if spec.similarity_weight else 0
+    assert sum(found.pop("all-reduce", [])) <= 2 * STATISTICS + 2 * matrices, found  # there and back
+    assert not found
 
 
 @pytest.mark.parametrize("combine", ["scatter", "one_hot"])

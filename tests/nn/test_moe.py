@@ -10,8 +10,9 @@ from flax import nnx
 
 from ec_dit.nn import param
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.moe import MoE, combine, dispatch, router_scores
-from ec_dit.nn.routing import IMAGE, RoutingSpec
+from ec_dit.nn.moe import MoE, combine, dispatch
+from ec_dit.nn.routing import scores
+from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 from tests import plain
 
 pytestmark = pytest.mark.slow
@@ -203,7 +204,7 @@ def test_the_auxiliary_loss_reaches_the_router_only():
 def test_bfloat16_routes_in_float32():
     graphdef, params = make(16, 4, dtype=jnp.bfloat16)
     x_BSD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16)), jnp.float32).astype(jnp.bfloat16)
-    scores_BSE = router_scores(x_BSD.astype(jnp.float32), params["w_router_DE"])
+    scores_BSE = scores.scores(scores.logits(x_BSD.astype(jnp.float32), params["w_router_DE"]))
     assert scores_BSE.dtype == jnp.float32
     exact_BSD = np.asarray(x_BSD, np.float64)
     np.testing.assert_allclose(scores_BSE[0], plain.scores(plain.wide(params), exact_BSD[0]), rtol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from ec_dit.nn.moe import combine
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from tests import plain
 from tests.nn.test_moe import make
 

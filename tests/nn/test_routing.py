@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from ec_dit.core.errors import UserError
-from ec_dit.nn import routing
-from ec_dit.nn.routing import RoutingSpec, capacity, check_capacity, group_tokens, route
+from ec_dit.nn.routing import expert_choice as by_experts
+from ec_dit.nn.routing import token_choice as by_tokens
+from ec_dit.nn.routing.rules import route
+from ec_dit.nn.routing.spec import RoutingSpec, capacity, check_capacity, group_tokens
 
-expert_choice = jax.jit(routing.expert_choice, static_argnums=(1, 2))
-token_choice = jax.jit(routing.token_choice, static_argnums=1)
+expert_choice = jax.jit(by_experts.expert_choice, static_argnums=(1, 2))
+token_choice = jax.jit(by_tokens.token_choice, static_argnums=1)
 
 # (groups, tokens per group, experts, tokens per expert)
 SIZES = [
@@ -141,7 +143,7 @@ def test_normalized_gates_stay_finite_where_scores_vanish(spread):
     weight_GEC = jnp.asarray(rng.normal(size=(2, 8, 8)), jnp.float32)
 
     def loss(logits_GSE):
-        found = routing.expert_choice(jax.nn.softmax(logits_GSE, axis=-1), 8, "normalized")
+        found = by_experts.expert_choice(jax.nn.softmax(logits_GSE, axis=-1), 8, "normalized")
         return (found.gate_GEC * weight_GEC).sum(), found
 
     (_, found), grad_GSE = jax.value_and_grad(loss, has_aux=True)(logits_GSE)
@@ -159,7 +161,7 @@ def test_gradients_of_normalized_gates_equal_finite_differences():
     weight_GEC = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4)), jnp.float32)
 
     def loss(scores_GSE):
-        return (routing.expert_choice(scores_GSE, 4, "normalized").gate_GEC * weight_GEC).sum()
+        return (by_experts.expert_choice(scores_GSE, 4, "normalized").gate_GEC * weight_GEC).sum()
 
     direction_GSE = jnp.asarray(np.random.default_rng(2).normal(size=scores_GSE.shape), jnp.float32)
     step = 1e-3

@@ -15,7 +15,7 @@ from ec_dit.flow.ddpm import Ddpm
 from ec_dit.flow.rectified import RectifiedFlow
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
 from ec_dit.models.text_to_image import TextToImage, without_variance
-from ec_dit.nn.routing import RoutingSpec
+from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.objectives.denoise import Denoise, drop_captions
 from ec_dit.sampling.generator import predict_fn
 from ec_dit.sampling.samplers import SAMPLERS
@@ -157,6 +157,23 @@ def test_the_loss_equals_numpy(random_model, prediction, kind):
     np.testing.assert_allclose(total, loss_B.mean() + goal.aux_weight * aux_L.sum(), rtol=1e-5)
     for name in ("untaken", "max_experts", "gate_entropy", "dropped", "aux_loss"):
         np.testing.assert_allclose(parts[f"router/{name}"], getattr(stats, name), rtol=1e-5, atol=1e-6)
+
+
+def test_other_losses_of_the_router_count_with_their_weights_and_are_told(random_model):
+    graphdef, params = random_model
+    x0_BYXZ, text = example()
+
+    def run(routing):
+        goal = Denoise(path="rectified", prediction="velocity", **GOAL, routing=routing)
+        return jax.jit(lambda params, *inputs: goal.loss(nnx.merge(graphdef, params), None, *inputs))(
+            params, Batch(x0_BYXZ, text), KEY
+        )
+
+    plain_total, _ = run(RoutingSpec(capacity_factor=2.0))
+    total, parts = run(RoutingSpec(capacity_factor=2.0, z_weight=0.5, similarity_weight=0.25))
+    z_L, similarity_L = parts["router/z_loss"], parts["router/similarity_loss"]
+    assert z_L.shape == similarity_L.shape == (2,) and min(z_L.min(), similarity_L.min()) > 0.1
+    np.testing.assert_allclose(total - plain_total, 0.5 * z_L.sum() + 0.25 * similarity_L.sum(), rtol=1e-4)
 
 
 @pytest.mark.slow
