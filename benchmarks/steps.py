@@ -104,11 +104,11 @@ def timed(step: Callable[[], Any], seconds: float) -> list[float]:
 def model_flops(system: System, what: str) -> int:
     """FLOPs that the model needs for an image."""
     config = system.config
-    spec, length, factor = specs.dit_spec(config), config.text.length, config.moe.capacity_factor
+    spec, length = specs.dit_spec(config), config.text.length
+    factor = specs.computed_factor(config, sampling=what == "sample")
     if what == "train":
         tower = specs.tower_spec(config, system.tokenizer)
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor, tower)
-    factor = specs.sample_settings(config).routing.capacity_factor
     passes = 2 if config.sample.guidance != 1 else 1
     return passes * sizes.forward_flops(spec, specs.image_tokens(config), length, factor)
 

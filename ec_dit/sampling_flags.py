@@ -9,7 +9,17 @@ from absl import flags
 from ec_dit import cli
 from ec_dit.core.errors import UserError
 
-_KEYS = ("steps", "sampler", "guidance", "time_shift", "spacing", "capacity_factor", "group_size", "batch_size")
+_KEYS = (
+    "steps",
+    "sampler",
+    "guidance",
+    "time_shift",
+    "spacing",
+    "capacity",
+    "capacity_factor",
+    "group_size",
+    "batch_size",
+)
 
 
 NAMES = (*_KEYS, "guidance_interval", "text_encoder", "autoencoder")  # of all flags
@@ -31,6 +41,7 @@ def define(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("guidance_interval", None, meaning, flag_values=flag_values)
     cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=flag_values)
     text("spacing", "Which of DDPM's levels, such as trailing; a wrong name lists all.")
+    text("capacity", "Of experts: fixed, or matched to what training spent at each noise level.")
     meaning = "Experts per token on average; more may raise quality."
     cli.define_float("capacity_factor", None, meaning, flag_values=flag_values)
     text("group_size", "Tokens routed together: pair, image, or a number.")

@@ -129,6 +129,7 @@ class Layer(NamedTuple):
     chosen: list
     dropped: float
     losses: dict
+    threshold_E: np.ndarray | None
 
 
 def served(scores_SE, slots, choices):
@@ -170,6 +171,27 @@ def any_expert(params, number, x_D):
     return (gate * up) @ params["w_down_EFD"][number] + bias("b_down_ED")
 
 
+def _choices_of(values, likely, passed, spec):
+    """(choices, how many there would be with room for all, thresholds, shares of requests) of one image, (S, E) of all."""
+    tokens, experts = values.shape
+    slots = math.ceil(tokens * spec.capacity_factor / experts)
+    room = min(tokens, math.ceil(slots * spec.most))
+    best = [sorted(range(tokens), key=lambda s, e=e: (-values[s, e], s)) for e in range(experts)]
+    if spec.routing in ("token_choice", "top_k"):
+        chosen, asked_E = served(values, slots, spec.top_k)
+        return chosen, tokens * spec.top_k, None, asked_E / asked_E.sum()
+    if spec.routing == "expert_race":
+        least = np.full(experts, sorted(values.ravel())[-experts * slots]) if passed is None else passed
+        wins = [[s for s in best[e] if values[s, e] >= least[e]] for e in range(experts)]
+        return [(s, e, None) for e in range(experts) for s in wins[e][:room]], sum(map(len, wins)), least, None
+    if passed is not None:  # DiffMoE, of an image alone
+        counts = [int((likely[:, e] > passed[e]).sum()) for e in range(experts)]
+        taken = [(s, e, None) for e in range(experts) for s in best[e][: min(counts[e], room)]]
+        return taken, sum(counts), passed, None
+    least = None if likely is None else [sorted(likely[:, e])[-slots] for e in range(experts)]
+    return [(s, e, None) for s, e, _ in algorithm_1(values, slots)], experts * slots, least, None
+
+
 def sparse_layer(params, inputs, reads, spec, chosen=None):
     """The layer with every option, images routed alone; `chosen` of an earlier call keeps the choices."""
     logits = router_logits(params, inputs, reads, spec.router)
@@ -177,15 +199,14 @@ def sparse_layer(params, inputs, reads, spec, chosen=None):
         logits
     )
     images, tokens, experts = logits.shape
-    slots = math.ceil(tokens * spec.capacity_factor / experts)
-    fresh, asked = [], []
-    for b in range(images):
-        if spec.routing == "expert_choice":
-            fresh.append([(token, number, None) for token, number, _ in algorithm_1(values[b], slots)])
-        else:
-            these, asked_E = served(values[b], slots, spec.top_k)
-            fresh.append(these)
-            asked.append(asked_E / asked_E.sum())
+    seen = inputs.get("seen", inputs["x"])  # by the predictor, to which no gradient goes
+    predicted = mlp(params["predictor"], seen, silu) if "predictor" in params else None
+    likely = None if predicted is None else 1 / (1 + np.exp(-predicted))
+    passed = params.get("threshold_E") if spec.by_threshold else None
+    fresh, wanted, thresholds, asked = zip(
+        *(_choices_of(values[b], None if likely is None else likely[b], passed, spec) for b in range(images)),
+        strict=True,
+    )
     chosen = fresh if chosen is None else chosen
     out, experts_BS = np.zeros_like(inputs["x"]), np.zeros((images, tokens), int)
     taken = np.zeros(logits.shape)
@@ -208,9 +229,8 @@ def sparse_layer(params, inputs, reads, spec, chosen=None):
         else:
             out += mlp(shared, x)
     share = values / values.sum(-1, keepdims=True)
-    found = {
-        "balance": np.mean([experts * (a * share[b].mean(0)).sum() for b, a in enumerate(asked)]) if asked else 0.0
-    }
+    balance = [experts * (a * share[b].mean(0)).sum() for b, a in enumerate(asked) if a is not None]
+    found = {"balance": np.mean(balance) if balance else 0.0}
     found["z"] = np.mean(np.log(np.exp(logits).sum(-1)) ** 2)
     both, p = (np.einsum("bse,bsj->ej", a, a) for a in (taken, softmax(logits)))
     weight = np.zeros((experts, experts))
@@ -218,9 +238,12 @@ def sparse_layer(params, inputs, reads, spec, chosen=None):
     for i, j in np.ndindex(weight.shape):
         weight[i, j] = experts * both[i, i] / np.trace(both) if i == j else (experts**2 - experts) * both[i, j] / off
     found["similarity"] = (weight * p).sum() / (images * tokens)
-    asked_for = images * tokens * spec.top_k
-    dropped = 0.0 if spec.routing == "expert_choice" else 1 - sum(map(len, chosen)) / asked_for
-    return Layer(out, experts_BS, chosen, dropped, found)
+    if predicted is not None:
+        found["predictor"] = np.mean(np.log(1 + np.exp(predicted)) - taken * predicted)
+    dropped = np.mean([(many - len(one)) / max(1, many) for many, one in zip(wanted, chosen, strict=True)])
+    return Layer(
+        out, experts_BS, chosen, dropped, found, None if thresholds[0] is None else np.mean(thresholds, axis=0)
+    )
 
 
 def sinusoid(value):

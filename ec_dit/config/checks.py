@@ -75,6 +75,11 @@ def _validate_together(config: RunConfig) -> None:
         "moe.top_k",
         f"there are {experts} experts",
     )
+    check(
+        config.sample.capacity == "fixed" or (config.moe.record and not config.moe.capacity_factors),
+        "sample.capacity",
+        "it follows what training recorded: train with moe.record=True, and without moe.capacity_factors",
+    )
     for key in ("moe.capacity_factor", "sample.capacity_factor"):
         check(
             not config.moe.capacity_factors or settings.get(config, key) == KEYS[key].default,

@@ -14,6 +14,7 @@ from ec_dit.data.batch import Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.nn.routing.rules import RULES
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
 from ec_dit.sampling.settings import PAIR, SampleSettings
@@ -95,6 +96,18 @@ def train_routing(config: RunConfig) -> RoutingSpec:
     return spec
 
 
+def has_thresholds(config: RunConfig) -> bool:
+    """Tells whether an image alone is routed by thresholds of training."""
+    return config.moe.routing != "dense" and RULES[config.moe.routing].thresholds
+
+
+def computed_factor(config: RunConfig, *, sampling: bool) -> float:
+    """Gives the slots of a token that are computed, filled or not: more than f_c where thresholds decide how many are filled."""
+    factor = (sampling and config.sample.capacity_factor) or config.moe.capacity_factor
+    spread = config.moe.routing == "expert_race" or (sampling and has_thresholds(config))
+    return factor * config.moe.most if spread else factor
+
+
 def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSettings:
     """How sampling integrates and routes images of one shape.
 
@@ -103,7 +116,11 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
             not come out whole; at other shapes it is rounded up.
     """
     s, tokens = config.sample, image_tokens(config, shape)
-    base = replace(train_routing(config), capacity_factor=s.capacity_factor or config.moe.capacity_factor)
+    base = replace(
+        train_routing(config),
+        capacity_factor=s.capacity_factor or config.moe.capacity_factor,
+        by_threshold=has_thresholds(config),
+    )
     sizes = {PAIR: 2 * tokens, IMAGE: tokens}
     size = sizes.get(s.group_size) or int(s.group_size)
     if size > 2 * tokens or (2 * tokens) % size:
@@ -184,5 +201,11 @@ def training_objective(config: RunConfig, null_text: Text) -> Objective:
     weight = config.moe.aux_weight if config.moe.routing in ("token_choice", "top_k") else 0.0
     routing = train_routing(config)
     return narrow(
-        config.objective.kind, config.flow, config.objective, aux_weight=weight, routing=routing, null_text=null_text
+        config.objective.kind,
+        config.flow,
+        config.objective,
+        aux_weight=weight,
+        group_times=config.moe.group_times,
+        routing=routing,
+        null_text=null_text,
     )

@@ -22,10 +22,11 @@ AXES: dict[str, str] = {
     "G": "routing groups",
     "E": "experts",
     "J": "experts that a token asks for, the best first (token choice); a second axis of experts",
-    "R": "requests of a routing group, in the order they are served (token choice)",
+    "R": "requests of a routing group, in the order they are served (token choice); pairs of tokens and experts, the best first",
     "C": "capacity: tokens one expert takes from one group",
     "L": "stacked blocks",
     "U": "evaluations of the network on the way from noise to data, in their order",
     "A": "modulation vectors of a block (shift, scale, gate, twice)",
     "V": "vocabulary",
+    "Q": "noise levels, from data to noise",
 }

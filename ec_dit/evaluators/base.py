@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -22,6 +22,7 @@ from ec_dit.layouts.base import Layout, Prompt, numbered
 from ec_dit.layouts.flat import Flat
 
 T = TypeVar("T")
+Routed = Literal["sampling", "training"]
 Figures = Mapping[str, "float | Mapping[str, float]"]
 
 
@@ -191,12 +192,13 @@ class LossEvaluator(abc.ABC):
 class Losses(Protocol):
     """Computes losses of what is scored."""
 
-    def __call__(self, split: str, count: int, times: Sequence[float]) -> np.ndarray:
+    def __call__(self, split: str, count: int, times: Sequence[float], routed: Routed = "sampling") -> np.ndarray:
         """Computes the loss of examples of a split at fixed times.
 
         Args:
             count: examples at most.
             times: t; example i is taken at times[i mod their number].
+            routed: how the tokens of sparse models are: as those of an image that is drawn, or in training's groups.
 
         Returns:
             float64, one an example.

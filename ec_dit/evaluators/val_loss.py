@@ -8,7 +8,7 @@ import numpy as np
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, key
 from ec_dit.evaluators import base
-from ec_dit.evaluators.base import Evaluation, Losses, LossEvaluator, RunFacts
+from ec_dit.evaluators.base import Evaluation, Losses, LossEvaluator, Routed, RunFacts
 from ec_dit.judges.bootstrap import plus_minus
 
 MLPERF_TIMES = tuple(i / 8 for i in range(8))
@@ -26,6 +26,12 @@ class Suite(base.Suite):
     split: str = key("validation", "of the run's data set")
     most: int = key(0, "examples at most, taken from all over the split; 0 = all", at_least=0, at_most=COUNT)
     times: tuple[float, ...] = key(MLPERF_TIMES, "t, 0 = data; MLPerf's eight", check=_problem)
+    routed: Routed = key("sampling", "sparse models: as an image is that is drawn, or in training's groups of several")
+
+    @property
+    def variant(self) -> str:
+        """Tells losses of training's groups from the others."""
+        return "" if self.routed == "sampling" else "in_groups"
 
     def make(self, facts: RunFacts) -> "TimedLoss":
         """Looks for the split, and counts its examples."""
@@ -40,18 +46,18 @@ class Suite(base.Suite):
                 f"suite {self.label}: there are {count} examples of split {self.split}, fewer than the {len(self.times)} times: "
                 "give fewer times."
             )
-        return TimedLoss(self.split, count, self.times)
+        return TimedLoss(self.split, count, self.times, self.routed)
 
 
 class TimedLoss(LossEvaluator):
     """Averages losses; arguments as the suite's options."""
 
-    def __init__(self, split: str, most: int, times: Sequence[float]):
-        self._split, self._most, self._times = split, most, times
+    def __init__(self, split: str, most: int, times: Sequence[float], routed: Routed = "sampling"):
+        self._split, self._most, self._times, self._routed = split, most, times, routed
 
     def measure(self, losses: Losses) -> Evaluation:
         """Computes the mean of the per-time means, and its standard error by the spread within each time."""
-        loss_B = losses(self._split, self._most, self._times)
+        loss_B = losses(self._split, self._most, self._times, self._routed)
         by_time = [loss_B[i :: len(self._times)] for i in range(len(self._times))]
         means = [float(part.mean()) for part in by_time]
         score = float(np.mean(means))
@@ -64,5 +70,5 @@ class TimedLoss(LossEvaluator):
         ]
         lines.append(f"{'mean':>6} {len(loss_B):>9}  {score:.5f}{plus_minus(error, '.5f')}")
         rows = [{"id": str(i), "value": float(loss)} for i, loss in enumerate(loss_B)]
-        choices = {"split": self._split, "times": list(self._times)}
+        choices = {"split": self._split, "times": list(self._times), "routed": self._routed}
         return Evaluation(score, {"times": parts}, "\n".join(lines), error, len(loss_B), rows, choices)

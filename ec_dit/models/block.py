@@ -106,4 +106,6 @@ def _expert_kinds(spec: DiTSpec) -> dict[str, Any]:
         "activation": spec.activation,
         "shared": sparse.shared_width,
         "reads": sparse.router_input,
+        "records": sparse.record,
+        "routing": sparse.routing,
     }

@@ -28,7 +28,7 @@ def _factors(value: tuple[object, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class SparseSpec:
-    """Which blocks are sparse, and how many experts they have. num_experts = 0: a dense model.
+    """Which blocks are sparse, and what they are made of; the rule may need parameters. num_experts = 0: a dense model.
 
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
@@ -60,6 +60,12 @@ class SparseSpec:
         params="shape",
     )
 
+    record: bool = key(
+        False,
+        "training keeps how many experts a token gets at each noise level, which sample.capacity=matched follows",
+        use=_SPARSE,
+        params="shape",
+    )
     capacity_factors: tuple[float, ...] = key(
         (),
         "f_c of each sparse block, in their order; () = moe.capacity_factor in all",
@@ -67,6 +73,8 @@ class SparseSpec:
         use=_SPARSE,
         params="shape",
     )
+
+    routing: RoutingKind = "expert_choice"
 
     def is_sparse(self, block: int) -> bool:
         """Tells whether the block of that index has experts."""
@@ -84,7 +92,7 @@ class MoESpec(RoutingSpec, SparseSpec):
 
     routing: RoutingKind = key(
         "dense",
-        "expert_choice; token_choice: GShard top-2; top_k: as many as moe.top_k; dense: no experts",
+        "expert_choice; token_choice: GShard top-2; top_k: moe.top_k experts; expert_race; diffmoe; dense: no experts",
         params="shape",
     )
     group_size: int | str = key(
@@ -93,6 +101,11 @@ class MoESpec(RoutingSpec, SparseSpec):
         check=_group_size,
         use=_SPARSE,
         because=f"it decides which tokens compete for an expert; {MEMORY}",
+    )
+    group_times: Literal["mixed", "sorted"] = key(
+        "mixed",
+        "of the images that are routed together in training: as they are drawn, or sorted, so that those of a group are alike",
+        use=_SPARSE,
     )
     aux_weight: float = key(
         0.01, "of the load-balancing loss", at_least=0, use=only("moe.routing", "token_choice", "top_k")

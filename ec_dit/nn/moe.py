@@ -18,10 +18,10 @@ from ec_dit.nn import cost, param
 from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.mlp import Activation, Mlp, gelu, is_gated, swiglu
 from ec_dit.nn.norms import layer_norm
-from ec_dit.nn.routing import losses, scores
+from ec_dit.nn.routing import losses, record, scores
 from ec_dit.nn.routing.rules import RULES, route
 from ec_dit.nn.routing.slots import Routing, gates_by_token
-from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingSpec, group_tokens
+from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingKind, RoutingSpec, group_tokens
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
@@ -40,6 +40,7 @@ class RouterStats(NamedTuple):
         aux_loss: load-balancing loss before its weight.
         losses: the others that count (`nn/routing/losses.py`), by name, before their weights.
         experts_BS: int32, the number of experts on every token.
+        threshold_E: of rules with thresholds, those of this pass; None of others.
         gate_BSE: the gate of every expert on every token, NaN where it did not take it; None unless the routing reports gates.
     """
 
@@ -50,6 +51,7 @@ class RouterStats(NamedTuple):
     aux_loss: jax.Array
     losses: Mapping[str, jax.Array]
     experts_BS: jax.Array
+    threshold_E: jax.Array | None = None
     gate_BSE: jax.Array | None = None
 
 
@@ -57,7 +59,8 @@ def stats_axes(spec: RoutingSpec) -> Any:
     """Gives the logical axes of the statistics of a layer: scalars, and numbers by image."""
     gates: Any = ("batch", None, None) if spec.report_gates else None
     others: Any = dict.fromkeys(losses.weights(spec), ())
-    return RouterStats((), (), (), (), (), others, ("batch", None), gates)  # type: ignore[arg-type]
+    thresholds: Any = (None,) if spec.routing != "dense" and RULES[spec.routing].thresholds else None
+    return RouterStats((), (), (), (), (), others, ("batch", None), thresholds, gates)  # type: ignore[arg-type]
 
 
 def stacked_axes(spec: RoutingSpec) -> Any:
@@ -136,6 +139,8 @@ class MoE(nnx.Module):
         hidden: inner width of an expert.
         shared: inner width of the expert of every token; 0: there is none.
         reads: what the router reads.
+        routing: the rule, which may need parameters of its own.
+        records: whether training keeps a table of how many experts a token gets (`nn/routing/record.py`).
     """
 
     def __init__(
@@ -148,6 +153,8 @@ class MoE(nnx.Module):
         activation: Activation = "gelu",
         shared: int = 0,
         reads: RouterInput = "modulated",
+        records: bool = False,
+        routing: RoutingKind = "expert_choice",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -161,6 +168,14 @@ class MoE(nnx.Module):
         self.b_gate_EF = param.table(jnp.zeros((num_experts, hidden)), UP_BIAS) if bias and gated else None
         times = reads == "normed_time"
         self.w_time_DE = param.router(rngs, (width, num_experts), ("embed", None)) if times else None
+        rule = RULES[routing]
+        self.threshold_E = param.table(jnp.zeros(num_experts), (None,)) if rule.thresholds else None
+        self.predictor = (
+            Mlp(width, width, num_experts, bias=True, act=jax.nn.silu, dtype=jnp.float32, rngs=rngs)
+            if rule.predicts
+            else None
+        )
+        self.load_Q = param.table(jnp.zeros(record.NOISE_LEVELS), (None,)) if records else None
         self.shared = Mlp(width, shared, bias=bias, gated=gated, dtype=dtype, rngs=rngs) if shared else None
 
     def __call__(
@@ -177,12 +192,15 @@ class MoE(nnx.Module):
         groups_GSD = groups_GSD.astype(jnp.float32)  # so that the gradient of a token in many slots adds up in float32
         logits_GSE = self._logits(groups_GSD, spec, context)
         scores_GSE = scores.scores(logits_GSE, spec.score)
-        routing = route(scores_GSE, spec)
+        threshold_E = None if self.threshold_E is None or not spec.by_threshold else param.gather(self.threshold_E)
+        predicted_GSE = None if self.predictor is None else self.predictor(jax.lax.stop_gradient(groups_GSD))
+        routing = route(scores_GSE, spec, threshold_E, predicted_GSE)
         slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
         slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
         out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
         share_GSE = scores_GSE if spec.score == "softmax" else jax.nn.softmax(logits_GSE, axis=-1)
-        stats = _stats(routing, share_GSE, (images, tokens))._replace(losses=losses.losses(spec, logits_GSE, routing))
+        counted = losses.losses(spec, logits_GSE, routing, predicted_GSE)
+        stats = _stats(routing, share_GSE, (images, tokens))._replace(losses=counted)
         if spec.report_gates:
             gate_GSE = gates_by_token(routing, group_size, leaves_empty=RULES[spec.routing].leaves_empty)
             stats = stats._replace(gate_BSE=gate_GSE.reshape(images, tokens, -1))
@@ -233,6 +251,8 @@ class MoE(nnx.Module):
         activation: Activation = "gelu",
         shared: int = 0,
         reads: RouterInput = "modulated",
+        records: bool = False,
+        routing: RoutingKind = "expert_choice",
         load: Load,
     ) -> Cost:
         """Counts a layer of these sizes: the router, all experts, and those that work on a token on average."""
@@ -245,6 +265,12 @@ class MoE(nnx.Module):
         )
         if reads == "normed_time":
             router += cost.linear(width, num_experts)
+        if records:
+            router += cost.always(record.NOISE_LEVELS)
+        if RULES[routing].thresholds:
+            router += cost.always(num_experts)
+        if RULES[routing].predicts:
+            router += Mlp.cost(width, width, num_experts, bias=True, rows=load.tokens)
         if shared:
             working += Mlp.cost(width, shared, bias=bias, gated=gated, rows=load.tokens)
         return router + working
@@ -273,4 +299,5 @@ def _stats(routing: Routing, share_GSE: jax.Array, shape: tuple[int, int]) -> Ro
         aux_loss=mean(routing.aux_loss),
         losses={},
         experts_BS=routing.experts_GS.reshape(shape),
+        threshold_E=None if routing.threshold_E is None else mean(routing.threshold_E),
     )

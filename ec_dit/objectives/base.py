@@ -2,12 +2,12 @@
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 
 from ec_dit.data.batch import Batch, Text
-from ec_dit.flow.process import Process
+from ec_dit.flow.process import Process, even_times
 from ec_dit.flow.processes import FlowSpec, make_process
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.moe import RouterStats
@@ -25,6 +25,7 @@ class Objective(FlowSpec, abc.ABC):
         needs_reference: whether it compares the model with the one that training started from.
         needs_pairs: whether it takes two pictures of each caption.
         aux_weight: of the load-balancing loss.
+        group_times: whether the times of a batch are sorted, so that routing groups hold images of similar times.
         routing: of the sparse blocks.
         null_text: the empty caption, leaves without B.
     """
@@ -33,6 +34,7 @@ class Objective(FlowSpec, abc.ABC):
     needs_pairs: ClassVar[bool] = False
 
     aux_weight: float
+    group_times: Literal["mixed", "sorted"] = "mixed"
     routing: RoutingSpec
     null_text: Text
 
@@ -64,6 +66,10 @@ class Objective(FlowSpec, abc.ABC):
             (what is minimised, parts): parts has 'loss', for people, and perhaps 'level_sum' and 'level_count' (LEVELS,), whose
             ratio is shown.
         """
+
+    def validation_times(self, position_B: jax.Array, times: jax.Array | None) -> jax.Array:
+        """Gives the time of each validation image by its position in the set; arguments as of `validation_loss`."""
+        return self.process.nearest_time(even_times(position_B) if times is None else times[position_B % len(times)])
 
     @abc.abstractmethod
     def validation_loss(

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from ec_dit.core import rounding
 from ec_dit.data.batch import Batch, Text
 from ec_dit.flow import loss as flow_loss
-from ec_dit.flow.process import even_times
 from ec_dit.models.dit import take_tokens
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import patchify
 from ec_dit.nn.moe import RouterStats
+from ec_dit.nn.routing import record
 from ec_dit.objectives.base import Objective
 
 
@@ -35,6 +35,8 @@ class Denoise(Objective):
         images, rows, columns, _ = batch.image_BYXZ.shape
         key_t, key_noise, key_keep, key_drop = jax.random.split(key, 4)
         t_B = self.process.draw_times(key_t, images)
+        if self.group_times == "sorted":
+            t_B = jnp.sort(t_B)  # independent of the images as before
         noise_BYXZ = jax.random.normal(key_noise, batch.image_BYXZ.shape)
         tokens = rows * columns // model.dit.spec.patch**2
         keep_BS = keep_tokens(key_keep, images, tokens, self.mask_ratio)
@@ -43,6 +45,10 @@ class Denoise(Objective):
         loss_B, stats = self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, text, keep_BS)
         level_sum, level_count = flow_loss.by_level(loss_B, t_B)
         parts = {"loss": loss_B.mean(), "level_sum": level_sum, "level_count": level_count} | router_metrics(stats)
+        if stats is not None and model.dit.spec.sparse.record:
+            parts |= record.measured(stats.experts_BS, t_B)  # of all blocks: (L, B, S)
+        if stats is not None and stats.threshold_E is not None:
+            parts[record.PASSED] = stats.threshold_E
         return parts["loss"] + self.router_loss(stats), parts
 
     def validation_loss(
@@ -53,8 +59,7 @@ class Denoise(Objective):
         Positions count the images of the set, int32 from 0 on: consecutive ones cover all noise levels evenly, which record
         numbers, taken in strides, need not. Dropping and masking do not apply; the routing does.
         """
-        position_B = batch.position_B
-        t_B = self.process.nearest_time(even_times(position_B) if times is None else times[position_B % len(times)])
+        t_B = self.validation_times(batch.position_B, times)
         keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(0), position))(batch.position_B)
         noise_BYXZ = jax.vmap(lambda key: jax.random.normal(key, batch.image_BYXZ.shape[1:]))(keys)
         return self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, batch.text, None)[0]
@@ -104,11 +109,12 @@ def drop_captions(key: jax.Array, text: Text, null_text: Text, rate: float) -> T
     return jax.tree.map(lambda a, null: jnp.where(drop_B.reshape(-1, *(1,) * null.ndim), null, a), text, null_text)
 
 
+_NO_SCALARS = ("experts_BS", "gate_BSE", "losses", "threshold_E")
+
+
 def router_metrics(stats: RouterStats | None) -> dict[str, jax.Array]:
     """Gives the scalars of RouterStats, per sparse block."""
     if stats is None:
         return {}
     scalars = stats._asdict() | {f"{name}_loss": value for name, value in stats.losses.items()}
-    return {
-        f"router/{name}": value for name, value in scalars.items() if name not in ("experts_BS", "gate_BSE", "losses")
-    }
+    return {f"router/{name}": value for name, value in scalars.items() if name not in _NO_SCALARS}

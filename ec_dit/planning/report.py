@@ -252,11 +252,12 @@ def by_formula(config: RunConfig, topology: str, what: str) -> str:
 
 def _image_flops(config: RunConfig, what: str) -> float:
     """Model FLOPs of a step for one image."""
-    spec, length, factor = specs.dit_spec(config), config.text.length, config.moe.capacity_factor
+    spec, length = specs.dit_spec(config), config.text.length
+    factor = specs.computed_factor(config, sampling=what == "sample")
     if what == "train":
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor)
     evaluations = 1 if config.sample.guidance == 1 else 2
-    return evaluations * sizes.forward_flops(spec, spec.image_tokens, length, config.sample.capacity_factor or factor)
+    return evaluations * sizes.forward_flops(spec, spec.image_tokens, length, factor)
 
 
 def _summary(found: list[Collective], mesh: Mesh, chip: Chip, places: Coordinates) -> list[dict[str, Any]]:

@@ -130,6 +130,7 @@ def _name(number: int, index: int) -> str:
 
 def describe(system: System, settings: SampleSettings) -> dict[str, Any]:
     """Lists every setting an image depends on, and the versions and devices that made it, for the files beside it."""
+    matched = {} if settings.capacity == "fixed" else {"capacity": settings.capacity}
     return {
         "dtype": str(system.dtype),
         "path": system.config.flow.path,
@@ -148,4 +149,5 @@ def describe(system: System, settings: SampleSettings) -> dict[str, Any]:
         "capacity_factor": settings.routing.capacity_factor,
         "group_size": settings.routing.group_size,
         "paired_group_size": settings.paired_routing.group_size,
+        **matched,
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from ec_dit.data.batch import Batch
 from ec_dit.data.loader import fixed_batches
-from ec_dit.evaluators.base import Losses
+from ec_dit.evaluators.base import Losses, Routed
 from ec_dit.runs import feed
 from ec_dit.runs.references import References
 from ec_dit.system import step as training_step
@@ -25,9 +25,9 @@ def make(system: System, references: References, between: Between, params: Any) 
         between: raises between two batches, where a run is told to stop.
     """
 
-    def losses(split: str, count: int, times: Sequence[float]) -> np.ndarray:
+    def losses(split: str, count: int, times: Sequence[float], routed: Routed = "sampling") -> np.ndarray:
         config, data = system.config, references.data
-        program = training_step.make_losses(system, tuple(times))
+        program = training_step.make_losses(system, tuple(times), routed)
         size = config.train.batch_size // config.train.accumulate
         rows = feed.make_rows(system, data, split, augment=False)
         batches = fixed_batches(rows, batch_size=size, max_batches=-(-count // size), share=system.share)

@@ -177,7 +177,7 @@ def _callbacks(
     say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     spec, tower = specs.dit_spec(config), specs.tower_spec(config, system.tokenizer)
     image_flops = sizes.train_flops_per_image(
-        spec, specs.kept_tokens(config), config.text.length, config.moe.capacity_factor, tower
+        spec, specs.kept_tokens(config), config.text.length, specs.computed_factor(config, sampling=False), tower
     )
     schedule = make_schedule(config.optimizer, last, config.optimizer.learning_rate)
     progress = loop.Progress(

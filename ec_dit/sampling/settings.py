@@ -1,6 +1,7 @@
 """How pictures are sampled: the `sample` section of a config, and what is made of it for pictures of one shape."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ec_dit.core.settings import COUNT, SIZE, key, only, unless
 from ec_dit.flow.ddpm import Spacing
@@ -54,6 +55,12 @@ class SampleSpec:
         use=_SPARSE,
         resumable=True,
     )
+    capacity: Literal["fixed", "matched"] = key(
+        "fixed",
+        "of experts: fixed at all noise levels, or matched to what training spent at each (moe.record), at no more compute",
+        use=_SPARSE,
+        resumable=True,
+    )
     capacity_factor: float = key(0.0, "0 = as in training", at_least=0, at_most=SIZE, use=_SPARSE, resumable=True)
     batch_size: int = key(
         64,
@@ -73,12 +80,14 @@ class SampleSettings(SampleSpec):
         prediction: what its output means.
         routing: for one image alone.
         paired_routing: for it and its unconditional copy.
+        factors: capacity factors of the noise levels, in place of the routing's; () = that one.
     """
 
     process: Process
     prediction: Prediction
     routing: RoutingSpec
     paired_routing: RoutingSpec
+    factors: tuple[float, ...] = ()
 
     @property
     def integrator(self) -> Sampler:

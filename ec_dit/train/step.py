@@ -23,7 +23,16 @@ class FrozenStepFn(Protocol):
         ...
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: float, accumulate: int = 1) -> FrozenStepFn:
+Settle = Callable[[Any, dict[str, jax.Array]], tuple[Any, dict[str, jax.Array]]]  # (parameters, metrics) -> the same
+
+
+def make_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    ema_decay: float,
+    accumulate: int = 1,
+    settle: Settle = lambda params, metrics: (params, metrics),
+) -> FrozenStepFn:
     """Makes the step that `loop.train` runs; jit it with the state's shardings, the state donated.
 
     Frozen parameters are neither differentiated nor changed nor part of the state.
@@ -32,6 +41,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: floa
         loss_fn: mean loss of a (micro-)batch, and metrics; over micro-batches they average, and MAXIMA keep the largest.
         ema_decay: of the moving average, ramped up as min(decay, (1 + step) / (10 + step)).
         accumulate: micro-batches whose gradients are averaged before the update.
+        settle: changes, after the update, parameters that follow from metrics and not from gradients.
     """
 
     def step(state: TrainState, batch: Any, frozen: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -41,7 +51,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, ema_decay: floa
         key = jax.random.fold_in(state.key, state.step)
         grads, metrics = _gradients(loss, state.params, batch, key, accumulate)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, metrics = settle(optax.apply_updates(state.params, updates), metrics)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         # Not optax.incremental_update, which rounds otherwise: a run that goes on must end in the same bits.
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)

@@ -19,12 +19,12 @@ def test_the_score_is_the_mean_of_the_times_means():
     """Times with different numbers of examples count alike."""
     asked = []
 
-    def losses(split, count, times):
-        asked.append((split, count, times))
+    def losses(split, count, times, routed):
+        asked.append((split, count, times, routed))
         return np.array([1.0, 10.0, 3.0, 20.0, 5.0])
 
     found = TimedLoss("validation", 5, (0.25, 0.75)).measure(losses)
-    assert asked == [("validation", 5, (0.25, 0.75))]
+    assert asked == [("validation", 5, (0.25, 0.75), "sampling")]
     assert found.score == pytest.approx((3.0 + 15.0) / 2)
     assert found.parts == {"times": {"t=0.25": 3.0, "t=0.75": 15.0}}
     assert found.error == pytest.approx(np.sqrt(4 / 3 + 50 / 2) / 2)

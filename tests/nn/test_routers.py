@@ -40,6 +40,11 @@ OPTIONS = {
     ),
     "hidream": ({"shared": 8}, {"routing": "top_k", "capacity_factor": 2.0}),
     "top_1": ({}, {"routing": "top_k", "top_k": 1, "capacity_factor": 1.0}),
+    "race": ({"routing": "expert_race"}, {"routing": "expert_race", "score": "identity"}),
+    "race_without_room": ({"routing": "expert_race"}, {"routing": "expert_race", "most": 1.0, "similarity_weight": 0.5}),
+    "race_alone": ({"routing": "expert_race"}, {"routing": "expert_race", "score": "identity", "by_threshold": True}),
+    "diffmoe": ({"routing": "diffmoe"}, {"routing": "diffmoe"}),
+    "diffmoe_alone": ({"routing": "diffmoe"}, {"routing": "diffmoe", "by_threshold": True}),
     "losses": ({}, {"z_weight": 0.5, "similarity_weight": 0.25}),
     "losses_of_top_k": ({}, {"routing": "top_k", "z_weight": 0.5, "similarity_weight": 0.25}),
 }  # fmt: skip
@@ -95,11 +100,14 @@ def test_values_and_gradients_equal_plain_loops(name):
     np.testing.assert_allclose(stats.aux_loss, expected.losses["balance"], rtol=1e-5)
     np.testing.assert_allclose(stats.dropped, expected.dropped, atol=1e-6)
     assert set(stats.losses) == set(weights)
+    assert (stats.threshold_E is None) == (expected.threshold_E is None)
+    if stats.threshold_E is not None:
+        np.testing.assert_allclose(stats.threshold_E, expected.threshold_E, rtol=1e-5)
     for key, value in stats.losses.items():
         np.testing.assert_allclose(value, expected.losses[key], rtol=1e-5)
 
     def plain_loss(params, inputs):
-        found = plain.sparse_layer(params, inputs, reads, spec, expected.chosen)
+        found = plain.sparse_layer(params, inputs | {"seen": given()[0]["x"]}, reads, spec, expected.chosen)
         every = [found.losses["balance"], *(found.losses[key] for key in weights)]
         return (found.out_BSD * target_BSD).sum() + sum((i + 2) * value for i, value in enumerate(every))
 
@@ -207,7 +215,9 @@ def test_every_option_costs_what_is_built_and_traced(name):
     layer, routing = OPTIONS[name]
     spec = RoutingSpec(**{"capacity_factor": 2.0, **routing, "similarity_weight": 0.0})
     tokens = 8  # of four experts: as many slots as the factor says
-    cost = MoE.cost(WIDTH, 12, EXPERTS, **layer, load=Load(tokens, 3, spec.capacity_factor))
+    spread = spec.routing == "expert_race" or spec.by_threshold  # what is computed, filled or not
+    factor = spec.capacity_factor * (spec.most if spread else 1)
+    cost = MoE.cost(WIDTH, 12, EXPERTS, **layer, load=Load(tokens, 3, factor))
     context = RouterContext(*(jnp.zeros((1, tokens, WIDTH)) for _ in range(2)), jnp.zeros((1, WIDTH)))
     assert (cost.params, cost.flops) == counted(
         partial(MoE, WIDTH, 12, EXPERTS, **layer), (1, tokens, WIDTH), spec, context
@@ -218,4 +228,7 @@ def test_every_option_costs_what_is_built_and_traced(name):
     expert = products * WIDTH * 12 + biases
     shared = layer.get("shared", 0)
     always = products * WIDTH * shared + ((shared * (products - 1) + WIDTH) if shared and layer.get("bias") else 0)
-    assert cost.activated == router + round(spec.capacity_factor * expert) + always
+    rule = rules.RULES[spec.routing]
+    always += EXPERTS if rule.thresholds else 0
+    always += (WIDTH * WIDTH + WIDTH + WIDTH * EXPERTS + EXPERTS) if rule.predicts else 0
+    assert cost.activated == router + round(factor * expert) + always

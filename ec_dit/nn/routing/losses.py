@@ -12,13 +12,20 @@ from ec_dit.nn.routing.spec import RoutingSpec
 
 def weights(spec: RoutingSpec) -> dict[str, float]:
     """Lists the losses that count, and how much."""
-    every = {"z": spec.z_weight, "similarity": spec.similarity_weight}
+    predictor = spec.predictor_weight if spec.routing == "diffmoe" else 0.0
+    every = {"z": spec.z_weight, "similarity": spec.similarity_weight, "predictor": predictor}
     return {name: weight for name, weight in every.items() if weight}
 
 
-def losses(spec: RoutingSpec, logits_GSE: jax.Array, routing: Routing) -> Mapping[str, jax.Array]:
+def losses(
+    spec: RoutingSpec, logits_GSE: jax.Array, routing: Routing, predicted_GSE: jax.Array | None = None
+) -> Mapping[str, jax.Array]:
     """Computes those that count; over all devices."""
-    every = {"z": lambda: z_loss(logits_GSE), "similarity": lambda: similarity(logits_GSE, routing)}
+    every = {
+        "z": lambda: z_loss(logits_GSE),
+        "similarity": lambda: similarity(logits_GSE, routing),
+        "predictor": lambda: predictor_loss(predicted_GSE, routing),
+    }
     return {name: every[name]() for name in weights(spec)}
 
 
@@ -46,6 +53,13 @@ def similarity(logits_GSE: jax.Array, routing: Routing) -> jax.Array:
     weight_EE = experts * alone / _at_least(alone.sum()) + (experts**2 - experts) * others / _at_least(others.sum())
     tokens = _total(jnp.float32(logits_GSE.shape[0] * logits_GSE.shape[1]))
     return (jax.lax.stop_gradient(weight_EE) * shared_EE).sum() / tokens
+
+
+def predictor_loss(predicted_GSE: jax.Array | None, routing: Routing) -> jax.Array:
+    """Computes the mean binary cross-entropy of which experts took which tokens (DiffMoE)."""
+    assert predicted_GSE is not None
+    took_GSE = taken(routing, predicted_GSE.shape[1])
+    return _mean((jax.nn.softplus(predicted_GSE) - took_GSE * predicted_GSE).mean())
 
 
 def taken(routing: Routing, group_size: int) -> jax.Array:

@@ -2,13 +2,34 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
+from ec_dit.nn.routing.diffmoe import diffmoe
 from ec_dit.nn.routing.expert_choice import expert_choice
+from ec_dit.nn.routing.expert_race import expert_race
 from ec_dit.nn.routing.slots import Routing
 from ec_dit.nn.routing.spec import RoutingKind, RoutingSpec, capacity
 from ec_dit.nn.routing.token_choice import token_choice, top_k
+
+
+class Asked(NamedTuple):
+    """What a rule decides by.
+
+    Attributes:
+        scores_GSE: of tokens and experts.
+        slots: C, an expert's even share of a group.
+        spec: how the layer routes.
+        threshold_E: of training, where the rule has such and is to go by them.
+        predicted_GSE: what the predictor of capacity thinks, where there is one.
+    """
+
+    scores_GSE: jax.Array
+    slots: int
+    spec: RoutingSpec
+    threshold_E: jax.Array | None
+    predicted_GSE: jax.Array | None
 
 
 @dataclass(frozen=True)
@@ -16,24 +37,45 @@ class Rule:
     """A rule.
 
     Attributes:
-        apply: (scores (G, S, E), slots C, spec) -> what is in the slots.
+        apply: what is in the slots.
         leaves_empty: whether slots may stay empty.
+        keep: of the running thresholds at every step, by which an image alone is routed; 0: there are none.
+        predicts: whether it has a predictor of capacity.
     """
 
-    apply: Callable[[jax.Array, int, RoutingSpec], Routing]
+    apply: Callable[[Asked], Routing]
     leaves_empty: bool = True
+    keep: float = 0.0
+    predicts: bool = False
+
+    @property
+    def thresholds(self) -> bool:
+        """Tells whether training keeps running thresholds."""
+        return self.keep > 0
+
+
+def _diffmoe(asked: Asked) -> Routing:
+    assert asked.predicted_GSE is not None
+    return diffmoe(asked.scores_GSE, asked.predicted_GSE, asked.slots, asked.spec.most, asked.threshold_E)
 
 
 RULES: dict[RoutingKind, Rule] = {
-    "expert_choice": Rule(lambda scores, slots, spec: expert_choice(scores, slots, spec.gate), leaves_empty=False),
-    "token_choice": Rule(lambda scores, slots, _: token_choice(scores, slots)),
-    "top_k": Rule(lambda scores, slots, spec: top_k(scores, slots, spec.top_k, spec.gate)),
+    "expert_choice": Rule(lambda a: expert_choice(a.scores_GSE, a.slots, a.spec.gate), leaves_empty=False),
+    "token_choice": Rule(lambda a: token_choice(a.scores_GSE, a.slots)),
+    "top_k": Rule(lambda a: top_k(a.scores_GSE, a.slots, a.spec.top_k, a.spec.gate)),
+    "expert_race": Rule(lambda a: expert_race(a.scores_GSE, a.slots, a.spec.most, a.threshold_E), keep=0.99),
+    "diffmoe": Rule(_diffmoe, keep=0.95, predicts=True),
 }
 
 
-def route(scores_GSE: jax.Array, spec: RoutingSpec) -> Routing:
-    """Applies the rule of `spec` to scores, with as many slots as its capacity factor gives the group."""
+def route(
+    scores_GSE: jax.Array,
+    spec: RoutingSpec,
+    threshold_E: jax.Array | None = None,
+    predicted_GSE: jax.Array | None = None,
+) -> Routing:
+    """Applies the rule of `spec` to scores, with as many slots as its capacity factor gives the group; else as `Asked`."""
     _, group_size, experts = scores_GSE.shape
     slots = capacity(group_size, experts, spec.capacity_factor)
-    routing = RULES[spec.routing].apply(scores_GSE, slots, spec)
+    routing = RULES[spec.routing].apply(Asked(scores_GSE, slots, spec, threshold_E, predicted_GSE))
     return routing if spec.gate_scale == 1 else routing._replace(gate_GEC=spec.gate_scale * routing.gate_GEC)

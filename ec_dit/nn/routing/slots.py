@@ -19,6 +19,7 @@ class Routing(NamedTuple):
         experts_GS: int32, how many experts took each token.
         dropped: float32 scalar, the share of requests that found no slot (token choice; else 0).
         aux_loss: float32 scalar, load-balancing loss before its weight (token choice; else 0).
+        threshold_E: float32, above which each expert took tokens, averaged over the groups; None for rules that need no such.
     """
 
     index_GEC: jax.Array
@@ -26,6 +27,7 @@ class Routing(NamedTuple):
     experts_GS: jax.Array
     dropped: jax.Array
     aux_loss: jax.Array
+    threshold_E: jax.Array | None = None
 
 
 def gates_by_token(routing: Routing, group_size: int, *, leaves_empty: bool) -> jax.Array:

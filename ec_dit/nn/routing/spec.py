@@ -12,7 +12,7 @@ from ec_dit.core import rounding
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import SIZE, key, only, unless
 
-RoutingKind = Literal["expert_choice", "token_choice", "top_k", "dense"]
+RoutingKind = Literal["expert_choice", "token_choice", "top_k", "expert_race", "diffmoe", "dense"]
 CombineKind = Literal["scatter", "one_hot"]
 ScoreKind = Literal["softmax", "sigmoid", "identity"]
 RouterKind = Literal["linear", "cosine"]
@@ -31,6 +31,7 @@ class RoutingSpec:
         capacity_factor: f_c; C = S f_c / E, rounded up.
         group_size: S, tokens that are routed together; IMAGE for the tokens of one image, whatever their number.
         gate: 'normalized' makes experts that are copies of one feed-forward layer give its output.
+        by_threshold: whether rules with a pool select by the thresholds of training, as an image alone must; no key of a config.
         report_gates: whether the layer's statistics hold every gate, which takes memory; no key of a config.
     """
 
@@ -53,7 +54,7 @@ class RoutingSpec:
     score: ScoreKind = key(
         "softmax",
         "of logits: softmax over experts (the paper's); sigmoid, each by itself (DSMoE); identity (ProMoE, Expert Race)",
-        use=only("moe.routing", "expert_choice", "top_k"),
+        use=only("moe.routing", "expert_choice", "top_k", "expert_race"),
         params="meaning",
     )
     gate_scale: float = key(1.0, "multiplies gates (Nucleus-Image: 2.5)", above=0, use=_SPARSE, params="meaning")
@@ -70,7 +71,18 @@ class RoutingSpec:
     )
     z_weight: float = key(0.0, "of the router's z-loss (ST-MoE)", at_least=0, use=_SPARSE)
     similarity_weight: float = key(0.0, "of the router similarity loss (Expert Race: 1e-4)", at_least=0, use=_SPARSE)
+    most: float = key(
+        2.0,
+        "slots of an expert at most, over its even share, where thresholds decide how many it fills",
+        at_least=1,
+        at_most=SIZE,
+        use=only("moe.routing", "expert_race", "diffmoe"),
+    )
+    predictor_weight: float = key(
+        0.01, "of the loss of the predictors of capacity", at_least=0, use=only("moe.routing", "diffmoe")
+    )
     report_gates: bool = False
+    by_threshold: bool = False
 
 
 def group_tokens(num_tokens: int, image_tokens: int, group_size: int | str) -> int:

@@ -1,0 +1,36 @@
+"""DiffMoE (2503.14487): expert choice in a pool, and a predictor of how many tokens an expert would take of an image alone.
+
+The pool is a routing group. The predictor reads the tokens, without a gradient to them; it learns which the experts took, and
+thresholds of its probabilities are running means of those that part as many as they took.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ec_dit.nn.routing.expert_choice import expert_choice
+from ec_dit.nn.routing.expert_race import dropped_share, room
+from ec_dit.nn.routing.slots import Routing, add_up
+
+
+def diffmoe(
+    scores_GSE: jax.Array, predicted_GSE: jax.Array, slots: int, most: float, threshold_E: jax.Array | None = None
+) -> Routing:
+    """Gives each expert its best tokens: `slots` in training, and as many as its predictor finds likely enough alone.
+
+    Args:
+        predicted_GSE: logits of the predictor.
+        most: of `slots`, what an expert has room for.
+        threshold_E: of training; None: this is training.
+    """
+    likely_GES = jax.nn.sigmoid(predicted_GSE).swapaxes(1, 2)
+    if threshold_E is None:
+        least_GE = jax.lax.top_k(likely_GES, slots)[0][..., -1]
+        return expert_choice(scores_GSE, slots)._replace(threshold_E=jax.lax.stop_gradient(least_GE.mean(0)))
+    group_size = scores_GSE.shape[1]
+    count_GE = (likely_GES > threshold_E[:, None]).sum(-1)
+    gate_GEC, index_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), room(slots, most, group_size))
+    filled_GEC = jnp.arange(gate_GEC.shape[-1]) < count_GE[..., None]
+    experts_GS = add_up(filled_GEC.astype(jnp.int32), index_GEC, group_size)
+    dropped = dropped_share(count_GE.sum(-1), filled_GEC)
+    zero = jnp.zeros((), jnp.float32)
+    return Routing(index_GEC, jnp.where(filled_GEC, gate_GEC, 0), experts_GS, dropped, zero, threshold_E)

@@ -1,0 +1,90 @@
+"""What training records of experts per token, by noise level: against plain loops, and moved step by step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ec_dit.core.errors import UserError
+from ec_dit.models.dit import DiT
+from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.nn import param
+from ec_dit.nn.routing import record
+from ec_dit.nn.routing.record import COUNT, KEEP, NOISE_LEVELS, SUM, TABLE
+from ec_dit.sampling import matched
+
+RNG = np.random.default_rng(0)
+
+
+def test_sums_and_counts_of_levels_equal_plain_loops():
+    experts_LBS, t_B = RNG.integers(0, 5, (3, 6, 4)), np.array([0.0, 0.01, 0.5, 0.51, 0.99, 1.0], np.float32)
+    found = record.measured(jnp.asarray(experts_LBS), jnp.asarray(t_B))
+    expected, counts = np.zeros((3, NOISE_LEVELS)), np.zeros(NOISE_LEVELS)
+    for image, t in enumerate(t_B):
+        level = min(int(t * NOISE_LEVELS), NOISE_LEVELS - 1)
+        counts[level] += 1
+        for block in range(3):
+            expected[block, level] += experts_LBS[block, image].mean()
+    np.testing.assert_allclose(found[SUM], expected, rtol=1e-6)
+    np.testing.assert_array_equal(found[COUNT], counts)
+
+
+def tree(spec):
+    """Parameters of a model, zeros, under the name that they have in a run's."""
+    _, params, _ = param.split(nnx.eval_shape(lambda: DiT(spec, rngs=nnx.Rngs(0))))
+    return {"dit": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)}
+
+
+@pytest.mark.parametrize("sparse", [SparseSpec(4, record=True), SparseSpec(4, first=2, every=1, record=True)])
+def test_tables_move_in_the_order_of_the_blocks(sparse):
+    spec = DiTSpec(width=32, num_blocks=7, num_heads=4, num_kv_heads=2, head_dim=8, latent_size=8, sparse=sparse)
+    params = tree(spec)
+    blocks = spec.num_sparse
+    count_Q = np.where(np.arange(NOISE_LEVELS) % 3 == 0, 2, 0)
+    first_LQ, second_LQ = RNG.uniform(1, 3, (2, blocks, NOISE_LEVELS))
+    metrics = {SUM: first_LQ * count_Q, COUNT: count_Q, "loss": 1.0}
+    params, rest = record.updated(params, metrics)
+    assert rest == {"loss": 1.0}
+    seen = count_Q > 0
+    np.testing.assert_allclose(record.tables(params)[:, seen], first_LQ[:, seen], rtol=1e-6)
+    assert not record.tables(params)[:, ~seen].any()
+    params, _ = record.updated(params, {SUM: second_LQ * count_Q, COUNT: count_Q})
+    moved = KEEP * first_LQ + (1 - KEEP) * second_LQ
+    np.testing.assert_allclose(record.tables(params)[:, seen], moved[:, seen], rtol=1e-6)
+    assert {leaf.shape[-1] for path, leaf in jax.tree_util.tree_leaves_with_path(params) if leaf.any()} == {16}
+    assert any(TABLE in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+
+
+def test_what_does_not_record_stays():
+    params = tree(DiTSpec(width=32, num_blocks=2, num_heads=4, num_kv_heads=2, head_dim=8, sparse=SparseSpec(4)))
+    same, rest = record.updated(params, {"loss": 1.0})
+    assert same is params and rest == {"loss": 1.0} and record.tables(params) is None
+
+
+def test_matched_factors_are_whole_slots_and_no_more_compute():
+    """32 tokens, 4 experts: a slot of each is 1/8 of an expert a token."""
+    table_LQ = np.tile(np.linspace(3, 1, NOISE_LEVELS), (2, 1)) + np.array([[0.5], [-0.5]])
+    times = np.linspace(1, 0, 21)[:-1]
+    found = matched.factors(table_LQ, times, 2.0, 32, 4)
+    assert len(found) == NOISE_LEVELS and len(set(found)) <= matched.PROGRAMS
+    assert all(factor * 8 == int(factor * 8) for factor in found)
+    assert list(found) == sorted(found, reverse=True)  # as the table falls
+    spent = [found[min(int(t * NOISE_LEVELS), NOISE_LEVELS - 1)] for t in times]
+    assert 1.8 < np.mean(spent) <= 2.0
+    assert found[0] > 2.4 and found[-1] < 1.5
+
+
+def test_a_sampler_that_dwells_where_much_is_spent_is_scaled_down():
+    table_LQ = np.where(np.arange(NOISE_LEVELS) < 4, 4.0, 1.0)[None]
+    found = matched.factors(table_LQ, np.array([0.1] * 9 + [0.9]), 2.0, 32, 4)
+    spent = 0.9 * found[1] + 0.1 * found[14]
+    assert 1.7 < spent <= 2.0 and found[1] > 3 * found[14]
+
+
+def test_levels_without_images_take_their_neighbours():
+    table_LQ = np.zeros((1, NOISE_LEVELS))
+    table_LQ[0, [4, 8]] = 3.0, 1.0
+    np.testing.assert_allclose(matched.filled(table_LQ)[[0, 4, 6, 8, 15]], [3, 3, 2, 1, 1])
+    with pytest.raises(UserError, match="this run has not trained a step"):
+        matched.filled(np.zeros((2, NOISE_LEVELS)))
