@@ -1,5 +1,7 @@
 """What config files share: where the paper's and the shapes configs start, and the argument after a config's colon."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ec_dit import config
@@ -73,6 +75,76 @@ def shapes() -> ConfigDict:
     return c
 
 
+def emoji() -> ConfigDict:
+    """The emoji of configs/emoji.py, at its size."""
+    c = config.default()
+    c.name = "emoji"
+    c.model.update(width=160, num_blocks=4, num_heads=5, num_kv_heads=5, head_dim=32, patch=6)
+    c.model.update(qk_norm=True, position_scale=0.5)
+    c.moe.update(routing="expert_choice", num_experts=8, group_size="512")  # 8 images
+    c.text.update(encoder="tower", width=160, length=20, tower_blocks=2, tower_heads=5)
+    c.data.update(source="emoji", path="data/emoji", space="pixels", size=48, channels=3)
+    c.flow.update(prediction="data", time_mean=1.0, mask_ratio=0.0)
+    c.optimizer.update(name="muon", learning_rate=1e-2, adam_learning_rate=1e-3, warmup_steps=100, schedule="cosine")
+    c.optimizer.update(momentum=0.95, decay=0.95, ema_decay=0.999)
+    c.train.update(steps=1800, batch_size=64)
+    c.checkpoint.every = 300
+    c.log.update(every=50, validate_every=300, validate_images=256, sample_every=600)
+    c.sample.update(steps=30, sampler="heun", guidance=1.75, time_shift=2.0, batch_size=32)
+    return c
+
+
+# Routers that were published after the paper, at the activated compute of a small config whose experts are as wide as its dense
+# layers (F) and of which two work on a token: what each changes. Widths are shares of F. Formulas: docs/routers.md.
+ROUTERS: dict[str, dict[str, Any]] = {
+    "race": {"routing": "expert_race", "score": "identity", "similarity_weight": 1e-4},
+    "diffmoe": {"routing": "diffmoe"},
+    "nucleus": {
+        "gate": "normalized",
+        "gate_scale": 2.5,
+        "router_input": "normed_time",
+        "expert_width": 0.75,
+        "shared_width": 0.5,
+    },
+    "promoe": {"router": "cosine", "score": "identity", "expert_width": 0.75, "shared_width": 0.5},
+    "dsmoe": {
+        "routing": "top_k",
+        "top_k": 6,
+        "capacity_factor": 6.0,
+        "num_experts": 32,
+        "score": "sigmoid",
+        "gate": "normalized",
+        "gate_scale": 2.5,
+        "expert_width": 0.25,
+        "shared_width": 0.5,
+    },
+    "hidream": {"routing": "top_k", "top_k": 2, "expert_width": 0.75, "shared_width": 0.5},
+    "matched": {"record": True},  # the paper's, sampled with capacities matched to training
+    "sorted": {"group_times": "sorted"},  # the paper's, with images of similar times routed together
+}
+
+
+def router(c: ConfigDict, arg: str) -> ConfigDict:
+    """The small config c with a router of ROUTERS; arg is NAME, or NAME,smoke.
+
+    Raises:
+        UserError: for another argument.
+    """
+    name, _, rest = arg.partition(",")
+    if name not in ROUTERS:
+        raise UserError(
+            f"config argument ':{arg}': give one of {', '.join(ROUTERS)}, such as --config={c.name}_router:race, and ,smoke "
+            "behind it for a short CPU run."
+        )
+    inner = c.model.ffn_factor * c.model.width
+    for key, value in ROUTERS[name].items():
+        c.moe[key] = round(value * inner) if key.endswith("_width") else value
+    if name == "matched":
+        c.sample.capacity = "matched"
+    c.name += f"_{name}"
+    return variant(c, rest)
+
+
 def from_run(workdir: str) -> ConfigDict:
     """The config of a workdir, whose parameters another run is to start with.
 
@@ -102,6 +174,8 @@ def smoke(c: ConfigDict) -> ConfigDict:
     )
     if c.moe.routing != "dense":
         c.moe.num_experts = min(8, c.moe.num_experts)
+        c.moe.top_k = min(2, c.moe.top_k)
+        c.moe.capacity_factor = min(2.0, c.moe.capacity_factor)
         for key in ("expert_width", "shared_width"):
             c.moe[key] = min(32, c.moe[key])
         c.moe.group_size = "256"  # 8 images x 64 tokens x mask ratio 0.5, as in the paper; 4 images without masking

@@ -12,7 +12,7 @@ import jax
 import pytest
 from flax import nnx
 
-from ec_dit import config
+from ec_dit import config, presets
 from ec_dit.config import checks, specs
 from ec_dit.core import sharding, tree
 from ec_dit.core.errors import UserError
@@ -122,6 +122,27 @@ def test_smoke_is_small_and_keeps_the_structure(name):
     assert bool(sizes(specs.dit_spec(small)).sparse_blocks) == bool(full.moe.num_experts)
     assert (small.model.modulation, small.optimizer.name) == (full.model.modulation, full.optimizer.name)
     nnx.eval_shape(lambda: DiT(specs.dit_spec(small), rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("world", ["shapes", "emoji"])
+@pytest.mark.parametrize("name", presets.ROUTERS)
+def test_twins_of_other_routers_cost_the_same(world, name):
+    """At most 2 % apart in parameters that work on a token: routers and predictors of capacity are what differs."""
+    one, twin = config.typed(load(world).get_config()), config.typed(load(f"{world}_router").get_config(name))
+    for each in (twin, config.typed(load(f"{world}_router").get_config(f"{name},smoke"))):
+        checks.validate(each)
+        specs.check_batch(each, jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES))
+        specs.sample_settings(each)
+    assert twin.name == f"{world}_{name}"
+    activated = [sizes(specs.dit_spec(c), c.moe.capacity_factor).activated for c in (one, twin)]
+    assert activated[1] == pytest.approx(activated[0], rel=0.02)
+
+
+def test_a_router_that_there_is_not_says_which_there_are():
+    with pytest.raises(
+        UserError, match=r"config argument ':rase': give one of race, diffmoe, .*--config=shapes_router:race"
+    ):
+        load("shapes_router").get_config("rase")
 
 
 @pytest.mark.parametrize("name", PAPER)

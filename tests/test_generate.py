@@ -1,6 +1,7 @@
 """An image depends on its prompt, seed, index and settings only."""
 
 import dataclasses
+import itertools
 from functools import cache
 
 import jax
@@ -11,7 +12,9 @@ from flax import nnx
 from ec_dit.config import specs
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
+from ec_dit.nn.routing import record
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
+from ec_dit.sampling.generator import predict_fn, sample
 from ec_dit.system import step as training_step
 from ec_dit.system.painter import Painter
 from tests import helpers
@@ -20,9 +23,36 @@ pytestmark = pytest.mark.slow
 
 
 def random_params(system):
-    shapes = system.shapes()
-    rng = np.random.default_rng(0)  # everything random: zero gates would hide attention and experts
-    return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+    """Everything random: zero gates would hide attention and experts. Tables of training hold numbers that could be."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = str(path[-1])
+        if record.TABLE in name:
+            return rng.uniform(1, 3, leaf.shape).astype(np.float32)
+        values = rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+        return 0.3 + values / 20 if record.THRESHOLD in name else values
+
+    return jax.tree_util.tree_map_with_path(draw, system.shapes())
+
+
+# Ways of routing whose training has pools, and what makes sampling of an image alone follow them.
+POOLED = {
+    "race": ("expert_race", {"moe__score": "identity"}),
+    "race_of_shares": ("expert_race", {"moe__score": "sigmoid", "moe__most": 3.0}),
+    "diffmoe": ("diffmoe", {}),
+    "matched": ("expert_choice", {"moe__record": True, "sample__capacity": "matched"}),
+    "nucleus": (
+        "expert_choice",
+        {
+            "moe__gate": "normalized",
+            "moe__gate_scale": 2.5,
+            "moe__router_input": "normed_time",
+            "moe__shared_width": 64,
+        },
+    ),
+    "top_k": ("top_k", {"moe__top_k": 3, "moe__capacity_factor": 3.0, "moe__score": "sigmoid"}),
+}
 
 
 @cache  # what is compiled once serves every test
@@ -46,6 +76,43 @@ def test_alone_or_in_company(routing, group):
     alone = draw(params, ["aaa"], [0], seed=5)
     np.testing.assert_allclose(alone[0], company[2], atol=1e-4)
     assert np.abs(company[2] - company[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_alone_or_in_company_whatever_training_pools(name):
+    """Batches of another size too; and on eight devices."""
+    routing, changes = POOLED[name]
+    draw, params = generator(routing, **changes)
+    company = draw(params, ["abc", "fed", "aaa", "b", "c"], [0, 0, 0, 3, 4], seed=5)
+    np.testing.assert_allclose(draw(params, ["aaa"], [0], seed=5)[0], company[2], atol=1e-4)
+    assert np.abs(company[2] - company[1]).max() > 0.01
+    small, _ = generator(routing, sample__batch_size=2, **changes)
+    np.testing.assert_allclose(small(params, ["fed", "aaa"], [0, 0], seed=5), company[1:3], atol=1e-4)
+    eight, _ = generator(routing, devices=8, mesh__expert=8, **changes)
+    np.testing.assert_allclose(eight(params, ["fed", "aaa"], [0, 0], seed=5), company[1:3], atol=1e-4)
+
+
+def test_matched_capacity_is_that_of_the_noise_level():
+    """By a sampler of its own: every step a network with the capacity of its time."""
+    changes = {"moe__record": True, "sample__guidance": 1.0, "sample__sampler": "euler", "sample__steps": 4}
+    draw, params = generator("expert_choice", sample__capacity="matched", **changes)
+    settings = draw.settings_of(params)
+    assert len(set(settings.factors)) > 1
+    fixed, _ = generator("expert_choice", **changes)
+    x = noise = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    times = settings.grid.times
+    for t, after in itertools.pairwise(times):
+        factor = settings.factors[min(int(t * record.NOISE_LEVELS), record.NOISE_LEVELS - 1)]
+
+        def velocity(graphdef, settings, params, x, text, null_text, t=t, factor=factor):
+            model = nnx.merge(graphdef, params)
+            routing = dataclasses.replace(settings.routing, capacity_factor=factor)
+            return predict_fn(model, routing)(x, np.full(len(x), t, np.float32), model.encode(text))
+
+        x = x + (after - t) * np.asarray(fixed.compile(velocity)(params, x, ["abc"]))
+    drawn = draw.compile(sample)(params, noise, ["abc"])
+    np.testing.assert_allclose(drawn, x, atol=1e-4)
+    assert np.abs(fixed.compile(sample)(params, noise, ["abc"]) - x).max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,14 @@ def dit_spec(config: RunConfig) -> DiTSpec:
         latent_size=config.data.size,
         channels=config.data.channels,
         text_width=config.text.width,
-        sparse=narrow(SparseSpec, config.moe),
+        sparse=narrow(SparseSpec, config.moe, **_needs(config)),
     )
+
+
+def _needs(config: RunConfig) -> dict[str, bool]:
+    """What the rule needs of a sparse layer."""
+    rule = RULES.get(config.moe.routing)
+    return {} if rule is None else {"thresholds": rule.thresholds, "predictor": rule.predicts}
 
 
 def tower_spec(config: RunConfig, tokenizer: Tokenizer | None) -> TowerSpec | None:

@@ -107,5 +107,6 @@ def _expert_kinds(spec: DiTSpec) -> dict[str, Any]:
         "shared": sparse.shared_width,
         "reads": sparse.router_input,
         "records": sparse.record,
-        "routing": sparse.routing,
+        "thresholds": sparse.thresholds,
+        "predictor": sparse.predictor,
     }

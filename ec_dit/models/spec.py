@@ -28,7 +28,10 @@ def _factors(value: tuple[object, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class SparseSpec:
-    """Which blocks are sparse, and what they are made of; the rule may need parameters. num_experts = 0: a dense model.
+    """Which blocks are sparse, and what they are made of. num_experts = 0: a dense model.
+
+    Attributes:
+        thresholds, predictor: what the rule needs (`nn/routing/rules.py`); no keys of a config.
 
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
@@ -74,7 +77,8 @@ class SparseSpec:
         params="shape",
     )
 
-    routing: RoutingKind = "expert_choice"
+    thresholds: bool = False
+    predictor: bool = False
 
     def is_sparse(self, block: int) -> bool:
         """Tells whether the block of that index has experts."""

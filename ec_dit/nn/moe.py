@@ -21,7 +21,7 @@ from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import losses, record, scores
 from ec_dit.nn.routing.rules import RULES, route
 from ec_dit.nn.routing.slots import Routing, gates_by_token
-from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingKind, RoutingSpec, group_tokens
+from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingSpec, group_tokens
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
@@ -139,7 +139,7 @@ class MoE(nnx.Module):
         hidden: inner width of an expert.
         shared: inner width of the expert of every token; 0: there is none.
         reads: what the router reads.
-        routing: the rule, which may need parameters of its own.
+        thresholds, predictor: whether the rule needs such (`nn/routing/rules.py`).
         records: whether training keeps a table of how many experts a token gets (`nn/routing/record.py`).
     """
 
@@ -154,7 +154,8 @@ class MoE(nnx.Module):
         shared: int = 0,
         reads: RouterInput = "modulated",
         records: bool = False,
-        routing: RoutingKind = "expert_choice",
+        thresholds: bool = False,
+        predictor: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -168,11 +169,10 @@ class MoE(nnx.Module):
         self.b_gate_EF = param.table(jnp.zeros((num_experts, hidden)), UP_BIAS) if bias and gated else None
         times = reads == "normed_time"
         self.w_time_DE = param.router(rngs, (width, num_experts), ("embed", None)) if times else None
-        rule = RULES[routing]
-        self.threshold_E = param.table(jnp.zeros(num_experts), (None,)) if rule.thresholds else None
+        self.threshold_E = param.table(jnp.zeros(num_experts), (None,)) if thresholds else None
         self.predictor = (
             Mlp(width, width, num_experts, bias=True, act=jax.nn.silu, dtype=jnp.float32, rngs=rngs)
-            if rule.predicts
+            if predictor
             else None
         )
         self.load_Q = param.table(jnp.zeros(record.NOISE_LEVELS), (None,)) if records else None
@@ -252,7 +252,8 @@ class MoE(nnx.Module):
         shared: int = 0,
         reads: RouterInput = "modulated",
         records: bool = False,
-        routing: RoutingKind = "expert_choice",
+        thresholds: bool = False,
+        predictor: bool = False,
         load: Load,
     ) -> Cost:
         """Counts a layer of these sizes: the router, all experts, and those that work on a token on average."""
@@ -267,9 +268,9 @@ class MoE(nnx.Module):
             router += cost.linear(width, num_experts)
         if records:
             router += cost.always(record.NOISE_LEVELS)
-        if RULES[routing].thresholds:
+        if thresholds:
             router += cost.always(num_experts)
-        if RULES[routing].predicts:
+        if predictor:
             router += Mlp.cost(width, width, num_experts, bias=True, rows=load.tokens)
         if shared:
             working += Mlp.cost(width, shared, bias=bias, gated=gated, rows=load.tokens)
