@@ -119,7 +119,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
         "shared_width": 0.5,
     },
     "hidream": {"routing": "top_k", "top_k": 2, "expert_width": 0.75, "shared_width": 0.5},
-    "matched": {"record": True},  # the paper's, sampled with capacities matched to training
+    "matched": {"record": True},  # the paper's, sampled by the thresholds of training
     "sorted": {"group_times": "sorted"},  # the paper's, with images of similar times routed together
 }
 

@@ -16,6 +16,7 @@ _KEYS = (
     "time_shift",
     "spacing",
     "capacity",
+    "room",
     "capacity_factor",
     "group_size",
     "batch_size",
@@ -41,7 +42,9 @@ def define(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("guidance_interval", None, meaning, flag_values=flag_values)
     cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=flag_values)
     text("spacing", "Which of DDPM's levels, such as trailing; a wrong name lists all.")
-    text("capacity", "Of experts: fixed, or matched to what training spent at each noise level.")
+    text("capacity", "Of experts: fixed, or matched to training, by its thresholds.")
+    meaning = "Slots of an expert over its even share, where thresholds decide."
+    cli.define_float("room", None, meaning, flag_values=flag_values)
     meaning = "Experts per token on average; more may raise quality."
     cli.define_float("capacity_factor", None, meaning, flag_values=flag_values)
     text("group_size", "Tokens routed together: pair, image, or a number.")

@@ -1,7 +1,6 @@
 """An image depends on its prompt, seed, index and settings only."""
 
 import dataclasses
-import itertools
 from functools import cache
 
 import jax
@@ -14,7 +13,6 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
 from ec_dit.nn.routing import record
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
-from ec_dit.sampling.generator import predict_fn, sample
 from ec_dit.system import step as training_step
 from ec_dit.system.painter import Painter
 from tests import helpers
@@ -90,29 +88,6 @@ def test_alone_or_in_company_whatever_training_pools(name):
     np.testing.assert_allclose(small(params, ["fed", "aaa"], [0, 0], seed=5), company[1:3], atol=1e-4)
     eight, _ = generator(routing, devices=8, mesh__expert=8, **changes)
     np.testing.assert_allclose(eight(params, ["fed", "aaa"], [0, 0], seed=5), company[1:3], atol=1e-4)
-
-
-def test_matched_capacity_is_that_of_the_noise_level():
-    """By a sampler of its own: every step a network with the capacity of its time."""
-    changes = {"moe__record": True, "sample__guidance": 1.0, "sample__sampler": "euler", "sample__steps": 4}
-    draw, params = generator("expert_choice", sample__capacity="matched", **changes)
-    settings = draw.settings_of(params)
-    assert len(set(settings.factors)) > 1
-    fixed, _ = generator("expert_choice", **changes)
-    x = noise = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
-    times = settings.grid.times
-    for t, after in itertools.pairwise(times):
-        factor = settings.factors[min(int(t * record.NOISE_LEVELS), record.NOISE_LEVELS - 1)]
-
-        def velocity(graphdef, settings, params, x, text, null_text, t=t, factor=factor):
-            model = nnx.merge(graphdef, params)
-            routing = dataclasses.replace(settings.routing, capacity_factor=factor)
-            return predict_fn(model, routing)(x, np.full(len(x), t, np.float32), model.encode(text))
-
-        x = x + (after - t) * np.asarray(fixed.compile(velocity)(params, x, ["abc"]))
-    drawn = draw.compile(sample)(params, noise, ["abc"])
-    np.testing.assert_allclose(drawn, x, atol=1e-4)
-    assert np.abs(fixed.compile(sample)(params, noise, ["abc"]) - x).max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def _validate_together(config: RunConfig) -> None:
         f"there are {experts} experts",
     )
     check(
-        config.sample.capacity == "fixed" or (config.moe.record and not config.moe.capacity_factors),
+        config.sample.capacity == "fixed" or config.moe.record,
         "sample.capacity",
-        "it follows what training recorded: train with moe.record=True, and without moe.capacity_factors",
+        "it goes by what training recorded: train with moe.record=True",
     )
     for key in ("moe.capacity_factor", "sample.capacity_factor"):
         check(

@@ -14,6 +14,7 @@ from ec_dit.data.batch import Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.nn.moe import has_thresholds
 from ec_dit.nn.routing.rules import RULES
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
@@ -37,7 +38,9 @@ def dit_spec(config: RunConfig) -> DiTSpec:
 def _needs(config: RunConfig) -> dict[str, bool]:
     """What the rule needs of a sparse layer."""
     rule = RULES.get(config.moe.routing)
-    return {} if rule is None else {"thresholds": rule.thresholds, "predictor": rule.predicts}
+    if rule is None:
+        return {}
+    return {"thresholds": has_thresholds(narrow(RoutingSpec, config.moe)), "predictor": rule.predicts}
 
 
 def tower_spec(config: RunConfig, tokenizer: Tokenizer | None) -> TowerSpec | None:
@@ -102,16 +105,18 @@ def train_routing(config: RunConfig) -> RoutingSpec:
     return spec
 
 
-def has_thresholds(config: RunConfig) -> bool:
+def by_threshold(config: RunConfig) -> bool:
     """Tells whether an image alone is routed by thresholds of training."""
-    return config.moe.routing != "dense" and RULES[config.moe.routing].thresholds
+    pools = config.moe.routing != "dense" and RULES[config.moe.routing].pools
+    return pools or config.sample.capacity == "matched"
 
 
 def computed_factor(config: RunConfig, *, sampling: bool) -> float:
     """Gives the slots of a token that are computed, filled or not: more than f_c where thresholds decide how many are filled."""
     factor = (sampling and config.sample.capacity_factor) or config.moe.capacity_factor
-    spread = config.moe.routing == "expert_race" or (sampling and has_thresholds(config))
-    return factor * config.moe.most if spread else factor
+    if sampling and by_threshold(config):
+        return factor * config.sample.room
+    return factor * config.moe.most if config.moe.routing == "expert_race" else factor
 
 
 def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSettings:
@@ -125,8 +130,10 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
     base = replace(
         train_routing(config),
         capacity_factor=s.capacity_factor or config.moe.capacity_factor,
-        by_threshold=has_thresholds(config),
+        by_threshold=by_threshold(config),
     )
+    if base.by_threshold:
+        base = replace(base, most=s.room)
     sizes = {PAIR: 2 * tokens, IMAGE: tokens}
     size = sizes.get(s.group_size) or int(s.group_size)
     if size > 2 * tokens or (2 * tokens) % size:

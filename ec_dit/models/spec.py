@@ -31,6 +31,7 @@ class SparseSpec:
     """Which blocks are sparse, and what they are made of. num_experts = 0: a dense model.
 
     Attributes:
+        record: as of `RoutingSpec`.
         thresholds, predictor: what the rule needs (`nn/routing/rules.py`); no keys of a config.
 
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
@@ -63,12 +64,6 @@ class SparseSpec:
         params="shape",
     )
 
-    record: bool = key(
-        False,
-        "training keeps how many experts a token gets at each noise level, which sample.capacity=matched follows",
-        use=_SPARSE,
-        params="shape",
-    )
     capacity_factors: tuple[float, ...] = key(
         (),
         "f_c of each sparse block, in their order; () = moe.capacity_factor in all",
@@ -77,6 +72,7 @@ class SparseSpec:
         params="shape",
     )
 
+    record: bool = False
     thresholds: bool = False
     predictor: bool = False
 

@@ -19,6 +19,7 @@ from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.mlp import Activation, Mlp, gelu, is_gated, swiglu
 from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import losses, record, scores
+from ec_dit.nn.routing.expert_choice import least_scores
 from ec_dit.nn.routing.rules import RULES, route
 from ec_dit.nn.routing.slots import Routing, gates_by_token
 from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingSpec, group_tokens
@@ -59,8 +60,13 @@ def stats_axes(spec: RoutingSpec) -> Any:
     """Gives the logical axes of the statistics of a layer: scalars, and numbers by image."""
     gates: Any = ("batch", None, None) if spec.report_gates else None
     others: Any = dict.fromkeys(losses.weights(spec), ())
-    thresholds: Any = (None,) if spec.routing != "dense" and RULES[spec.routing].thresholds else None
+    thresholds: Any = (None,) if has_thresholds(spec) else None
     return RouterStats((), (), (), (), (), others, ("batch", None), thresholds, gates)  # type: ignore[arg-type]
+
+
+def has_thresholds(spec: RoutingSpec) -> bool:
+    """Tells whether training keeps running thresholds."""
+    return (spec.record and spec.routing == "expert_choice") or (spec.routing != "dense" and RULES[spec.routing].pools)
 
 
 def stacked_axes(spec: RoutingSpec) -> Any:
@@ -195,6 +201,8 @@ class MoE(nnx.Module):
         threshold_E = None if self.threshold_E is None or not spec.by_threshold else param.gather(self.threshold_E)
         predicted_GSE = None if self.predictor is None else self.predictor(jax.lax.stop_gradient(groups_GSD))
         routing = route(scores_GSE, spec, threshold_E, predicted_GSE)
+        if self.threshold_E is not None and routing.threshold_E is None:
+            routing = routing._replace(threshold_E=least_scores(scores_GSE, routing.index_GEC))
         slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
         slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
         out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
@@ -202,7 +210,8 @@ class MoE(nnx.Module):
         counted = losses.losses(spec, logits_GSE, routing, predicted_GSE)
         stats = _stats(routing, share_GSE, (images, tokens))._replace(losses=counted)
         if spec.report_gates:
-            gate_GSE = gates_by_token(routing, group_size, leaves_empty=RULES[spec.routing].leaves_empty)
+            leaves_empty = spec.by_threshold or RULES[spec.routing].leaves_empty
+            gate_GSE = gates_by_token(routing, group_size, leaves_empty=leaves_empty)
             stats = stats._replace(gate_BSE=gate_GSE.reshape(images, tokens, -1))
         out_BSD = out_GSD.reshape(x_BSD.shape)
         return out_BSD if self.shared is None else out_BSD + self.shared(x_BSD), stats

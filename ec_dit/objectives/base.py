@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import jax
 
 from ec_dit.data.batch import Batch, Text
-from ec_dit.flow.process import Process, even_times
+from ec_dit.flow.process import Process
 from ec_dit.flow.processes import FlowSpec, make_process
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.moe import RouterStats
@@ -66,10 +66,6 @@ class Objective(FlowSpec, abc.ABC):
             (what is minimised, parts): parts has 'loss', for people, and perhaps 'level_sum' and 'level_count' (LEVELS,), whose
             ratio is shown.
         """
-
-    def validation_times(self, position_B: jax.Array, times: jax.Array | None) -> jax.Array:
-        """Gives the time of each validation image by its position in the set; arguments as of `validation_loss`."""
-        return self.process.nearest_time(even_times(position_B) if times is None else times[position_B % len(times)])
 
     @abc.abstractmethod
     def validation_loss(

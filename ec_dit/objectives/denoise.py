@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ec_dit.core import rounding
 from ec_dit.data.batch import Batch, Text
 from ec_dit.flow import loss as flow_loss
+from ec_dit.flow.process import even_times
 from ec_dit.models.dit import take_tokens
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import patchify
@@ -59,7 +60,8 @@ class Denoise(Objective):
         Positions count the images of the set, int32 from 0 on: consecutive ones cover all noise levels evenly, which record
         numbers, taken in strides, need not. Dropping and masking do not apply; the routing does.
         """
-        t_B = self.validation_times(batch.position_B, times)
+        position_B = batch.position_B
+        t_B = self.process.nearest_time(even_times(position_B) if times is None else times[position_B % len(times)])
         keys = jax.vmap(lambda position: jax.random.fold_in(jax.random.key(0), position))(batch.position_B)
         noise_BYXZ = jax.vmap(lambda key: jax.random.normal(key, batch.image_BYXZ.shape[1:]))(keys)
         return self.image_losses(model, batch.image_BYXZ, noise_BYXZ, t_B, batch.text, None)[0]

@@ -130,7 +130,7 @@ def _name(number: int, index: int) -> str:
 
 def describe(system: System, settings: SampleSettings) -> dict[str, Any]:
     """Lists every setting an image depends on, and the versions and devices that made it, for the files beside it."""
-    matched = {} if settings.capacity == "fixed" else {"capacity": settings.capacity}
+    matched = {} if settings.capacity == "fixed" else {"capacity": settings.capacity, "room": settings.room}
     return {
         "dtype": str(system.dtype),
         "path": system.config.flow.path,

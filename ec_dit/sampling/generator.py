@@ -4,10 +4,8 @@ Its noise is drawn from (seed, prompt, index); its routing groups hold no other 
 one fixed size, so that the same compiled program makes it whatever else is asked for.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,9 +20,7 @@ from ec_dit.data.batch import Text
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.moe import RouterStats
-from ec_dit.nn.routing import record
 from ec_dit.nn.routing.spec import RoutingSpec
-from ec_dit.sampling import matched
 from ec_dit.sampling.guidance import PredictFn, guide
 from ec_dit.sampling.settings import SampleSettings
 
@@ -64,8 +60,8 @@ def guided_prediction(
     null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
     condition, null = model.encode(text), model.encode(null_text)
     return guide(
-        predict_fn(model, settings.routing, watch, settings.factors),
-        predict_fn(model, settings.paired_routing, watch, settings.factors),
+        predict_fn(model, settings.routing, watch),
+        predict_fn(model, settings.paired_routing, watch),
         condition,
         null,
         settings.guidance,
@@ -73,29 +69,12 @@ def guided_prediction(
     )
 
 
-def predict_fn(
-    model: TextToImage, routing: RoutingSpec, watch: Watch | None = None, factors: Sequence[float] = ()
-) -> PredictFn:
-    """Gives the model's prediction over whole latents at one time; the condition is an encoded `Text`.
-
-    Args:
-        factors: capacity factors of the noise levels; () = the routing's at all.
-    """
-    different = sorted(set(factors))
-
-    def run(x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> tuple[jax.Array, RouterStats | None]:
-        if len(different) < 2:
-            spec = replace(routing, capacity_factor=different[0]) if different else routing
-            return model.predict(x_BYXZ, t_B, text, spec)
-        which_Q = jnp.array([different.index(factor) for factor in factors])
-        branches = [
-            functools.partial(model.predict, routing=replace(routing, capacity_factor=factor)) for factor in different
-        ]
-        return jax.lax.switch(which_Q[record.level(t_B[0])], branches, x_BYXZ, t_B, text)
+def predict_fn(model: TextToImage, routing: RoutingSpec, watch: Watch | None = None) -> PredictFn:
+    """Gives the model's prediction over whole latents; the condition is an encoded `Text`."""
 
     def predict(x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> jax.Array:
         patch = model.dit.spec.patch
-        out_BSP, stats = run(x_BYXZ, t_B, text)
+        out_BSP, stats = model.predict(x_BYXZ, t_B, text, routing)
         if watch is not None:
             watch(t_B, stats)
         return unpatchify(out_BSP, patch, x_BYXZ.shape[1] // patch, x_BYXZ.shape[2] // patch)
@@ -160,33 +139,18 @@ class Generator:
 
         Its batch is one that `sharding.batch_ways` of the mesh divides; every process gets all of its results.
         """
-
-        @functools.cache
-        def program(settings: SampleSettings) -> Any:
-            return jax.jit(
-                lambda params, *args: function(self.graphdef, settings, params, *args),
-                out_shardings=sharding.replicated(self.mesh),
-                compiler_options=self._compiler_options,
-            )
+        program = jax.jit(
+            lambda params, *args: function(self.graphdef, self.settings, params, *args),
+            out_shardings=sharding.replicated(self.mesh),
+            compiler_options=self._compiler_options,
+        )
 
         def run(params: Any, noise_BYXZ: np.ndarray, prompts: Sequence[str]) -> Any:
             with jax.set_mesh(self.mesh):
                 given = sharding.place((noise_BYXZ, self._encode(prompts)), self.mesh)
-                return program(self.settings_of(params))(params, *given, self._null_text)
+                return program(params, *given, self._null_text)
 
         return run
-
-    def settings_of(self, params: Any) -> SampleSettings:
-        """Gives the settings with what follows from the parameters: capacities matched to their training.
-
-        Raises:
-            UserError: they were not trained yet.
-        """
-        if self.settings.capacity == "fixed":
-            return self.settings
-        spec = nnx.merge(self.graphdef, params).dit.spec
-        tokens = self.shape_YXZ[0] * self.shape_YXZ[1] // spec.patch**2
-        return replace(self.settings, factors=matched.of(self.settings, params, spec, tokens))
 
     def __call__(self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int) -> np.ndarray:
         """All images at once, uint8 (N, rows, columns, 3), in the order of the prompts."""

@@ -57,7 +57,16 @@ class SampleSpec:
     )
     capacity: Literal["fixed", "matched"] = key(
         "fixed",
-        "of experts: fixed at all noise levels, or matched to what training spent at each (moe.record), at no more compute",
+        "of experts: fixed, as many tokens of every image; or matched to training (moe.record): those that score above its "
+        "running thresholds, as far as there is room",
+        use=only("moe.routing", "expert_choice"),
+        resumable=True,
+    )
+    room: float = key(
+        1.5,
+        "slots of an expert over its even share, where thresholds decide how many of them it fills",
+        at_least=1,
+        at_most=SIZE,
         use=_SPARSE,
         resumable=True,
     )
@@ -80,14 +89,12 @@ class SampleSettings(SampleSpec):
         prediction: what its output means.
         routing: for one image alone.
         paired_routing: for it and its unconditional copy.
-        factors: capacity factors of the noise levels, in place of the routing's; () = that one.
     """
 
     process: Process
     prediction: Prediction
     routing: RoutingSpec
     paired_routing: RoutingSpec
-    factors: tuple[float, ...] = ()
 
     @property
     def integrator(self) -> Sampler:

@@ -18,9 +18,7 @@ from ec_dit.data.batch import Batch
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.routing import record
 from ec_dit.nn.routing.rules import RULES
-from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.objectives.base import Objective
-from ec_dit.sampling import matched
 from ec_dit.system.model import System
 from ec_dit.train import state as train_state
 from ec_dit.train.optimizer import make_optimizer
@@ -81,12 +79,12 @@ def make_validation(system: System) -> Callable[..., tuple[jax.Array, jax.Array]
     """
     objective = specs.training_objective(system.config, system.null_text())
 
-    def loss_fn(way: Way, params: Any, batch: Batch, frozen: Any = None) -> tuple[jax.Array, jax.Array]:
+    def loss_fn(params: Any, batch: Batch, frozen: Any = None) -> tuple[jax.Array, jax.Array]:
         real_B = batch.position_B >= 0
-        loss_B = _losses(system, objective, way, params, frozen, batch)
+        loss_B = _losses(system, objective, "sampling", params, frozen, batch)
         return jnp.where(real_B, loss_B, 0).sum(), real_B.sum()
 
-    return _of_parameters(system, loss_fn, "sampling")
+    return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
 
 
 def make_losses(
@@ -107,57 +105,27 @@ def make_losses(
             "with the one that it started from."
         )
 
-    def loss_fn(way: Way, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return batch.position_B, _losses(system, objective, way, params, None, batch, jnp.asarray(times))
+    def loss_fn(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return batch.position_B, _losses(system, objective, routed, params, None, batch, jnp.asarray(times))
 
-    return _of_parameters(system, loss_fn, routed)
-
-
-def _of_parameters(system: System, function: Callable[..., Any], routed: Routed) -> Callable[..., Any]:
-    """Jits function(way, params, batch, ...), once for every way that parameters of a run are to be routed."""
-    settings, spec = specs.sample_settings(system.config), specs.dit_spec(system.config)
-
-    @functools.cache
-    def program(way: Way) -> Callable[..., Any]:
-        return jax.jit(functools.partial(function, way), out_shardings=sharding.replicated(system.mesh))
-
-    def run(params: Any, batch: Batch, **others: Any) -> Any:
-        factors = () if routed == "training" else matched.of(settings, params, spec, specs.image_tokens(system.config))
-        return program((routed, factors))(params, batch, **others)
-
-    return run
+    return jax.jit(loss_fn, out_shardings=sharding.replicated(system.mesh))
 
 
 def _losses(
     system: System,
     objective: Objective,
-    way: Way,
+    routed: Routed,
     params: Any,
     frozen: Any,
     batch: Batch,
     times: jax.Array | None = None,
 ) -> jax.Array:
     """The validation loss of each image; of those at position -1, a number that means nothing."""
-    routed, factors = way
     _, rows, columns, _ = batch.image_BYXZ.shape
-    alone = specs.sample_settings(system.config, (rows, columns)).routing
+    if routed == "sampling":
+        objective = replace(objective, routing=specs.sample_settings(system.config, (rows, columns)).routing)
     counted = batch._replace(position_B=jnp.maximum(batch.position_B, 0))
-    models = _model(system, params), _frozen(system, frozen)
-
-    def losses(routing: RoutingSpec) -> jax.Array:
-        return replace(objective, routing=routing).validation_loss(*models, counted, times)
-
-    if routed == "training":
-        return losses(objective.routing)
-    if not factors:
-        return losses(alone)
-    # Each image at the capacity of its noise level: all at each of the few capacities, of which one counts.
-    level_B = record.level(objective.validation_times(counted.position_B, times))
-    loss_B = jnp.zeros(len(level_B))
-    for factor in sorted(set(factors)):
-        here_B = jnp.array([each == factor for each in factors])[level_B]
-        loss_B = jnp.where(here_B, losses(replace(alone, capacity_factor=factor)), loss_B)
-    return loss_B
+    return objective.validation_loss(_model(system, params), _frozen(system, frozen), counted, times)
 
 
 def frozen_shape(system: System) -> Any:

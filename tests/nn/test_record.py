@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.core.errors import UserError
 from ec_dit.models.dit import DiT
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn import param
 from ec_dit.nn.routing import record
 from ec_dit.nn.routing.record import COUNT, KEEP, NOISE_LEVELS, SUM, TABLE
-from ec_dit.sampling import matched
 
 RNG = np.random.default_rng(0)
 
@@ -60,31 +58,3 @@ def test_what_does_not_record_stays():
     params = tree(DiTSpec(width=32, num_blocks=2, num_heads=4, num_kv_heads=2, head_dim=8, sparse=SparseSpec(4)))
     same, rest = record.updated(params, {"loss": 1.0})
     assert same is params and rest == {"loss": 1.0} and record.tables(params) is None
-
-
-def test_matched_factors_are_whole_slots_and_no_more_compute():
-    """32 tokens, 4 experts: a slot of each is 1/8 of an expert a token."""
-    table_LQ = np.tile(np.linspace(3, 1, NOISE_LEVELS), (2, 1)) + np.array([[0.5], [-0.5]])
-    times = np.linspace(1, 0, 21)[:-1]
-    found = matched.factors(table_LQ, times, 2.0, 32, 4)
-    assert len(found) == NOISE_LEVELS and len(set(found)) <= matched.PROGRAMS
-    assert all(factor * 8 == int(factor * 8) for factor in found)
-    assert list(found) == sorted(found, reverse=True)  # as the table falls
-    spent = [found[min(int(t * NOISE_LEVELS), NOISE_LEVELS - 1)] for t in times]
-    assert 1.8 < np.mean(spent) <= 2.0
-    assert found[0] > 2.4 and found[-1] < 1.5
-
-
-def test_a_sampler_that_dwells_where_much_is_spent_is_scaled_down():
-    table_LQ = np.where(np.arange(NOISE_LEVELS) < 4, 4.0, 1.0)[None]
-    found = matched.factors(table_LQ, np.array([0.1] * 9 + [0.9]), 2.0, 32, 4)
-    spent = 0.9 * found[1] + 0.1 * found[14]
-    assert 1.7 < spent <= 2.0 and found[1] > 3 * found[14]
-
-
-def test_levels_without_images_take_their_neighbours():
-    table_LQ = np.zeros((1, NOISE_LEVELS))
-    table_LQ[0, [4, 8]] = 3.0, 1.0
-    np.testing.assert_allclose(matched.filled(table_LQ)[[0, 4, 6, 8, 15]], [3, 3, 2, 1, 1])
-    with pytest.raises(UserError, match="this run has not trained a step"):
-        matched.filled(np.zeros((2, NOISE_LEVELS)))

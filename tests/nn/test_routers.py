@@ -45,6 +45,9 @@ OPTIONS = {
     "race_alone": ({"thresholds": True}, {"routing": "expert_race", "score": "identity", "by_threshold": True}),
     "diffmoe": ({"thresholds": True, "predictor": True}, {"routing": "diffmoe"}),
     "diffmoe_alone": ({"thresholds": True, "predictor": True}, {"routing": "diffmoe", "by_threshold": True}),
+    "recorded": ({"thresholds": True}, {"record": True}),
+    "matched": ({"thresholds": True}, {"record": True, "by_threshold": True, "most": 1.5}),
+    "matched_normalized": ({"thresholds": True}, {"record": True, "by_threshold": True, "gate": "normalized"}),
     "losses": ({}, {"z_weight": 0.5, "similarity_weight": 0.25}),
     "losses_of_top_k": ({}, {"routing": "top_k", "z_weight": 0.5, "similarity_weight": 0.25}),
 }  # fmt: skip
@@ -229,6 +232,6 @@ def test_every_option_costs_what_is_built_and_traced(name):
     shared = layer.get("shared", 0)
     always = products * WIDTH * shared + ((shared * (products - 1) + WIDTH) if shared and layer.get("bias") else 0)
     rule = rules.RULES[spec.routing]
-    always += EXPERTS if rule.thresholds else 0
+    always += EXPERTS if layer.get("thresholds") else 0
     always += (WIDTH * WIDTH + WIDTH + WIDTH * EXPERTS + EXPERTS) if rule.predicts else 0
     assert cost.activated == router + round(factor * expert) + always

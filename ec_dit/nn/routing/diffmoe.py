@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ec_dit.nn.routing.expert_choice import expert_choice
-from ec_dit.nn.routing.expert_race import dropped_share, room
-from ec_dit.nn.routing.slots import Routing, add_up
+from ec_dit.nn.routing.slots import Routing
+from ec_dit.nn.routing.thresholds import filled, room
 
 
 def diffmoe(
@@ -30,7 +30,5 @@ def diffmoe(
     count_GE = (likely_GES > threshold_E[:, None]).sum(-1)
     gate_GEC, index_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), room(slots, most, group_size))
     filled_GEC = jnp.arange(gate_GEC.shape[-1]) < count_GE[..., None]
-    experts_GS = add_up(filled_GEC.astype(jnp.int32), index_GEC, group_size)
-    dropped = dropped_share(count_GE.sum(-1), filled_GEC)
-    zero = jnp.zeros((), jnp.float32)
-    return Routing(index_GEC, jnp.where(filled_GEC, gate_GEC, 0), experts_GS, dropped, zero, threshold_E)
+    routing = filled(gate_GEC, index_GEC, filled_GEC, count_GE.sum(-1), group_size)
+    return routing._replace(threshold_E=threshold_E)

@@ -1,8 +1,8 @@
-"""How many experts a token gets in training, by noise level: what sampling can follow, where groups of one image would not.
+"""What training keeps of its routing: how many experts a token gets, by noise level, and above which scores experts take tokens.
 
-A group of several images spends its slots where scores are high, at some noise levels more than at others; an image alone gets
-the same at all. A sparse layer that records holds a table, a parameter that no gradient reaches and that training moves after
-every step.
+Experts of a group of several images take the tokens that suit them best, of some noise levels more than of others; an image alone
+would have to feed all of them alike. By the thresholds that were passed in training it is routed as if it were in company. Tables
+and thresholds are parameters of a sparse layer that no gradient reaches and that training moves after every step.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 
 from ec_dit.nn.routing.diffmoe import diffmoe
-from ec_dit.nn.routing.expert_choice import expert_choice
+from ec_dit.nn.routing.expert_choice import by_thresholds, expert_choice
 from ec_dit.nn.routing.expert_race import expert_race
 from ec_dit.nn.routing.slots import Routing
 from ec_dit.nn.routing.spec import RoutingKind, RoutingSpec, capacity
+from ec_dit.nn.routing.thresholds import room
 from ec_dit.nn.routing.token_choice import token_choice, top_k
 
 
@@ -38,20 +39,25 @@ class Rule:
 
     Attributes:
         apply: what is in the slots.
-        leaves_empty: whether slots may stay empty.
-        keep: of the running thresholds at every step, by which an image alone is routed; 0: there are none.
+        leaves_empty: whether slots may stay empty in training.
+        pools: whether training has a pool of several images, and an image alone is routed by its running thresholds.
+        keep: of running thresholds at every step.
         predicts: whether it has a predictor of capacity.
     """
 
     apply: Callable[[Asked], Routing]
     leaves_empty: bool = True
-    keep: float = 0.0
+    pools: bool = False
+    keep: float = 0.99
     predicts: bool = False
 
-    @property
-    def thresholds(self) -> bool:
-        """Tells whether training keeps running thresholds."""
-        return self.keep > 0
+
+def _expert_choice(asked: Asked) -> Routing:
+    scores_GSE, spec = asked.scores_GSE, asked.spec
+    if asked.threshold_E is None:
+        return expert_choice(scores_GSE, asked.slots, spec.gate)
+    most = room(asked.slots, spec.most, scores_GSE.shape[1])
+    return by_thresholds(scores_GSE, asked.threshold_E, most, spec.gate)
 
 
 def _diffmoe(asked: Asked) -> Routing:
@@ -60,11 +66,11 @@ def _diffmoe(asked: Asked) -> Routing:
 
 
 RULES: dict[RoutingKind, Rule] = {
-    "expert_choice": Rule(lambda a: expert_choice(a.scores_GSE, a.slots, a.spec.gate), leaves_empty=False),
+    "expert_choice": Rule(_expert_choice, leaves_empty=False),
     "token_choice": Rule(lambda a: token_choice(a.scores_GSE, a.slots)),
     "top_k": Rule(lambda a: top_k(a.scores_GSE, a.slots, a.spec.top_k, a.spec.gate)),
-    "expert_race": Rule(lambda a: expert_race(a.scores_GSE, a.slots, a.spec.most, a.threshold_E), keep=0.99),
-    "diffmoe": Rule(_diffmoe, keep=0.95, predicts=True),
+    "expert_race": Rule(lambda a: expert_race(a.scores_GSE, a.slots, a.spec.most, a.threshold_E), pools=True),
+    "diffmoe": Rule(_diffmoe, pools=True, keep=0.95, predicts=True),
 }
 
 

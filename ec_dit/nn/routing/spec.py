@@ -31,7 +31,7 @@ class RoutingSpec:
         capacity_factor: f_c; C = S f_c / E, rounded up.
         group_size: S, tokens that are routed together; IMAGE for the tokens of one image, whatever their number.
         gate: 'normalized' makes experts that are copies of one feed-forward layer give its output.
-        by_threshold: whether rules with a pool select by the thresholds of training, as an image alone must; no key of a config.
+        by_threshold: whether thresholds of training decide, as for an image alone where training had a pool; no key of a config.
         report_gates: whether the layer's statistics hold every gate, which takes memory; no key of a config.
     """
 
@@ -80,6 +80,13 @@ class RoutingSpec:
     )
     predictor_weight: float = key(
         0.01, "of the loss of the predictors of capacity", at_least=0, use=only("moe.routing", "diffmoe")
+    )
+    record: bool = key(
+        False,
+        "training keeps how many experts a token gets at each noise level, and with expert_choice above which scores, which "
+        "sample.capacity=matched goes by",
+        use=_SPARSE,
+        params="shape",
     )
     report_gates: bool = False
     by_threshold: bool = False
