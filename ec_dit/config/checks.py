@@ -3,7 +3,7 @@
 What a key may be by itself stands where the key is declared; here is how keys must fit together.
 """
 
-from ec_dit.config import KEYS, RunConfig, unused
+from ec_dit.config import KEYS, RunConfig, specs, unused
 from ec_dit.config.data import SYNTHETIC
 from ec_dit.core import rounding, settings
 from ec_dit.core.errors import UserError
@@ -79,6 +79,11 @@ def _validate_together(config: RunConfig) -> None:
         config.sample.capacity == "fixed" or config.moe.record,
         "sample.capacity",
         "it goes by what training recorded: train with moe.record=True",
+    )
+    check(
+        config.sample.room == KEYS["sample.room"].default or specs.by_threshold(config),
+        "sample.room",
+        "it is for rules with a pool, and for sample.capacity=matched; leave it at its default",
     )
     for key in ("moe.capacity_factor", "sample.capacity_factor"):
         check(
