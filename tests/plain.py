@@ -130,11 +130,12 @@ class Layer(NamedTuple):
     dropped: float
     losses: dict
     threshold_E: np.ndarray | None
+    asked_E: np.ndarray | None
 
 
-def served(scores_SE, slots, choices):
+def served(scores_SE, slots, choices, bias_E=0):
     """((token, expert, the token's choices) of every request that finds room, how often each expert was asked)."""
-    ranked = [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e))[:choices] for row in scores_SE]
+    ranked = [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e))[:choices] for row in scores_SE + bias_E]
     found, room = [], [slots] * scores_SE.shape[1]
     for choice in range(choices):
         for token, order in enumerate(ranked):
@@ -171,14 +172,14 @@ def any_expert(params, number, x_D):
     return (gate * up) @ params["w_down_EFD"][number] + bias("b_down_ED")
 
 
-def _choices_of(values, likely, passed, spec):
+def _choices_of(values, likely, passed, spec, bias_E=0):
     """(choices, how many there would be with room for all, thresholds, shares of requests) of one image, (S, E) of all."""
     tokens, experts = values.shape
     slots = math.ceil(tokens * spec.capacity_factor / experts)
     room = min(tokens, math.ceil(slots * spec.most))
     best = [sorted(range(tokens), key=lambda s, e=e: (-values[s, e], s)) for e in range(experts)]
     if spec.routing in ("token_choice", "top_k"):
-        chosen, asked_E = served(values, slots, spec.top_k)
+        chosen, asked_E = served(values, slots, spec.top_k, bias_E)
         return chosen, tokens * spec.top_k, None, asked_E / asked_E.sum()
     if spec.routing == "expert_race":
         least = np.full(experts, sorted(values.ravel())[-experts * slots]) if passed is None else passed
@@ -208,7 +209,10 @@ def sparse_layer(params, inputs, reads, spec, chosen=None):
     likely = None if predicted is None else 1 / (1 + np.exp(-predicted))
     passed = params.get("threshold_E") if spec.by_threshold else None
     fresh, wanted, thresholds, asked = zip(
-        *(_choices_of(values[b], None if likely is None else likely[b], passed, spec) for b in range(images)),
+        *(
+            _choices_of(values[b], None if likely is None else likely[b], passed, spec, params.get("bias_E", 0))
+            for b in range(images)
+        ),
         strict=True,
     )
     chosen = fresh if chosen is None else chosen
@@ -245,9 +249,9 @@ def sparse_layer(params, inputs, reads, spec, chosen=None):
     if predicted is not None:
         found["predictor"] = np.mean(np.log(1 + np.exp(predicted)) - taken * predicted)
     dropped = np.mean([(many - len(one)) / max(1, many) for many, one in zip(wanted, chosen, strict=True)])
-    return Layer(
-        out, experts_BS, chosen, dropped, found, None if thresholds[0] is None else np.mean(thresholds, axis=0)
-    )
+    least = None if thresholds[0] is None else np.mean(thresholds, axis=0)
+    shares = np.mean(asked, axis=0) if spec.bias_rate else None
+    return Layer(out, experts_BS, chosen, dropped, found, least, shares)
 
 
 def sinusoid(value):

@@ -40,7 +40,8 @@ def _needs(config: RunConfig) -> dict[str, bool]:
     rule = RULES.get(config.moe.routing)
     if rule is None:
         return {}
-    return {"thresholds": has_thresholds(narrow(RoutingSpec, config.moe)), "predictor": rule.predicts}
+    thresholds = has_thresholds(narrow(RoutingSpec, config.moe))
+    return {"thresholds": thresholds, "predictor": rule.predicts, "biases": config.moe.bias_rate > 0}
 
 
 def tower_spec(config: RunConfig, tokenizer: Tokenizer | None) -> TowerSpec | None:

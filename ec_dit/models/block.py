@@ -109,4 +109,5 @@ def _expert_kinds(spec: DiTSpec) -> dict[str, Any]:
         "records": sparse.record,
         "thresholds": sparse.thresholds,
         "predictor": sparse.predictor,
+        "biases": sparse.biases,
     }

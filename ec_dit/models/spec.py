@@ -32,7 +32,7 @@ class SparseSpec:
 
     Attributes:
         record: as of `RoutingSpec`.
-        thresholds, predictor: what the rule needs (`nn/routing/rules.py`); no keys of a config.
+        thresholds, predictor, biases: what the rule needs (`nn/routing/rules.py`); no keys of a config.
 
     Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
@@ -75,6 +75,7 @@ class SparseSpec:
     record: bool = False
     thresholds: bool = False
     predictor: bool = False
+    biases: bool = False
 
     def is_sparse(self, block: int) -> bool:
         """Tells whether the block of that index has experts."""

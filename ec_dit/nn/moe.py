@@ -42,6 +42,7 @@ class RouterStats(NamedTuple):
         losses: the others that count (`nn/routing/losses.py`), by name, before their weights.
         experts_BS: int32, the number of experts on every token.
         threshold_E: of rules with thresholds, those of this pass; None of others.
+        asked_E: the share of requests for each expert, where its bias follows from that; None elsewhere.
         gate_BSE: the gate of every expert on every token, NaN where it did not take it; None unless the routing reports gates.
     """
 
@@ -53,6 +54,7 @@ class RouterStats(NamedTuple):
     losses: Mapping[str, jax.Array]
     experts_BS: jax.Array
     threshold_E: jax.Array | None = None
+    asked_E: jax.Array | None = None
     gate_BSE: jax.Array | None = None
 
 
@@ -61,7 +63,8 @@ def stats_axes(spec: RoutingSpec) -> Any:
     gates: Any = ("batch", None, None) if spec.report_gates else None
     others: Any = dict.fromkeys(losses.weights(spec), ())
     thresholds: Any = (None,) if has_thresholds(spec) else None
-    return RouterStats((), (), (), (), (), others, ("batch", None), thresholds, gates)  # type: ignore[arg-type]
+    asked: Any = (None,) if spec.bias_rate else None
+    return RouterStats((), (), (), (), (), others, ("batch", None), thresholds, asked, gates)  # type: ignore[arg-type]
 
 
 def has_thresholds(spec: RoutingSpec) -> bool:
@@ -145,7 +148,7 @@ class MoE(nnx.Module):
         hidden: inner width of an expert.
         shared: inner width of the expert of every token; 0: there is none.
         reads: what the router reads.
-        thresholds, predictor: whether the rule needs such (`nn/routing/rules.py`).
+        thresholds, predictor, biases: whether the rule needs such (`nn/routing/rules.py`).
         records: whether training keeps a table of how many experts a token gets (`nn/routing/record.py`).
     """
 
@@ -162,6 +165,7 @@ class MoE(nnx.Module):
         records: bool = False,
         thresholds: bool = False,
         predictor: bool = False,
+        biases: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -176,6 +180,7 @@ class MoE(nnx.Module):
         times = reads == "normed_time"
         self.w_time_DE = param.router(rngs, (width, num_experts), ("embed", None)) if times else None
         self.threshold_E = param.table(jnp.zeros(num_experts), (None,)) if thresholds else None
+        self.bias_E = param.table(jnp.zeros(num_experts), (None,)) if biases else None
         self.predictor = (
             Mlp(width, width, num_experts, bias=True, act=jax.nn.silu, dtype=jnp.float32, rngs=rngs)
             if predictor
@@ -200,7 +205,8 @@ class MoE(nnx.Module):
         scores_GSE = scores.scores(logits_GSE, spec.score)
         threshold_E = None if self.threshold_E is None or not spec.by_threshold else param.gather(self.threshold_E)
         predicted_GSE = None if self.predictor is None else self.predictor(jax.lax.stop_gradient(groups_GSD))
-        routing = route(scores_GSE, spec, threshold_E, predicted_GSE)
+        bias_E = None if self.bias_E is None else param.gather(self.bias_E)
+        routing = route(scores_GSE, spec, threshold_E, predicted_GSE, bias_E)
         if self.threshold_E is not None and routing.threshold_E is None:
             routing = routing._replace(threshold_E=least_scores(scores_GSE, routing.index_GEC))
         slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
@@ -263,6 +269,7 @@ class MoE(nnx.Module):
         records: bool = False,
         thresholds: bool = False,
         predictor: bool = False,
+        biases: bool = False,
         load: Load,
     ) -> Cost:
         """Counts a layer of these sizes: the router, all experts, and those that work on a token on average."""
@@ -277,8 +284,8 @@ class MoE(nnx.Module):
             router += cost.linear(width, num_experts)
         if records:
             router += cost.always(record.NOISE_LEVELS)
-        if thresholds:
-            router += cost.always(num_experts)
+        for each in (thresholds, biases):
+            router += cost.always(num_experts if each else 0)
         if predictor:
             router += Mlp.cost(width, width, num_experts, bias=True, rows=load.tokens)
         if shared:
@@ -310,4 +317,5 @@ def _stats(routing: Routing, share_GSE: jax.Array, shape: tuple[int, int]) -> Ro
         losses={},
         experts_BS=routing.experts_GS.reshape(shape),
         threshold_E=None if routing.threshold_E is None else mean(routing.threshold_E),
+        asked_E=None if routing.asked_E is None else mean(routing.asked_E),
     )

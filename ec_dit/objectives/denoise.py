@@ -50,6 +50,8 @@ class Denoise(Objective):
             parts |= record.measured(stats.experts_BS, t_B)  # of all blocks: (L, B, S)
         if stats is not None and stats.threshold_E is not None:
             parts[record.PASSED] = stats.threshold_E
+        if stats is not None and stats.asked_E is not None:
+            parts[record.ASKED] = stats.asked_E
         return parts["loss"] + self.router_loss(stats), parts
 
     def validation_loss(
@@ -111,7 +113,7 @@ def drop_captions(key: jax.Array, text: Text, null_text: Text, rate: float) -> T
     return jax.tree.map(lambda a, null: jnp.where(drop_B.reshape(-1, *(1,) * null.ndim), null, a), text, null_text)
 
 
-_NO_SCALARS = ("experts_BS", "gate_BSE", "losses", "threshold_E")
+_NO_SCALARS = ("experts_BS", "gate_BSE", "losses", "threshold_E", "asked_E")
 
 
 def router_metrics(stats: RouterStats | None) -> dict[str, jax.Array]:

@@ -66,7 +66,7 @@ def make_train_step(system: System, tx: optax.GradientTransformation, shardings:
 
     config = system.config
     rule = RULES.get(config.moe.routing)
-    settle = functools.partial(record.updated, keep=rule.keep if rule else 0.0)
+    settle = functools.partial(record.updated, keep=rule.keep if rule else 0.0, bias_rate=config.moe.bias_rate)
     step = make_step(loss_fn, tx, config.optimizer.ema_decay, config.train.accumulate, settle)
     outputs = (shardings, sharding.replicated(system.mesh))
     return jax.jit(step, out_shardings=outputs, donate_argnums=0, compiler_options=system.compiler_options)

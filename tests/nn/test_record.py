@@ -56,6 +56,24 @@ def test_tables_move_in_the_order_of_the_blocks(sparse):
     assert any(TABLE in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
+def test_biases_rise_where_an_expert_was_asked_less_than_its_share():
+    spec = DiTSpec(
+        width=32,
+        num_blocks=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        latent_size=8,
+        sparse=SparseSpec(4, biases=True),
+    )
+    asked_LE = np.array([[0.4, 0.1, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4]])
+    params, rest = record.updated(tree(spec), {record.ASKED: jnp.asarray(asked_LE)}, bias_rate=0.01)
+    params, _ = record.updated(params, {record.ASKED: jnp.asarray(asked_LE[::-1])}, bias_rate=0.01)
+    (bias_LE,) = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if record.BIAS in str(path)]
+    np.testing.assert_allclose(bias_LE, 0.01 * np.array([[0, 2, -1, -1], [0, 2, -1, -1]]), atol=1e-7)
+    assert not rest
+
+
 def test_what_does_not_record_stays():
     params = tree(DiTSpec(width=32, num_blocks=2, num_heads=4, num_kv_heads=2, head_dim=8, sparse=SparseSpec(4)))
     same, rest = record.updated(params, {"loss": 1.0})

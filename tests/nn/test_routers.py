@@ -39,6 +39,7 @@ OPTIONS = {
         {"routing": "top_k", "top_k": 3, "capacity_factor": 3.0, "score": "sigmoid", "gate": "normalized", "gate_scale": 2.5},
     ),
     "hidream": ({"shared": 8}, {"routing": "top_k", "capacity_factor": 2.0}),
+    "balanced": ({"biases": True}, {"routing": "top_k", "score": "sigmoid", "gate": "normalized", "bias_rate": 0.01}),
     "top_1": ({}, {"routing": "top_k", "top_k": 1, "capacity_factor": 1.0}),
     "race": ({"thresholds": True}, {"routing": "expert_race", "score": "identity"}),
     "race_without_room": ({"thresholds": True}, {"routing": "expert_race", "most": 1.0, "similarity_weight": 0.5}),
@@ -104,6 +105,9 @@ def test_values_and_gradients_equal_plain_loops(name):
     np.testing.assert_allclose(stats.dropped, expected.dropped, atol=1e-6)
     assert set(stats.losses) == set(weights)
     assert (stats.threshold_E is None) == (expected.threshold_E is None)
+    assert (stats.asked_E is None) == ("biases" not in layer)
+    if stats.asked_E is not None:
+        np.testing.assert_allclose(stats.asked_E, expected.asked_E, rtol=1e-6)
     if stats.threshold_E is not None:
         np.testing.assert_allclose(stats.threshold_E, expected.threshold_E, rtol=1e-5)
     for key, value in stats.losses.items():
@@ -232,6 +236,6 @@ def test_every_option_costs_what_is_built_and_traced(name):
     shared = layer.get("shared", 0)
     always = products * WIDTH * shared + ((shared * (products - 1) + WIDTH) if shared and layer.get("bias") else 0)
     rule = rules.RULES[spec.routing]
-    always += EXPERTS if layer.get("thresholds") else 0
+    always += EXPERTS * bool(layer.get("thresholds")) + EXPERTS * bool(layer.get("biases"))
     always += (WIDTH * WIDTH + WIDTH + WIDTH * EXPERTS + EXPERTS) if rule.predicts else 0
     assert cost.activated == router + round(factor * expert) + always

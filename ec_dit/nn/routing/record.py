@@ -14,8 +14,9 @@ import jax.numpy as jnp
 NOISE_LEVELS = 16  # equal ranges of t
 KEEP = 0.99  # of a table, at every step that has images of a level
 TABLE = "load_Q"  # the parameter of a sparse layer
-THRESHOLD = "threshold_E"  # likewise, of rules that have such
-SUM, COUNT, PASSED = "record/experts_sum", "record/images", "record/thresholds"  # among the metrics of a step
+THRESHOLD, BIAS = "threshold_E", "bias_E"  # likewise, of rules that have such
+# Among the metrics of a step.
+SUM, COUNT, PASSED, ASKED = "record/experts_sum", "record/images", "record/thresholds", "record/asked"
 
 
 def level(t: jax.typing.ArrayLike) -> jax.Array:
@@ -29,23 +30,33 @@ def measured(experts_LBS: jax.Array, t_B: jax.Array) -> dict[str, jax.Array]:
     return {SUM: experts_LBS.mean(-1, dtype=jnp.float32) @ member_BQ, COUNT: member_BQ.sum(0)}
 
 
-def updated(params: Any, metrics: Mapping[str, jax.Array], keep: float = 0.0) -> tuple[Any, dict[str, jax.Array]]:
-    """Moves tables and thresholds of a model's sparse layers by what a step measured; gives the metrics without that.
+def updated(
+    params: Any, metrics: Mapping[str, jax.Array], *, keep: float = 0.0, bias_rate: float = 0.0
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Moves tables, thresholds and biases of a model's sparse layers by what a step measured; gives the metrics without that.
 
     The first figure is taken as it is, later ones move a table by 1 - KEEP.
 
     Args:
         keep: of thresholds.
+        bias_rate: by which a bias rises where its expert was asked less than others on average, and falls where more.
     """
-    rest = {name: value for name, value in metrics.items() if name not in (SUM, COUNT, PASSED)}
+    rest = {name: value for name, value in metrics.items() if name not in (SUM, COUNT, PASSED, ASKED)}
     if SUM in metrics:
         count_Q = metrics[COUNT]
         mean_LQ = metrics[SUM] / jnp.maximum(count_Q, 1e-9)
-        params = _moved(params, TABLE, lambda old: KEEP * old, mean_LQ * (1 - KEEP), mean_LQ, count_Q > 0)
+        params = _moved(params, TABLE, mean_LQ, lambda old, new: jnp.where(count_Q > 0, _mean(old, new, KEEP), old))
     if PASSED in metrics:
-        passed_LE = metrics[PASSED]
-        params = _moved(params, THRESHOLD, lambda old: keep * old, passed_LE * (1 - keep), passed_LE, True)
+        params = _moved(params, THRESHOLD, metrics[PASSED], lambda old, new: _mean(old, new, keep))
+    if ASKED in metrics:
+        less_LE = jnp.sign(1 / metrics[ASKED].shape[-1] - metrics[ASKED])
+        params = _moved(params, BIAS, less_LE, lambda old, less: old + bias_rate * less)
     return params, rest
+
+
+def _mean(old: jax.Array, new: jax.Array, keep: float) -> jax.Array:
+    """A running mean; 0 is none yet."""
+    return jnp.where(old == 0, new, keep * old + (1 - keep) * new)
 
 
 def tables(params: Any) -> jax.Array | None:
@@ -54,15 +65,13 @@ def tables(params: Any) -> jax.Array | None:
     return jnp.concatenate(found) if found else None
 
 
-def _moved(
-    params: Any, name: str, kept: Callable[[jax.Array], jax.Array], added: jax.Array, first: jax.Array, where: Any
-) -> Any:
-    """Parameters in which those of a name are moved; `added` and `first` are of all layers, in their order."""
+def _moved(params: Any, name: str, measured: jax.Array, move: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
+    """Parameters in which those of a name are moved by what was measured of all layers, in their order."""
     copied, start = jax.tree.map(lambda leaf: leaf, params), 0  # new dicts, the same arrays
     for layer in _layers(copied, name):
-        old, part = layer[name], slice(start, start + len(layer[name]))
+        part = slice(start, start + len(layer[name]))
         start = part.stop
-        layer[name] = jnp.where(where, jnp.where(old == 0, first[part], kept(old) + added[part]), old)
+        layer[name] = move(layer[name], measured[part])
     return copied
 
 

@@ -23,6 +23,7 @@ class Asked(NamedTuple):
         slots: C, an expert's even share of a group.
         spec: how the layer routes.
         threshold_E: of training, where the rule has such and is to go by them.
+        bias_E: of the experts, where tokens choose by such.
         predicted_GSE: what the predictor of capacity thinks, where there is one.
     """
 
@@ -31,6 +32,7 @@ class Asked(NamedTuple):
     spec: RoutingSpec
     threshold_E: jax.Array | None
     predicted_GSE: jax.Array | None
+    bias_E: jax.Array | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def _diffmoe(asked: Asked) -> Routing:
 RULES: dict[RoutingKind, Rule] = {
     "expert_choice": Rule(_expert_choice, leaves_empty=False),
     "token_choice": Rule(lambda a: token_choice(a.scores_GSE, a.slots)),
-    "top_k": Rule(lambda a: top_k(a.scores_GSE, a.slots, a.spec.top_k, a.spec.gate)),
+    "top_k": Rule(lambda a: top_k(a.scores_GSE, a.slots, a.spec.top_k, a.spec.gate, a.bias_E)),
     "expert_race": Rule(lambda a: expert_race(a.scores_GSE, a.slots, a.spec.most, a.threshold_E), pools=True),
     "diffmoe": Rule(_diffmoe, pools=True, keep=0.95, predicts=True),
 }
@@ -79,9 +81,10 @@ def route(
     spec: RoutingSpec,
     threshold_E: jax.Array | None = None,
     predicted_GSE: jax.Array | None = None,
+    bias_E: jax.Array | None = None,
 ) -> Routing:
     """Applies the rule of `spec` to scores, with as many slots as its capacity factor gives the group; else as `Asked`."""
     _, group_size, experts = scores_GSE.shape
     slots = capacity(group_size, experts, spec.capacity_factor)
-    routing = RULES[spec.routing].apply(Asked(scores_GSE, slots, spec, threshold_E, predicted_GSE))
+    routing = RULES[spec.routing].apply(Asked(scores_GSE, slots, spec, threshold_E, predicted_GSE, bias_E))
     return routing if spec.gate_scale == 1 else routing._replace(gate_GEC=spec.gate_scale * routing.gate_GEC)

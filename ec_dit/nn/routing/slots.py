@@ -20,6 +20,7 @@ class Routing(NamedTuple):
         dropped: float32 scalar, the share of requests that found no slot (token choice; else 0).
         aux_loss: float32 scalar, load-balancing loss before its weight (token choice; else 0).
         threshold_E: float32, above which each expert took tokens, averaged over the groups; None for rules that need no such.
+        asked_E: float32, the share of all requests that were for each expert; None where nothing follows from it.
     """
 
     index_GEC: jax.Array
@@ -28,6 +29,7 @@ class Routing(NamedTuple):
     dropped: jax.Array
     aux_loss: jax.Array
     threshold_E: jax.Array | None = None
+    asked_E: jax.Array | None = None
 
 
 def gates_by_token(routing: Routing, group_size: int, *, leaves_empty: bool) -> jax.Array:

@@ -69,6 +69,15 @@ class RoutingSpec:
         use=only("moe.routing", "top_k"),
         params="meaning",
     )
+    bias_rate: float = key(
+        0.0,
+        "balance of top_k without a loss: at every step each expert's bias, added to its scores where tokens choose, rises by so "
+        "much if it was asked less than its share, and falls if more (DeepSeek-V3: 0.001)",
+        at_least=0,
+        at_most=1,
+        use=only("moe.routing", "top_k"),
+        params="shape",
+    )
     z_weight: float = key(0.0, "of the router's z-loss (ST-MoE)", at_least=0, use=_SPARSE)
     similarity_weight: float = key(0.0, "of the router similarity loss (Expert Race: 1e-4)", at_least=0, use=_SPARSE)
     most: float = key(

@@ -22,23 +22,32 @@ def token_choice(scores_GSE: jax.Array, slots: int) -> Routing:
     return routing._replace(aux_loss=_balance(first_GSE, scores_GSE))
 
 
-def top_k(scores_GSE: jax.Array, slots: int, choices: int, gate: GateKind = "score") -> Routing:
-    """Serves each token's `choices` best experts.
+def top_k(
+    scores_GSE: jax.Array, slots: int, choices: int, gate: GateKind = "score", bias_E: jax.Array | None = None
+) -> Routing:
+    """Serves each token's `choices` best experts, by their scores and biases (DeepSeek-V3, 2412.19437, eq. 16; no part of gates).
 
     Gates are the scores, or those over their sum over the token's choices (before capacity is applied). The auxiliary loss is
     that of `token_choice` with all choices in place of the first: f_e is the share of all choices that are e.
     """
     groups, group_size, experts = scores_GSE.shape
-    routing, asks_GRE = _serve(scores_GSE, slots, choices, gate)
+    routing, asks_GRE = _serve(scores_GSE, slots, choices, gate, bias_E)
     asked_GSE = asks_GRE.reshape(groups, choices, group_size, experts).mean(1, dtype=jnp.float32)
     share_GSE = scores_GSE / scores_GSE.sum(-1, keepdims=True)  # of sigmoids, which do not add up to 1
-    return routing._replace(aux_loss=_balance(asked_GSE, share_GSE))
+    asked_E = None if bias_E is None else asks_GRE.mean((0, 1), dtype=jnp.float32)
+    return routing._replace(aux_loss=_balance(asked_GSE, share_GSE), asked_E=asked_E)
 
 
-def _serve(scores_GSE: jax.Array, slots: int, choices: int, gate: GateKind) -> tuple[Routing, jax.Array]:
+def _serve(
+    scores_GSE: jax.Array, slots: int, choices: int, gate: GateKind, bias_E: jax.Array | None = None
+) -> tuple[Routing, jax.Array]:
     """Fills the slots in the order of service; also which expert each request is for, 0 or 1."""
     groups, group_size, experts = scores_GSE.shape
-    gate_GSJ, choice_GSJ = jax.lax.top_k(scores_GSE, choices)
+    if bias_E is None:
+        gate_GSJ, choice_GSJ = jax.lax.top_k(scores_GSE, choices)
+    else:
+        _, choice_GSJ = jax.lax.top_k(jax.lax.stop_gradient(scores_GSE + bias_E), choices)
+        gate_GSJ = jnp.take_along_axis(scores_GSE, choice_GSJ, axis=2)
     if gate == "normalized":
         gate_GSJ /= gate_GSJ.sum(-1, keepdims=True)
 
