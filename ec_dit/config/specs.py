@@ -14,8 +14,7 @@ from ec_dit.data.batch import Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.processes import make_process
 from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
-from ec_dit.nn.moe import has_thresholds
-from ec_dit.nn.routing.rules import RULES
+from ec_dit.nn.routing.rules import RULES, has_thresholds
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
 from ec_dit.sampling.settings import PAIR, SampleSettings
@@ -132,9 +131,8 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
         train_routing(config),
         capacity_factor=s.capacity_factor or config.moe.capacity_factor,
         by_threshold=by_threshold(config),
+        most=s.room if by_threshold(config) else config.moe.most,
     )
-    if base.by_threshold:
-        base = replace(base, most=s.room)
     sizes = {PAIR: 2 * tokens, IMAGE: tokens}
     size = sizes.get(s.group_size) or int(s.group_size)
     if size > 2 * tokens or (2 * tokens) % size:

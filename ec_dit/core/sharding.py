@@ -198,6 +198,12 @@ def psum(partial: jax.Array, axis: str) -> jax.Array:
     return jax.lax.psum(partial, over) if over else partial
 
 
+def batch_mean(value: jax.Array) -> jax.Array:
+    """Averages over the devices that share the batch, inside `per_device`; outside there is one."""
+    over = mesh_axes("batch")
+    return jax.lax.pmean(value, over) if over else value
+
+
 def _over(mesh: Mesh | AbstractMesh, *logical: str) -> tuple[str, ...]:
     entries = (entry for word in logical for entry in RULES[word])
     choices = ((entry,) if isinstance(entry, str) else entry for entry in entries)

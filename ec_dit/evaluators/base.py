@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,9 +20,9 @@ from ec_dit.core.settings import COUNT, key
 from ec_dit.judges.moments import Moments
 from ec_dit.layouts.base import Layout, Prompt, numbered
 from ec_dit.layouts.flat import Flat
+from ec_dit.nn.routing.spec import Routed
 
 T = TypeVar("T")
-Routed = Literal["sampling", "training"]
 Figures = Mapping[str, "float | Mapping[str, float]"]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, key
 from ec_dit.evaluators import base
-from ec_dit.evaluators.base import Evaluation, Losses, LossEvaluator, Routed, RunFacts
+from ec_dit.evaluators.base import Evaluation, Losses, LossEvaluator, RunFacts
 from ec_dit.judges.bootstrap import plus_minus
+from ec_dit.nn.routing.spec import Routed
 
 MLPERF_TIMES = tuple(i / 8 for i in range(8))
 

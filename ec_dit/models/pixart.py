@@ -152,8 +152,9 @@ def config_of(spec: DiTSpec) -> dict[str, Any]:
         "qk_norm": False,
         "ffn_factor": 4,
         "num_kv_heads": spec.num_heads,
+        "activation": "gelu",
+        "ffn_width": 0,
     }
-    same |= {"activation": "gelu", "ffn_width": 0}
     same |= {"width": spec.num_heads * spec.head_dim, "sparse": replace(spec.sparse, num_experts=0)}
     if wrong := [
         f"{key} is {getattr(spec, key)}, not {value}" for key, value in same.items() if getattr(spec, key) != value

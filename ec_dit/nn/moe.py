@@ -20,7 +20,7 @@ from ec_dit.nn.mlp import Activation, Mlp, gelu, is_gated, swiglu
 from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import losses, record, scores
 from ec_dit.nn.routing.expert_choice import least_scores
-from ec_dit.nn.routing.rules import RULES, route
+from ec_dit.nn.routing.rules import RULES, has_thresholds, route
 from ec_dit.nn.routing.slots import Routing, gates_by_token
 from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingSpec, group_tokens
 
@@ -65,11 +65,6 @@ def stats_axes(spec: RoutingSpec) -> Any:
     thresholds: Any = (None,) if has_thresholds(spec) else None
     asked: Any = (None,) if spec.bias_rate else None
     return RouterStats((), (), (), (), (), others, ("batch", None), thresholds, asked, gates)  # type: ignore[arg-type]
-
-
-def has_thresholds(spec: RoutingSpec) -> bool:
-    """Tells whether training keeps running thresholds."""
-    return (spec.record and spec.routing == "expert_choice") or (spec.routing != "dense" and RULES[spec.routing].pools)
 
 
 def stacked_axes(spec: RoutingSpec) -> Any:
@@ -240,21 +235,21 @@ class MoE(nnx.Module):
 
     def _experts(self, slots_EGCD: jax.Array) -> jax.Array:
         """Each expert's feed-forward layer on its own slots."""
-        up = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.gather(self.w_up_EDF, self.dtype))
-        up = checkpoint_name(up, EXPERT_PRODUCT)
-        if self.b_up_EF is not None:
-            up += param.gather(self.b_up_EF, self.dtype)[:, None, None]
-        inner = gelu(up) if self.w_gate_EDF is None else swiglu(self._gate(slots_EGCD), up)
+        up = self._inner(slots_EGCD, self.w_up_EDF, self.b_up_EF)
+        inner = (
+            gelu(up)
+            if self.w_gate_EDF is None
+            else swiglu(self._inner(slots_EGCD, self.w_gate_EDF, self.b_gate_EF), up)
+        )
         down = jnp.einsum("EGCF,EFD->EGCD", inner, param.gather(self.w_down_EFD, self.dtype))
         down = checkpoint_name(sharding.psum(down, "ffn"), EXPERT_PRODUCT)
         return down if self.b_down_ED is None else down + param.gather(self.b_down_ED, self.dtype)[:, None, None]
 
-    def _gate(self, slots_EGCD: jax.Array) -> jax.Array:
-        """The product by which a gated expert weighs its inner numbers."""
-        assert self.w_gate_EDF is not None
-        gate = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.gather(self.w_gate_EDF, self.dtype))
-        gate = checkpoint_name(gate, EXPERT_PRODUCT)
-        return gate if self.b_gate_EF is None else gate + param.gather(self.b_gate_EF, self.dtype)[:, None, None]
+    def _inner(self, slots_EGCD: jax.Array, w_EDF: nnx.Param, b_EF: nnx.Param | None) -> jax.Array:
+        """A product of each expert's slots with one of its matrices, (E, G, C, F)."""
+        product = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.gather(w_EDF, self.dtype))
+        product = checkpoint_name(product, EXPERT_PRODUCT)
+        return product if b_EF is None else product + param.gather(b_EF, self.dtype)[:, None, None]
 
     @staticmethod
     def cost(
@@ -301,11 +296,7 @@ def _exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) ->
 
 
 def _stats(routing: Routing, share_GSE: jax.Array, shape: tuple[int, int]) -> RouterStats:
-    everyone = sharding.mesh_axes("batch")
-
-    def mean(value: jax.Array) -> jax.Array:
-        return jax.lax.pmean(value, everyone) if everyone else value
-
+    everyone, mean = sharding.mesh_axes("batch"), sharding.batch_mean
     most = routing.experts_GS.max().astype(jnp.float32)
     entropy = jax.scipy.special.entr(jax.lax.stop_gradient(share_GSE)).sum(-1).mean()
     return RouterStats(

@@ -8,7 +8,8 @@ import numpy as np
 
 from ec_dit.data.batch import Batch
 from ec_dit.data.loader import fixed_batches
-from ec_dit.evaluators.base import Losses, Routed
+from ec_dit.evaluators.base import Losses
+from ec_dit.nn.routing.spec import Routed
 from ec_dit.runs import feed
 from ec_dit.runs.references import References
 from ec_dit.system import step as training_step

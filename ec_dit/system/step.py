@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,13 @@ from ec_dit.data.batch import Batch
 from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.routing import record
 from ec_dit.nn.routing.rules import RULES
+from ec_dit.nn.routing.spec import Routed
 from ec_dit.objectives.base import Objective
 from ec_dit.system.model import System
 from ec_dit.train import state as train_state
 from ec_dit.train.optimizer import make_optimizer
 from ec_dit.train.state import TrainState, state_shardings
 from ec_dit.train.step import make_step
-
-Routed = Literal["sampling", "training"]
-Way = tuple[
-    Routed, tuple[float, ...]
-]  # how images are routed, and the capacity factors of noise levels, if they differ
 
 
 def optimizer(system: System) -> optax.GradientTransformation:

@@ -216,6 +216,12 @@ def test_losses_by_hand():
     assert float(losses.similarity(logits_GSE, taken)) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_negative_gate_is_told_and_an_empty_slot_is_not():
+    zero = jnp.zeros(())
+    taken = slots.Routing(jnp.array([[[1, 0]]]), jnp.array([[[-0.5, 0.0]]]), zero, zero, zero)
+    np.testing.assert_array_equal(slots.gates_by_token(taken, 2, leaves_empty=True), [[[np.nan], [-0.5]]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_costs_what_is_built_and_traced(name):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ec_dit.core import sharding
-from ec_dit.nn.routing.slots import Routing
+from ec_dit.nn.routing.slots import Routing, filled_index
 from ec_dit.nn.routing.spec import RoutingSpec
 
 
@@ -31,7 +31,7 @@ def losses(
 
 def z_loss(logits_GSE: jax.Array) -> jax.Array:
     """Computes the mean square of log sum_e exp(logit_e), which keeps logits small (ST-MoE, 2202.08906, eq. 5)."""
-    return _mean(jnp.square(jax.nn.logsumexp(logits_GSE, axis=-1)).mean())
+    return sharding.batch_mean(jnp.square(jax.nn.logsumexp(logits_GSE, axis=-1)).mean())
 
 
 def similarity(logits_GSE: jax.Array, routing: Routing) -> jax.Array:
@@ -59,16 +59,16 @@ def predictor_loss(predicted_GSE: jax.Array | None, routing: Routing) -> jax.Arr
     """Computes the mean binary cross-entropy of which experts took which tokens (DiffMoE)."""
     assert predicted_GSE is not None
     took_GSE = taken(routing, predicted_GSE.shape[1])
-    return _mean((jax.nn.softplus(predicted_GSE) - took_GSE * predicted_GSE).mean())
+    return sharding.batch_mean((jax.nn.softplus(predicted_GSE) - took_GSE * predicted_GSE).mean())
 
 
 def taken(routing: Routing, group_size: int) -> jax.Array:
     """Gives 1 where an expert took a token, float32 (G, S, E)."""
 
-    def mark(index_C: jax.Array, filled_C: jax.Array) -> jax.Array:
-        return jnp.zeros(group_size).at[jnp.where(filled_C, index_C, group_size)].set(1, mode="drop")
+    def mark(index_C: jax.Array) -> jax.Array:
+        return jnp.zeros(group_size).at[index_C].set(1, mode="drop")
 
-    return jax.vmap(jax.vmap(mark))(routing.index_GEC, routing.gate_GEC != 0).swapaxes(1, 2)
+    return jax.vmap(jax.vmap(mark))(filled_index(routing, group_size)).swapaxes(1, 2)
 
 
 def _at_least(total: jax.Array) -> jax.Array:
@@ -78,8 +78,3 @@ def _at_least(total: jax.Array) -> jax.Array:
 def _total(value: jax.Array) -> jax.Array:
     everyone = sharding.mesh_axes("batch")
     return jax.lax.psum(value, everyone) if everyone else value
-
-
-def _mean(value: jax.Array) -> jax.Array:
-    everyone = sharding.mesh_axes("batch")
-    return jax.lax.pmean(value, everyone) if everyone else value

@@ -76,6 +76,12 @@ RULES: dict[RoutingKind, Rule] = {
 }
 
 
+def has_thresholds(spec: RoutingSpec) -> bool:
+    """Tells whether training keeps running thresholds."""
+    rule = RULES.get(spec.routing)
+    return rule is not None and (rule.pools or (spec.record and spec.routing == "expert_choice"))
+
+
 def route(
     scores_GSE: jax.Array,
     spec: RoutingSpec,

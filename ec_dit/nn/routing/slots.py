@@ -38,14 +38,17 @@ def gates_by_token(routing: Routing, group_size: int, *, leaves_empty: bool) -> 
     Args:
         leaves_empty: whether the rule may leave slots empty, as their gate of 0 then tells.
     """
-    index_GEC = routing.index_GEC
-    if leaves_empty:
-        index_GEC = jnp.where(routing.gate_GEC > 0, index_GEC, group_size)  # out of bounds: 'drop' writes nothing
+    index_GEC = filled_index(routing, group_size) if leaves_empty else routing.index_GEC
 
     def spread(gate_C: jax.Array, index_C: jax.Array) -> jax.Array:
         return jnp.full(group_size, jnp.nan, jnp.float32).at[index_C].set(gate_C, mode="drop")
 
     return jax.vmap(jax.vmap(spread))(routing.gate_GEC, index_GEC).swapaxes(1, 2)
+
+
+def filled_index(routing: Routing, group_size: int) -> jax.Array:
+    """Gives the token in each slot, and one out of bounds, by which 'drop' writes nothing, for an empty slot."""
+    return jnp.where(routing.gate_GEC != 0, routing.index_GEC, group_size)  # logits as gates may be negative
 
 
 def add_up(values_GEC: jax.Array, index_GEC: jax.Array, group_size: int) -> jax.Array:

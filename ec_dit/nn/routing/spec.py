@@ -18,6 +18,7 @@ ScoreKind = Literal["softmax", "sigmoid", "identity"]
 RouterKind = Literal["linear", "cosine"]
 RouterInput = Literal["modulated", "normed_time", "start"]
 GateKind = Literal["score", "normalized"]
+Routed = Literal["sampling", "training"]  # as an image alone, or in training's groups
 IMAGE = "image"  # the size of a routing group: the tokens of one image
 _SPARSE = unless("moe.routing", "dense")
 
