@@ -318,7 +318,7 @@ def blocks_in_order(params, spec):
 
     return [
         of(stage["blocks"][i], repeat)
-        for stage, (pattern, repeats) in zip(params["stages"].values(), spec.stages(), strict=True)
+        for stage, (pattern, repeats, _) in zip(params["stages"].values(), spec.stages(), strict=True)
         for repeat in range(repeats)
         for i in range(len(pattern))
     ]

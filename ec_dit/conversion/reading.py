@@ -18,7 +18,7 @@ from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import frozen, text
 from ec_dit.flow import ddpm
 from ec_dit.flow.processes import FlowSpec
-from ec_dit.models import pixart
+from ec_dit.models.published import pixart
 from ec_dit.models.spec import DiTSpec, ModelSpec, TextSpec
 from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.settings import SampleSpec

@@ -18,7 +18,8 @@ from ec_dit.core.hub import flag_names
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.layout import ENCODING
 from ec_dit.encoders import frozen
-from ec_dit.models import native, pixart
+from ec_dit.models import native
+from ec_dit.models.published import pixart
 from ec_dit.runs.workdir import Workdir
 
 

@@ -7,8 +7,8 @@ where we keep (in, heads, head_dim), say. That is enough to check shapes, to rea
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,14 @@ Shape = tuple[int, ...]
 _DTYPES = ("F32", "F16", "BF16", "F64")  # names of safetensors
 
 
+class Piece(NamedTuple):
+    """Which of several equal pieces of a tensor of theirs, along one of its dimensions, a parameter of ours is."""
+
+    dimension: int
+    number: int
+    pieces: int
+
+
 @dataclass(frozen=True)
 class Way:
     """How one tensor of theirs and one of ours correspond.
@@ -30,43 +38,69 @@ class Way:
     Attributes:
         groups: from the number of our dimensions to one group of them for each of theirs.
         view: our shape with dimensions that we flatten apart; the groups count in it.
+        piece: of theirs that is ours; None: all of it. What has pieces is written with all of them.
+        mirrored: our dimension, never sharded, whose entries stand in the opposite order with them; None: none.
+        sign: what multiplies, +1 or -1.
     """
 
     groups: Callable[[int], Sequence[Sequence[int]]]
     view: Callable[[Shape], Shape] = tuple
+    piece: Piece | None = None
+    mirrored: int | None = None
+    sign: int = 1
+
+    def cut(self, dimension: int, number: int, pieces: int = 2) -> "Way":
+        """Gives this way for a piece of their tensor."""
+        return replace(self, piece=Piece(dimension, number, pieces))
 
     def their_shape(self, shape: Shape) -> Shape:
-        """Theirs for our `shape`."""
+        """Theirs for our `shape`, all pieces together."""
+        sizes = self._piece_shape(shape)
+        if self.piece is not None:
+            sizes[self.piece.dimension] *= self.piece.pieces
+        return tuple(sizes)
+
+    def _piece_shape(self, shape: Shape) -> list[int]:
         view = self.view(shape)
-        return tuple(math.prod(view[d] for d in group) for group in self.groups(len(view)))
+        return [math.prod(view[d] for d in group) for group in self.groups(len(view))]
 
     def to_ours(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
-        """Their array as ours of `shape`; of a part of theirs, our part."""
+        """Their array, or our piece of it, as ours of `shape`; of a part of theirs, our part."""
         view = self.view(shape)
         order = [d for group in self.groups(len(view)) for d in group]
-        return theirs.reshape([view[d] for d in order]).transpose(np.argsort(order)).reshape(shape)
+        ours = theirs.reshape([view[d] for d in order]).transpose(np.argsort(order)).reshape(shape)
+        return self._turned(ours)
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """The inverse."""
+        """The inverse; of a piece, this piece alone."""
         view = self.view(ours.shape)
         order = [d for group in self.groups(len(view)) for d in group]
-        return ours.reshape(view).transpose(order).reshape(self.their_shape(ours.shape))
+        return self._turned(ours).reshape(view).transpose(order).reshape(self._piece_shape(ours.shape))
+
+    def _turned(self, ours: np.ndarray) -> np.ndarray:
+        ours = ours if self.mirrored is None else np.flip(ours, self.mirrored)
+        return ours if self.sign == 1 else -ours
 
     def part(self, shape: Shape, index: Sequence[slice]) -> tuple[tuple[slice, ...], Shape, tuple[slice, ...]]:
         """What of theirs holds our `index`: (index into theirs, our shape of what is read, index into that).
 
         A range of the first dimension of a group is a range of theirs; other ranges are cut out afterwards.
         """
-        if self.view(shape) != shape:
-            return tuple(slice(0, n) for n in self.their_shape(shape)), shape, tuple(index)
         theirs, read, then = [], list(shape), list(index)
-        for group in self.groups(len(shape)):
-            if not group:
-                continue
-            first, inner = group[0], math.prod(shape[d] for d in group[1:])
-            low, high, _ = index[first].indices(shape[first])
-            theirs.append(slice(low * inner, high * inner))
-            read[first], then[first] = high - low, slice(None)
+        if self.view(shape) != shape:
+            theirs = [slice(0, n) for n in self._piece_shape(shape)]
+        else:
+            for group in self.groups(len(shape)):
+                if not group:
+                    continue
+                first, inner = group[0], math.prod(shape[d] for d in group[1:])
+                low, high, _ = index[first].indices(shape[first])
+                theirs.append(slice(low * inner, high * inner))
+                read[first], then[first] = high - low, slice(None)
+        if self.piece is not None:
+            dimension, number, _ = self.piece
+            before = number * self._piece_shape(shape)[dimension]
+            theirs[dimension] = slice(theirs[dimension].start + before, theirs[dimension].stop + before)
         return tuple(theirs), tuple(read), tuple(then)
 
 
@@ -74,6 +108,9 @@ SAME = Way(lambda n: [(d,) for d in range(n)])
 FLAT = Way(lambda n: [tuple(range(n))])  # a vector of theirs, of whatever shape with us
 LINEAR = Way(lambda n: [tuple(range(1, n)), (0,)])  # (in, out ...) <- (out, in)
 LINEAR_INTO = Way(lambda n: [(n - 1,), tuple(range(n - 1))])  # (in ..., out) <- (out, in)
+# A head's numbers turn in pairs (RoPE): k and k + K / 2 with us, neighbours with them.
+LINEAR_PAIRS = Way(lambda _: [(1, 3, 2), (0,)], lambda shape: (*shape[:2], 2, shape[2] // 2))
+PAIRS = Way(lambda _: [(1, 0)], lambda shape: (2, shape[0] // 2))
 CONV = Way(lambda _: [(3,), (2,), (0,), (1,)])  # (row, column, in, out) <- (out, in, row, column)
 
 
@@ -205,11 +242,24 @@ def tensors(tree: Any, entries: Table) -> Iterator[tuple[str, np.ndarray | None]
 
     All processes have to ask for all of them.
     """
-    for name, leaf in named_leaves(tree):
-        entry = entries[name]
-        for number, theirs in enumerate(entry.names):
-            value = _whole(leaf, number if entry.stacked else None)
-            yield theirs, None if value is None else entry.way.to_theirs(value)
+    leaves = dict(named_leaves(tree))
+    together: dict[tuple[str, ...], list[str]] = {}  # of theirs, ours that are pieces of it
+    for name in leaves:
+        together.setdefault(entries[name].names, []).append(name)
+    for names, ours in together.items():
+        ours = sorted(ours, key=lambda name: entries[name].way.piece or ())
+        for number, theirs in enumerate(names):
+            pieces = [_whole(leaves[name], number if entries[name].stacked else None) for name in ours]
+            yield theirs, _joined(pieces, [entries[name].way for name in ours])
+
+
+def _joined(pieces: Sequence[np.ndarray | None], ways: Sequence[Way]) -> np.ndarray | None:
+    """Their tensor of all its pieces, None but on the first process."""
+    found = [way.to_theirs(piece) for piece, way in zip(pieces, ways, strict=True) if piece is not None]
+    if not found:
+        return None
+    piece = ways[0].piece
+    return found[0] if piece is None else np.concatenate(found, axis=piece.dimension)
 
 
 @functools.cache

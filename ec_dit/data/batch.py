@@ -12,10 +12,12 @@ class Text(NamedTuple):
     Attributes:
         tokens: int32 ids (B, T) for a jointly trained tower, or float embeddings (B, T, M) of a frozen encoder.
         mask_BT: True where a token is real, at least one in each caption (an empty one still has its end of text).
+        pooled_BM: one vector of a whole caption, float; None where the model reads none.
     """
 
     tokens: Any  # jax.Array inside the model; NumPy arrays on the way there
     mask_BT: Any
+    pooled_BM: Any = None
 
 
 class Row(NamedTuple):

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.models.spec import DiTSpec
+from ec_dit.models.stages import Kind
 from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.mlp import Mlp, is_gated
 from ec_dit.nn.moe import MoE, RouterContext, RouterStats
+from ec_dit.nn.positions import Turn
 from ec_dit.nn.routing.spec import RoutingSpec
 
 
@@ -23,11 +25,19 @@ class Condition(NamedTuple):
         time: (B, D) embedding for `adaln`, (B, A, D) shared modulation for `adaln_single`.
         text_BTM: text embeddings, as they enter the first block.
         mask_BT: True where a text token is real.
+        turn, text_turn: by which queries and keys of image tokens and of text tokens turn; None: positions are in the tokens.
     """
 
     time: jax.Array
     text_BTM: jax.Array
     mask_BT: jax.Array
+    turn: Turn | None = None
+    text_turn: Turn | None = None
+
+    def joint_mask(self, tokens: int) -> jax.Array:
+        """Gives which keys of so many image tokens, and of the text behind them, are real: (B, 1, 1, S + T)."""
+        image_BS = jnp.ones((self.mask_BT.shape[0], tokens), bool)
+        return jnp.concatenate([image_BS, self.mask_BT], axis=1)[:, None, None]
 
 
 class Streams(NamedTuple):
@@ -50,7 +60,7 @@ class Block(nnx.Module):
 
     Args:
         spec: the model's structure.
-        sparse: whether the feed-forward layer of the image tokens has experts.
+        kind: what sets it apart from the model's other blocks.
         dtype: of the computation; parameters stay float32.
 
     Raises:
@@ -58,8 +68,9 @@ class Block(nnx.Module):
     """
 
     CHANGES_TEXT: ClassVar[bool] = False  # whether there is a text stream
+    OUT_BIAS: ClassVar[bool] = True  # whether the layer behind the last block has a bias
 
-    def __init__(self, spec: DiTSpec, sparse: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: DiTSpec, kind: Kind, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         raise NotImplementedError
 
     def __call__(
@@ -69,7 +80,7 @@ class Block(nnx.Module):
         raise NotImplementedError
 
     @staticmethod
-    def cost(spec: DiTSpec, sparse: bool, load: Load) -> Cost:
+    def cost(spec: DiTSpec, kind: Kind, load: Load) -> Cost:
         """Counts what the constructor makes and a call multiplies."""
         raise NotImplementedError
 

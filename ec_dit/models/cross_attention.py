@@ -11,6 +11,7 @@ from flax import nnx
 
 from ec_dit.models.block import Block, Condition, Streams, feed_forward, feed_forward_cost, make_feed_forward
 from ec_dit.models.spec import DiTSpec
+from ec_dit.models.stages import Kind
 from ec_dit.nn import modulation
 from ec_dit.nn.attention import Attention
 from ec_dit.nn.cost import Cost, Load
@@ -22,13 +23,13 @@ from ec_dit.nn.routing.spec import RoutingSpec
 class CrossAttentionBlock(Block):
     """x + gate * attention, + cross-attention, + gate * feed-forward."""
 
-    def __init__(self, spec: DiTSpec, sparse: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, spec: DiTSpec, kind: Kind, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         how: dict[str, Any] = {"qk_norm": spec.qk_norm, "bias": spec.bias, "kernel": spec.attention, **common}
         self.modulation = modulation.make(spec.modulation, spec.width, **common)
         self.attention = Attention(spec.width, spec.width, *spec.heads, **how)
         self.cross_attention = Attention(spec.width, spec.context_width, *spec.heads, zero_out=True, **how)
-        self.ffn = make_feed_forward(spec, sparse, **common)
+        self.ffn = make_feed_forward(spec, kind.sparse, **common)
 
     def __call__(
         self, streams: Streams, condition: Condition, routing: RoutingSpec
@@ -38,7 +39,7 @@ class CrossAttentionBlock(Block):
         modulation_BAD = self.modulation(condition.time)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_BAD[:, a] for a in range(VECTORS))
 
-        attended = self.attention(adaptive_norm(tokens_BSD, shift_a, scale_a))
+        attended = self.attention(adaptive_norm(tokens_BSD, shift_a, scale_a), turn=condition.turn)
         tokens_BSD += (gate_a[:, None] * attended).astype(tokens_BSD.dtype)
         tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT)
 
@@ -48,12 +49,12 @@ class CrossAttentionBlock(Block):
         return streams._replace(tokens_BSD=tokens_BSD), stats
 
     @staticmethod
-    def cost(spec: DiTSpec, sparse: bool, load: Load) -> Cost:
+    def cost(spec: DiTSpec, kind: Kind, load: Load) -> Cost:
         """Counts what the constructor makes and a call multiplies."""
         how: dict[str, Any] = {"qk_norm": spec.qk_norm, "bias": spec.bias, "queries": load.tokens}
         return (
             modulation.cost(spec.modulation, spec.width)
             + Attention.cost(spec.width, spec.width, *spec.heads, keys=load.tokens, **how)
             + Attention.cost(spec.width, spec.context_width, *spec.heads, keys=load.text_tokens, **how)
-            + feed_forward_cost(spec, sparse, load)
+            + feed_forward_cost(spec, kind.sparse, load)
         )

@@ -1,4 +1,4 @@
-"""The diffusion transformer of the paper: noisy latent, time and text in; velocity out."""
+"""A diffusion transformer, the paper's or another's by its blocks: noisy latent, time and text in; velocity out."""
 
 import functools
 from dataclasses import replace
@@ -10,12 +10,15 @@ from flax import nnx
 from ec_dit.models.block import Condition, Streams
 from ec_dit.models.blocks import BLOCKS
 from ec_dit.models.spec import DiTSpec
+from ec_dit.models.stages import Kind
 from ec_dit.nn import modulation, param
 from ec_dit.nn.cost import Cost, Load, linear, total
-from ec_dit.nn.embeddings import LATENT_PIXEL, PatchEmbed, SizeEmbed, TimeEmbed, patchify, sincos_2d
+from ec_dit.nn.embeddings import LATENT_PIXEL, PatchEmbed, SizeEmbed, TextEmbed, TimeEmbed, patchify
 from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import TimeModulation, adaptive_norm
 from ec_dit.nn.moe import RouterStats, stacked_axes
+from ec_dit.nn.norms import RMSNorm
+from ec_dit.nn.positions import Turn, image_and_text_turns, places, sincos_2d
 from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.nn.stack import Stack
 
@@ -35,24 +38,32 @@ class DiT(nnx.Module):
         width, patch_numbers = spec.width, spec.patch * spec.patch
         shares_modulation = spec.modulation == "adaln_single"
         self.patch_embed = PatchEmbed(patch_numbers * spec.channels, width, dtype=dtype, rngs=rngs)
-        self.time_embed = TimeEmbed(width, dtype=dtype, rngs=rngs)
+        self.time_embed = TimeEmbed(width, kind=spec.time_embedding, dtype=dtype, rngs=rngs)
+        self.pooled_embed = (
+            Mlp(spec.pooled_width, width, width, bias=True, act=jax.nn.silu, dtype=dtype, rngs=rngs)
+            if spec.pooled_width
+            else None
+        )
         self.size_embed = SizeEmbed(width, dtype=dtype, rngs=rngs) if spec.size_embedding else None
         self.time_modulation = TimeModulation(width, dtype=dtype, rngs=rngs) if shares_modulation else None
         self.text_projection = (
             Mlp(spec.text_width, width, width, bias=True, dtype=dtype, rngs=rngs) if spec.text_projection else None
         )
+        enters = BLOCKS[spec.block].CHANGES_TEXT and not spec.text_projection  # as a stream of the model's width
+        self.text_embed = TextEmbed(spec.text_width, width, dtype=dtype, rngs=rngs) if enters else None
+        self.text_norm = RMSNorm(spec.text_width) if spec.text_norm else None
 
-        def make_blocks(pattern: tuple[bool, ...], rngs: nnx.Rngs) -> nnx.List:
-            return nnx.List(BLOCKS[spec.block](spec, sparse, dtype=dtype, rngs=rngs) for sparse in pattern)
+        def make_blocks(pattern: tuple[Kind, ...], rngs: nnx.Rngs) -> nnx.List:
+            return nnx.List(BLOCKS[spec.block](spec, kind, dtype=dtype, rngs=rngs) for kind in pattern)
 
         self.stages = nnx.List(
-            Stack(functools.partial(make_blocks, pattern), repeats, remat=spec.remat, rngs=rngs)
-            for pattern, repeats in spec.stages()
+            Stack(functools.partial(make_blocks, stage.pattern), stage.repeats, remat=spec.remat, rngs=rngs)
+            for stage in spec.stages()
         )
         self.out_modulation = modulation.make(spec.modulation, width, _OUT_VECTORS, dtype=dtype, rngs=rngs)
         out_numbers = patch_numbers * spec.out_channels
         self.w_out_DP = param.matrix(rngs, (width, out_numbers), ("embed", None), "io", zero=True, hidden=False)
-        self.b_out_P = param.table(jnp.zeros(out_numbers), (None,))
+        self.b_out_P = param.table(jnp.zeros(out_numbers), (None,)) if BLOCKS[spec.block].OUT_BIAS else None
 
     def __call__(
         self,
@@ -63,6 +74,7 @@ class DiT(nnx.Module):
         *,
         routing: RoutingSpec,
         keep_BS: jax.Array | None = None,
+        pooled_BM: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterStats | None]:
         """The predicted velocity, as patches.
 
@@ -72,21 +84,22 @@ class DiT(nnx.Module):
             text_BTM, mask_BT: text embeddings and where they are real.
             routing: how sparse blocks route.
             keep_BS: indices of the tokens to keep, None for all. Dropped tokens enter nothing.
+            pooled_BM: a vector of each caption, where the model has a pooled_width.
 
         Returns:
             (B, S, P) velocity of the kept tokens in float32 (`nn.embeddings.unpatchify` makes a latent of all of them), and
             the statistics of the sparse blocks stacked on L, None for a dense model.
         """
-        kept = None if keep_BS is None else ("batch", None)
+        kept, pooled = (None if given is None else ("batch", None) for given in (keep_BS, pooled_BM))
         stats = stacked_axes(routing) if self.spec.num_sparse else None
         run = param.per_device(
             self,
             functools.partial(DiT._forward, routing=routing),
-            (("batch", None, None, None), ("batch",), ("batch", None, None), ("batch", None), kept),
+            (("batch", None, None, None), ("batch",), ("batch", None, None), ("batch", None), kept, pooled),
             (("batch", None, None), stats),
             name="images of the batch",
         )
-        return run(x_BYXZ, t_B, text_BTM, mask_BT, keep_BS)
+        return run(x_BYXZ, t_B, text_BTM, mask_BT, keep_BS, pooled_BM)
 
     def _forward(
         self,
@@ -95,26 +108,34 @@ class DiT(nnx.Module):
         text_BTM: jax.Array,
         mask_BT: jax.Array,
         keep_BS: jax.Array | None,
+        pooled_BM: jax.Array | None,
         routing: RoutingSpec,
     ) -> tuple[jax.Array, RouterStats | None]:
         """The images of one device."""
         spec = self.spec
+        tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch))
         rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
-        positions_SD = sincos_2d(
-            rows, columns, spec.width, spec.tokens_per_side, spec.position_scale, spec.position_fit
-        )
-        tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch)) + jnp.asarray(positions_SD, self.dtype)
+        fit = (spec.tokens_per_side, spec.position_scale, spec.position_fit, spec.position_grid)
+        turn = text_turn = None
+        if spec.position == "sincos":
+            tokens_BSD += jnp.asarray(sincos_2d(rows, columns, spec.width, *fit), self.dtype)
+        else:
+            turn, text_turn = image_and_text_turns(*places(rows, columns, *fit), text_BTM.shape[1], spec.turning)
         if keep_BS is not None:
             tokens_BSD = take_tokens(tokens_BSD, keep_BS)
+            turn = None if turn is None else Turn(turn.cos[keep_BS], turn.sin[keep_BS])
 
         time_BD = self.time_embed(t_B)
         if self.size_embed is not None:
             time_BD += self.size_embed(LATENT_PIXEL * x_BYXZ.shape[1], LATENT_PIXEL * x_BYXZ.shape[2])
+        if self.pooled_embed is not None:
+            assert pooled_BM is not None, "a model with a pooled_width is given pooled vectors"
+            time_BD += self.pooled_embed(pooled_BM)
         text_BTM = text_BTM.astype(self.dtype)
-        if self.text_projection is not None:
-            text_BTM = self.text_projection(text_BTM)
+        for layer in (self.text_norm, self.text_projection, self.text_embed):
+            text_BTM = text_BTM if layer is None else layer(text_BTM)
         shared = time_BD if self.time_modulation is None else self.time_modulation(time_BD)
-        condition = Condition(shared, text_BTM, mask_BT)
+        condition = Condition(shared, text_BTM, mask_BT, turn, text_turn)
 
         streams = Streams(tokens_BSD, text_BTM if BLOCKS[spec.block].CHANGES_TEXT else None)
 
@@ -127,14 +148,16 @@ class DiT(nnx.Module):
             return streams, [s for s in stats if s is not None]
 
         stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
-        for stage, factor in zip(self.stages, spec.stage_factors(), strict=True):
-            streams, stage_stats = stage(streams, functools.partial(apply, factor=factor))
+        for stack, stage in zip(self.stages, spec.stages(), strict=True):
+            streams, stage_stats = stack(streams, functools.partial(apply, factor=stage.factor))
             stats += stage_stats
 
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
         shift_BD, scale_BD = self.out_modulation(out_time).swapaxes(0, 1)
         tokens_BSD = adaptive_norm(streams.tokens_BSD, shift_BD, scale_BD)
-        out_BSP = tokens_BSD @ param.gather(self.w_out_DP, self.dtype) + param.gather(self.b_out_P, self.dtype)
+        out_BSP = tokens_BSD @ param.gather(self.w_out_DP, self.dtype)
+        if self.b_out_P is not None:
+            out_BSP += param.gather(self.b_out_P, self.dtype)
         return out_BSP.astype(jnp.float32), jax.tree.map(lambda *s: jnp.concatenate(s), *stats) if stats else None
 
     @staticmethod
@@ -143,9 +166,9 @@ class DiT(nnx.Module):
         width, numbers, block = spec.width, spec.patch * spec.patch, BLOCKS[spec.block]
         parts = [
             PatchEmbed.cost(numbers * spec.channels, width, load.tokens),
-            TimeEmbed.cost(width),
+            TimeEmbed.cost(width, kind=spec.time_embedding),
             modulation.cost(spec.modulation, width, _OUT_VECTORS),
-            linear(width, numbers * spec.out_channels, load.tokens, bias=True),
+            linear(width, numbers * spec.out_channels, load.tokens, bias=block.OUT_BIAS),
         ]
         if spec.modulation == "adaln_single":
             parts.append(TimeModulation.cost(width))
@@ -153,9 +176,15 @@ class DiT(nnx.Module):
             parts.append(SizeEmbed.cost(width))
         if spec.text_projection:
             parts.append(Mlp.cost(spec.text_width, width, width, bias=True, rows=load.text_tokens))
-        for (pattern, repeats), factor in zip(spec.stages(), spec.stage_factors(), strict=True):
-            here = load if factor is None else replace(load, capacity_factor=factor)
-            parts += [block.cost(spec, sparse, here) * repeats for sparse in pattern]
+        elif block.CHANGES_TEXT:
+            parts.append(TextEmbed.cost(spec.text_width, width, load.text_tokens))
+        if spec.text_norm:
+            parts.append(RMSNorm.cost(spec.text_width))
+        if spec.pooled_width:
+            parts.append(Mlp.cost(spec.pooled_width, width, width, bias=True))
+        for stage in spec.stages():
+            here = load if stage.factor is None else replace(load, capacity_factor=stage.factor)
+            parts += [block.cost(spec, kind, here) * stage.repeats for kind in stage.pattern]
         return total(parts)
 
 

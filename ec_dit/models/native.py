@@ -4,19 +4,15 @@ from collections.abc import Iterable
 
 from ec_dit.core.name_map import SAME, Entry, Table
 from ec_dit.models.spec import DiTSpec, TowerSpec
+from ec_dit.models.stages import block_numbers
 
 STEM = "model"
 
 
 def entries(names: Iterable[str], spec: DiTSpec, tower: TowerSpec | None) -> Table:
     """Where the parameters `names` of a TextToImage stand: dit.blocks.3.ffn.w_up_EDF and the like."""
-    stacks = {}
-    first = 0
-    for stage, (pattern, repeats) in enumerate(spec.stages()):
-        for place in range(len(pattern)):
-            numbers = [first + place + len(pattern) * repeat for repeat in range(repeats)]
-            stacks[f"dit/stages/{stage}/blocks/{place}/"] = ("dit.blocks", numbers)
-        first += len(pattern) * repeats
+    blocks = block_numbers(spec.stages())
+    stacks = {f"dit/{start}": ("dit.blocks", numbers) for start, numbers in blocks.items()}
     if tower is not None:
         stacks["tower/stack/blocks/"] = ("tower.blocks", list(range(tower.num_blocks)))
 

@@ -5,13 +5,15 @@ from typing import Literal
 
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, SIZE, key, only, unless
+from ec_dit.models.stages import Kind, Stage, stages
 from ec_dit.nn.attention import AttentionKernel
-from ec_dit.nn.embeddings import PositionFit
+from ec_dit.nn.embeddings import TimeKind
 from ec_dit.nn.mlp import Activation
 from ec_dit.nn.modulation import ModulationKind
+from ec_dit.nn.positions import PositionFit, PositionKind
 from ec_dit.nn.routing.spec import IMAGE, RouterInput, RoutingKind, RoutingSpec
 
-BlockKind = Literal["cross_attention"]
+BlockKind = Literal["cross_attention", "joint_kv", "mmdit"]
 RematPolicy = Literal["none", "dots", "full"]  # from the one that keeps most to the one that keeps least
 _SPARSE = unless("moe.routing", "dense")
 # Instead of what decides more than memory.
@@ -26,6 +28,11 @@ def _factors(value: tuple[object, ...]) -> str | None:
     return None if good else "give a number above 0 for each sparse block, such as (4.0, 2.0, 2.0)"
 
 
+def _axes(value: tuple[object, ...]) -> str | None:
+    good = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= SIZE for n in value)
+    return None if good and len(value) in (0, 3) else "give three numbers, such as (16, 56, 56)"
+
+
 @dataclass(frozen=True)
 class SparseSpec:
     """Which blocks are sparse, and what they are made of. num_experts = 0: a dense model.
@@ -34,12 +41,20 @@ class SparseSpec:
         record: as of `RoutingSpec`.
         thresholds, predictor, biases: what the rule needs (`nn/routing/rules.py`); no keys of a config.
 
-    Block i is sparse when i >= first and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
+    Block i is sparse when first <= i < stop and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
     """
 
     num_experts: int = key(0, "E, experts of a sparse block; 0: none", at_least=0, at_most=SIZE, params="shape")
     first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE, params="shape")
     every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE, params="shape")
+    stop: int = key(
+        0,
+        "index of the block from which on none is sparse; 0 = no such block",
+        at_least=0,
+        at_most=SIZE,
+        use=_SPARSE,
+        params="shape",
+    )
     expert_width: int = key(
         0,
         "inner width of an expert; 0 = that of a dense block; more and narrower experts at equal compute (DSMoE)",
@@ -79,7 +94,8 @@ class SparseSpec:
 
     def is_sparse(self, block: int) -> bool:
         """Tells whether the block of that index has experts."""
-        return bool(self.num_experts) and block >= self.first and (block - self.first) % self.every == 0
+        within = block >= self.first and (not self.stop or block < self.stop)
+        return bool(self.num_experts) and within and (block - self.first) % self.every == 0
 
 
 def _group_size(value: str) -> str | None:
@@ -139,7 +155,8 @@ class ModelSpec:
     patch: int = key(2, "latent pixels per side of a token", at_least=1, at_most=SIZE, params="shape")
     block: BlockKind = key(
         "cross_attention",
-        "what blocks are made of: cross_attention, the paper's, reads the text in each",
+        "what blocks are made of: cross_attention, the paper's, reads the text in each; joint_kv, one attention of image tokens "
+        "to image and text (Nucleus-Image); mmdit, a stream of image and one of text with joint attention (SD3)",
         params="shape",
     )
     modulation: ModulationKind = key(
@@ -151,6 +168,11 @@ class ModelSpec:
         "biases in attention and feed-forward layers (PixArt-alpha's weights have them, the paper's counts do not)",
         params="shape",
     )
+    position: PositionKind = key(
+        "sincos",
+        "how tokens know where they are: sines and cosines are added to them, or queries and keys turn (RoPE)",
+        params="meaning",
+    )
     position_scale: float = key(
         1.0,
         "divides positions (PixArt-alpha's interpolation scale); < 1 tells few patches apart",
@@ -159,9 +181,40 @@ class ModelSpec:
     )
     position_fit: PositionFit = key(
         "area",
-        "of sizes other than data.size: area stretches both sides alike; sides each (PixArt-alpha)",
+        "of sizes other than data.size: area stretches both sides alike; sides each (PixArt-alpha); crop counts from the corner "
+        "of a grid from whose centre the image is cut (SD3); centred from the middle of the image (Nucleus-Image)",
         params="meaning",
     )
+    position_grid: int = key(
+        0,
+        "sides, in patches, of the grid that position_fit crop cuts from",
+        at_least=0,
+        at_most=SIZE,
+        use=only("model.position_fit", "crop"),
+        params="meaning",
+    )
+    rope_axes: tuple[int, ...] = key(
+        (),
+        "numbers of a head that turn with (the place in the text, the row, the column); () = half of head_dim with each of the "
+        "last two",
+        check=_axes,
+        use=only("model.position", "rope"),
+        params="meaning",
+    )
+    dual_blocks: int = key(
+        0,
+        "so many first blocks have attention among image tokens beside the joint one (SD3.5)",
+        at_least=0,
+        at_most=SIZE,
+        use=only("model.block", "mmdit"),
+        params="shape",
+    )
+    time_embedding: TimeKind = key(
+        "dit",
+        "of 256 sinusoids by a perceptron of width D; wide: of D of them, by one of 4 D, then RMSNorm (Nucleus-Image)",
+        params="shape",
+    )
+    text_norm: bool = key(False, "RMSNorm on text embeddings before anything reads them", params="shape")
     text_projection: bool = key(
         False, "a two-layer perceptron M -> D on the text before cross-attention (PixArt-alpha)", params="shape"
     )
@@ -187,13 +240,15 @@ class DiTSpec(ModelSpec):
     Attributes:
         latent_size: latent rows and columns trained on; positions count in its patches. Other sizes work too.
         channels: Z.
-        text_width: M of the text embeddings that cross-attention reads.
+        text_width: M of the text embeddings that blocks read.
+        pooled_width: of a vector of the whole caption that enters beside the time; 0: there is none.
         sparse: which blocks have experts.
     """
 
     latent_size: int = 32
     channels: int = 4
     text_width: int = 1280
+    pooled_width: int = 0
     sparse: SparseSpec = SparseSpec()
 
     def __post_init__(self) -> None:
@@ -207,6 +262,7 @@ class DiTSpec(ModelSpec):
             raise UserError(f"model: width {self.width} must be a multiple of 4 (sine and cosine of row and column).")
         if self.size_embedding and self.width % 3:
             raise UserError(f"model: size_embedding needs a width that 3 divides, not {self.width}.")
+        self._check_block()
         if self.sparse.router_input == "normed_time" and self.modulation != "adaln":
             raise UserError(
                 f"moe.router_input=normed_time reads the time embedding, which blocks of modulation {self.modulation} do not get."
@@ -218,6 +274,28 @@ class DiTSpec(ModelSpec):
             )
         if self.sparse.num_experts and not 0 <= self.sparse.first < self.num_blocks:
             raise UserError(f"model: first sparse block {self.sparse.first} is not among {self.num_blocks} blocks.")
+
+    def _check_block(self) -> None:
+        """Refuses what a kind of block, or of positions, cannot have."""
+        if self.block != "cross_attention" and self.modulation != "adaln":
+            raise UserError(f"model.modulation={self.modulation}: blocks {self.block} have maps of their own, adaln.")
+        if self.block == "joint_kv" and self.text_projection:
+            raise UserError("model.text_projection: blocks joint_kv project the text themselves; leave it off.")
+        if self.dual_blocks > self.num_blocks:
+            raise UserError(f"model.dual_blocks is {self.dual_blocks}, and there are {self.num_blocks} blocks.")
+        if self.position == "rope" and (sum(self.turning) != self.head_dim or any(n % 2 for n in self.turning)):
+            raise UserError(
+                f"model.rope_axes {self.turning}: give three even numbers that add up to head_dim, {self.head_dim}."
+            )
+        if self.position_fit == "crop" and self.position_grid < self.tokens_per_side:
+            raise UserError(
+                f"model.position_grid is {self.position_grid}, but an image has {self.tokens_per_side} patches a side."
+            )
+
+    @property
+    def turning(self) -> tuple[int, ...]:
+        """Numbers of a head that turn with the place in the text, with the row and with the column."""
+        return self.rope_axes or (0, self.head_dim // 2, self.head_dim - self.head_dim // 2)
 
     @property
     def out_channels(self) -> int:
@@ -236,8 +314,8 @@ class DiTSpec(ModelSpec):
 
     @property
     def context_width(self) -> int:
-        """M, of the text as blocks read it."""
-        return self.width if self.text_projection else self.text_width
+        """M, of the text as blocks read it: a stream of its own has the model's width."""
+        return self.width if self.text_projection or self.block == "mmdit" else self.text_width
 
     @property
     def tokens_per_side(self) -> int:
@@ -252,51 +330,20 @@ class DiTSpec(ModelSpec):
     @property
     def num_sparse(self) -> int:
         """k, the number of sparse blocks."""
-        return sum(self.sparse.is_sparse(i) for i in range(self.num_blocks))
+        return sum(kind.sparse for kind in self.kinds())
 
-    def stages(self) -> list[tuple[tuple[bool, ...], int]]:
-        """Gives the blocks as (pattern of sparse flags, repeats): a scan runs over the repeats of each pattern.
+    def kinds(self) -> list[Kind]:
+        """Gives what each block is."""
+        streams = self.block == "mmdit"
+        last = self.num_blocks - 1
+        return [
+            Kind(self.sparse.is_sparse(i), streams and i < self.dual_blocks, streams and i == last)
+            for i in range(self.num_blocks)
+        ]
 
-        At most three stages, so that what is compiled does not grow with depth; of blocks with capacity factors of their own,
-        three for every run of equal ones.
-        """
-        return [stage for blocks, _ in self._runs() for stage in _stages(blocks, self.sparse.every)]
-
-    def stage_factors(self) -> list[float | None]:
-        """Gives the capacity factor of each stage's sparse blocks; None where the routing says it."""
-        return [factor for blocks, factor in self._runs() for _ in _stages(blocks, self.sparse.every)]
-
-    def _runs(self) -> list[tuple[list[bool], float | None]]:
-        """The blocks' sparse flags, parted where the capacity factor changes; dense blocks go with the next sparse one."""
-        flags = [self.sparse.is_sparse(i) for i in range(self.num_blocks)]
-        runs: list[tuple[list[bool], float | None]] = []
-        waiting: list[bool] = []
-        for flag in flags:
-            waiting.append(flag)
-            if not flag:
-                continue
-            number = sum(map(sum, (blocks for blocks, _ in runs)))
-            factor = self.sparse.capacity_factors[number] if self.sparse.capacity_factors else None
-            if runs and runs[-1][1] == factor:
-                runs[-1][0].extend(waiting)
-            else:
-                runs.append((waiting, factor))
-            waiting = []
-        if not runs:
-            return [(waiting, None)]
-        runs[-1][0].extend(waiting)
-        return runs
-
-
-def _stages(flags: list[bool], every: int) -> list[tuple[tuple[bool, ...], int]]:
-    """The stages of blocks with one capacity factor, of which every so many is sparse."""
-    if not any(flags):
-        return [((False,), len(flags))]
-    head = max(0, flags.index(True) + 1 - every)  # dense blocks before the first whole period
-    repeats = (len(flags) - head) // every
-    tail = flags[head + repeats * every :]
-    stages = [((False,), head), (tuple(flags[head : head + every]), repeats), (tuple(tail), 1)]
-    return [(pattern, count) for pattern, count in stages if pattern and count]
+    def stages(self) -> list[Stage]:
+        """Gives the blocks as scans run through them."""
+        return stages(self.kinds(), self.sparse.capacity_factors, self.sparse.every)
 
 
 @dataclass(frozen=True)
@@ -314,6 +361,14 @@ class TextSpec:
         params="shape",
     )
     length: int = key(77, "T, tokens per caption", at_least=1, at_most=SIZE, params="shape")
+    pooled_width: int = key(
+        0,
+        "of the vector of a whole caption that CLIP gives, which then enters beside the time (SD3: 2048); 0 = it is not used",
+        at_least=0,
+        at_most=SIZE,
+        use=only("text.encoder", "cached"),
+        params="shape",
+    )
     path: str = key(
         "",
         "folders of the published encoders of cached embeddings, comma-separated; sampling reads prompts with them",

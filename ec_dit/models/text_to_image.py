@@ -1,5 +1,7 @@
 """A text encoder, where one is trained along, and a DiT: everything that has parameters in one training run."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,7 @@ class TextToImage(nnx.Module):
 
     def encode(self, text: Text) -> Text:
         """Replaces token ids by embeddings; embeddings pass through."""
-        return text if self.tower is None else Text(self.tower(text.tokens, text.mask_BT), text.mask_BT)
+        return text if self.tower is None else text._replace(tokens=self.tower(text.tokens, text.mask_BT))
 
     def predict(
         self, x_BYXZ: jax.Array, t_B: jax.Array, text: Text, routing: RoutingSpec, keep_BS: jax.Array | None = None
@@ -31,7 +33,8 @@ class TextToImage(nnx.Module):
         Args:
             text: encoded captions.
         """
-        out_BSP, stats = self.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, routing=routing, keep_BS=keep_BS)
+        how: dict[str, Any] = {"routing": routing, "keep_BS": keep_BS, "pooled_BM": text.pooled_BM}
+        out_BSP, stats = self.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, **how)
         return without_variance(out_BSP, self.dit.spec), stats
 
 

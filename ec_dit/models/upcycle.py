@@ -35,17 +35,26 @@ def upcycle(
         UserError: if the two structures differ in more than their experts.
     """
     check(dense_spec, spec)
-    blocks = dense["stages"][0]["blocks"][0]
     stages, first = [], 0
-    for (pattern, repeats), stage in zip(spec.stages(), _ordered(fresh["stages"]), strict=True):
+    for (pattern, repeats, _), stage in zip(spec.stages(), _ordered(fresh["stages"]), strict=True):
         made = []
         for place, block in enumerate(_ordered(stage["blocks"])):
-            rows = first + place + len(pattern) * np.arange(repeats)
+            numbers = first + place + len(pattern) * np.arange(repeats)
             key, key_block = jax.random.split(key)
-            made.append(_block(jax.tree.map(lambda a, rows=rows: a[rows], blocks), block, key_block, noise))
+            made.append(_block(_dense_blocks(dense, dense_spec, numbers), block, key_block, noise))
         stages.append({"blocks": dict(enumerate(made))})
         first += len(pattern) * repeats
     return {**dense, "stages": dict(enumerate(stages))}
+
+
+def _dense_blocks(dense: Mapping[str, Any], dense_spec: DiTSpec, numbers: np.ndarray) -> Any:
+    """Blocks of a dense model, stacked; those of one stage of a sparse one are of one stage of its dense twin."""
+    first = 0
+    for stage, params in zip(dense_spec.stages(), _ordered(dense["stages"]), strict=True):
+        if first <= numbers[0] < first + stage.repeats:
+            return jax.tree.map(lambda a, rows=numbers - first: a[rows], params["blocks"][0])
+        first += stage.repeats
+    raise AssertionError(f"a dense model of {first} blocks has no block {numbers[0]}")
 
 
 def check(dense_spec: DiTSpec, spec: DiTSpec) -> None:

@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped key-value heads; to the sequence itself, or across to a text."""
+"""Multi-head attention with grouped key-value heads; to the sequence itself, across to a text, or to both at once."""
 
 import functools
 from collections.abc import Callable
@@ -12,11 +12,61 @@ from ec_dit.core import sharding
 from ec_dit.nn import cost, param
 from ec_dit.nn.cost import Cost
 from ec_dit.nn.norms import RMSNorm
+from ec_dit.nn.positions import Turn
 
 AttentionKernel = Literal["xla", "cudnn"]
 
 
-class Attention(nnx.Module):
+class KeysValues(nnx.Module):
+    """What is attended to: its keys and values.
+
+    Args:
+        context_width: M, of what they are made of.
+        kv_heads, head_dim: N, K.
+        qk_norm: RMSNorm on each key.
+        bias: on both projections.
+        dtype: of the computation; parameters stay float32.
+    """
+
+    def __init__(
+        self,
+        context_width: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool = False,
+        bias: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype, self.bias = dtype, bias
+        self.w_k_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
+        self.w_v_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
+        self.norm_k = RMSNorm(head_dim) if qk_norm else None
+        if bias:
+            self.b_k_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", "head_dim"))
+            self.b_v_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", "head_dim"))
+
+    def keys_values(self, context_BTM: jax.Array, turn: Turn | None = None) -> tuple[jax.Array, jax.Array]:
+        """Makes keys and values (B, T, N, K) of the context, which has this layer's dtype; `turn` turns keys."""
+        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.gather(self.w_k_MNK, self.dtype))
+        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.gather(self.w_v_MNK, self.dtype))
+        if self.bias:
+            k_BTNK += param.gather(self.b_k_NK, self.dtype)
+            v_BTNK += param.gather(self.b_v_NK, self.dtype)
+        k_BTNK = k_BTNK if self.norm_k is None else self.norm_k(k_BTNK)
+        return (k_BTNK if turn is None else turn(k_BTNK)), v_BTNK
+
+    @staticmethod
+    def keys_cost(
+        context_width: int, kv_heads: int, head_dim: int, *, qk_norm: bool = False, bias: bool = False, keys: int
+    ) -> Cost:
+        """Counts a layer of these sizes, for so many keys of an image; scores count where queries are."""
+        norm = RMSNorm.cost(head_dim) if qk_norm else Cost()
+        return cost.linear(context_width, kv_heads * head_dim, keys, bias=bias) * 2 + norm
+
+
+class Attention(KeysValues):
     """softmax(q k^T / sqrt(K)) v.
 
     `heads` query heads share `kv_heads` key-value heads; heads are never repeated in memory.
@@ -51,18 +101,13 @@ class Attention(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.dtype, self.kernel, self.causal, self.scale = dtype, kernel, causal, scale
+        self.kernel, self.causal, self.scale = kernel, causal, scale
         self.w_q_DHK = param.matrix(rngs, (width, heads, head_dim), ("embed", "heads", None), "ioo")
-        self.w_k_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
-        self.w_v_MNK = param.matrix(rngs, (context_width, kv_heads, head_dim), ("embed", "heads", None), "ioo")
+        super().__init__(context_width, kv_heads, head_dim, qk_norm=qk_norm, bias=bias, dtype=dtype, rngs=rngs)
         self.w_o_HKD = param.matrix(rngs, (heads, head_dim, width), ("heads", None, "embed"), "iio", zero=zero_out)
         self.norm_q = RMSNorm(head_dim) if qk_norm else None
-        self.norm_k = RMSNorm(head_dim) if qk_norm else None
-        self.bias = bias
         if bias:
             self.b_q_HK = param.table(jnp.zeros((heads, head_dim)), ("heads", "head_dim"))
-            self.b_k_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", "head_dim"))
-            self.b_v_NK = param.table(jnp.zeros((kv_heads, head_dim)), ("heads", "head_dim"))
             self.b_o_D = param.table(jnp.zeros(width), ("embed",))
 
     def __call__(
@@ -71,30 +116,27 @@ class Attention(nnx.Module):
         context_BTM: jax.Array | None = None,
         mask_BT: jax.Array | None = None,
         offset_HST: jax.Array | None = None,
+        turn: Turn | None = None,
     ) -> jax.Array:
         """Attends from x to the context (None: to x itself) where `mask_BT` is True (None: everywhere).
 
-        `offset_HST` is added to the scores of the heads (T5's relative positions).
+        `turn` turns queries and keys, which then stand at the same places. `offset_HST` is added to the scores
+        of the heads (T5's relative positions).
         Every row of the mask needs at least one True: a query with nothing to look at would look at the padding.
         """
         x_BSD = x_BSD.astype(self.dtype)
         context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
-        q_BSHK, k_BTNK, v_BTNK = self.project(x_BSD, context_BTM)
+        q_BSHK, (k_BTNK, v_BTNK) = self.queries(x_BSD, turn), self.keys_values(context_BTM, turn)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
         return self.output(self.attend(q_BSHK, k_BTNK, v_BTNK, mask, offset_HST))
 
-    def project(self, x_BSD: jax.Array, context_BTM: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Makes queries (B, S, H, K) of x, keys and values (B, T, N, K) of the context, both of this layer's dtype."""
+    def queries(self, x_BSD: jax.Array, turn: Turn | None = None) -> jax.Array:
+        """Makes queries (B, S, H, K) of x, which has this layer's dtype."""
         q_BSHK = jnp.einsum("BSD,DHK->BSHK", x_BSD, param.gather(self.w_q_DHK, self.dtype))
-        k_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.gather(self.w_k_MNK, self.dtype))
-        v_BTNK = jnp.einsum("BTM,MNK->BTNK", context_BTM, param.gather(self.w_v_MNK, self.dtype))
         if self.bias:
             q_BSHK += param.gather(self.b_q_HK, self.dtype)
-            k_BTNK += param.gather(self.b_k_NK, self.dtype)
-            v_BTNK += param.gather(self.b_v_NK, self.dtype)
-        if self.norm_q is not None and self.norm_k is not None:
-            q_BSHK, k_BTNK = self.norm_q(q_BSHK), self.norm_k(k_BTNK)
-        return q_BSHK, k_BTNK, v_BTNK
+        q_BSHK = q_BSHK if self.norm_q is None else self.norm_q(q_BSHK)
+        return q_BSHK if turn is None else turn(q_BSHK)
 
     def attend(
         self,
@@ -137,11 +179,11 @@ class Attention(nnx.Module):
         bias: bool = False,
         queries: int,
         keys: int,
+        others: int = 0,
     ) -> Cost:
-        """Counts a layer of these sizes, for so many queries and keys of an image."""
-        inner, kv_inner = heads * head_dim, kv_heads * head_dim
+        """Counts a layer of these sizes, for so many queries and keys of an image, and keys that others make."""
+        inner = heads * head_dim
         of_queries = cost.linear(width, inner, queries, bias=bias) + cost.linear(inner, width, queries, bias=bias)
-        of_keys = cost.linear(context_width, kv_inner, keys, bias=bias) * 2
-        scores = cost.always(0, 2 * 2 * queries * keys * inner)  # q k^T, and the weights times v
-        norms = RMSNorm.cost(head_dim) * 2 if qk_norm else Cost()
-        return of_queries + of_keys + scores + norms
+        of_keys = KeysValues.keys_cost(context_width, kv_heads, head_dim, qk_norm=qk_norm, bias=bias, keys=keys)
+        scores = cost.always(0, 2 * 2 * queries * (keys + others) * inner)  # q k^T, and the weights times v
+        return of_queries + of_keys + scores + (RMSNorm.cost(head_dim) if qk_norm else Cost())

@@ -1,19 +1,19 @@
-"""How an image, a position and a time become vectors. Conventions are PixArt-alpha's, so that its weights fit."""
+"""How an image, a text and a time become vectors. Conventions are PixArt-alpha's, so that its weights fit."""
 
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from ec_dit.core.errors import UserError
 from ec_dit.nn import cost, param
 from ec_dit.nn.cost import Cost
 from ec_dit.nn.mlp import Mlp
+from ec_dit.nn.norms import RMSNorm
 
-PositionFit = Literal["area", "sides"]
+TimeKind = Literal["dit", "wide"]
 LATENT_PIXEL = 8  # pixels per side of a latent pixel, in every autoencoder that PixArt and the paper use
 
 
@@ -34,31 +34,6 @@ def unpatchify(patches_BSP: jax.Array, patch: int, rows: int, columns: int) -> j
     return pixels.reshape(b, rows * patch, columns * patch, z)
 
 
-def sincos_2d(
-    rows: int, columns: int, width: int, base: int, scale: float = 1.0, fit: PositionFit = "area"
-) -> np.ndarray:
-    """Computes fixed sine-cosine positions (S, D) of a rows x columns grid, for any grid.
-
-    Half of the width encodes the column, half the row, as in PixArt-alpha. A grid of another size than the `base` x `base`
-    one is stretched, so that a square model meets no position beyond those it was trained on when the resolution rises.
-
-    Args:
-        base: patches per side of the square grid that positions count in.
-        scale: PixArt-alpha's interpolation scale; positions are divided by it.
-        fit: 'area': both directions stretch equally, to the same area, and the long side of a wide picture reaches beyond
-            `base`; 'sides': each side is stretched to `base`, as in PixArt-alpha, which squeezes wide pictures.
-    """
-    area = math.sqrt(rows * columns)
-    stretch_y, stretch_x = (base / (n if fit == "sides" else area) / scale for n in (rows, columns))
-    y, x = np.meshgrid(np.arange(rows) * stretch_y, np.arange(columns) * stretch_x, indexing="ij")
-    return np.concatenate([_sincos_1d(x, width // 2), _sincos_1d(y, width // 2)], axis=1).astype(np.float32)
-
-
-def _sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
-    angles = np.outer(positions.reshape(-1), 1 / 10000 ** (np.arange(width // 2) / (width / 2)))
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-
 def sinusoid(t_B: jax.Array, width: int) -> jax.Array:
     """Computes (B, width) cosines, then sines, of 1000 t: DiT's timestep features, t in [0, 1]."""
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
@@ -67,20 +42,34 @@ def sinusoid(t_B: jax.Array, width: int) -> jax.Array:
 
 
 class TimeEmbed(nnx.Module):
-    """t in [0, 1] -> (B, D): sinusoid of 256 numbers, then a two-layer perceptron with SiLU."""
+    """t in [0, 1] -> (B, D): sinusoid, then a two-layer perceptron with SiLU.
+
+    Args:
+        kind: 'dit': of 256 numbers, D inside; 'wide', Nucleus-Image's: of D numbers, 4 D inside, RMSNorm behind it.
+    """
 
     FEATURES = 256
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.mlp = Mlp(self.FEATURES, width, width, bias=True, act=jax.nn.silu, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, *, kind: TimeKind = "dit", dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.features, hidden = self._sizes(width, kind)
+        self.mlp = Mlp(self.features, hidden, width, bias=True, act=jax.nn.silu, dtype=dtype, rngs=rngs)
+        self.norm = RMSNorm(width) if kind == "wide" else None
 
     def __call__(self, t_B: jax.Array) -> jax.Array:
-        return self.mlp(sinusoid(t_B, self.FEATURES))
+        time_BD = self.mlp(sinusoid(t_B, self.features))
+        return time_BD if self.norm is None else self.norm(time_BD)
 
     @classmethod
-    def cost(cls, width: int) -> Cost:
+    def cost(cls, width: int, *, kind: TimeKind = "dit") -> Cost:
         """Counts a layer of this size."""
-        return Mlp.cost(cls.FEATURES, width, width, bias=True)
+        features, hidden = cls._sizes(width, kind)
+        norm = RMSNorm.cost(width) if kind == "wide" else Cost()
+        return Mlp.cost(features, hidden, width, bias=True) + norm
+
+    @classmethod
+    def _sizes(cls, width: int, kind: TimeKind) -> tuple[int, int]:
+        """Sinusoids, and the inner width of the perceptron."""
+        return (width, 4 * width) if kind == "wide" else (cls.FEATURES, width)
 
 
 class SizeEmbed(nnx.Module):
@@ -119,3 +108,20 @@ class PatchEmbed(nnx.Module):
     def cost(patch_numbers: int, width: int, rows: int) -> Cost:
         """Counts a layer of these sizes, for so many patches of an image."""
         return cost.linear(patch_numbers, width, rows, bias=True)
+
+
+class TextEmbed(nnx.Module):
+    """A linear map from text embeddings (B, T, M) to the model's width."""
+
+    def __init__(self, text_width: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.w_MD = param.matrix(rngs, (text_width, width), (None, "embed"), "io")
+        self.b_D = param.table(jnp.zeros(width), ("embed",))
+
+    def __call__(self, text_BTM: jax.Array) -> jax.Array:
+        return text_BTM.astype(self.dtype) @ param.gather(self.w_MD, self.dtype) + param.gather(self.b_D, self.dtype)
+
+    @staticmethod
+    def cost(text_width: int, width: int, rows: int) -> Cost:
+        """Counts a layer of these sizes, for so many text tokens."""
+        return cost.linear(text_width, width, rows, bias=True)

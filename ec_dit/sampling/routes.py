@@ -69,7 +69,7 @@ class RouteTracer:
         taken_LUYXE = ~np.isnan(gate_LUYXE)
         return Routes(
             image_YXZ=generator.decode(x_BYXZ)[0][0],
-            block_L=np.flatnonzero([spec.sparse.is_sparse(block) for block in range(spec.num_blocks)]),
+            block_L=np.flatnonzero([kind.sparse for kind in spec.kinds()]),
             time_U=time_U,
             gate_LUYXE=np.where(taken_LUYXE, gate_LUYXE, 0),
             taken_LUYXE=taken_LUYXE,

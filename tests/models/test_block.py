@@ -12,6 +12,7 @@ from flax import nnx
 from ec_dit.models.block import Condition, Streams
 from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.stages import Kind
 from ec_dit.nn.routing.spec import RoutingSpec
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ ROUTING = RoutingSpec("expert_choice", 2.0)
 
 
 def build(spec, sparse):
-    return lambda: CrossAttentionBlock(spec, sparse, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return lambda: CrossAttentionBlock(spec, Kind(sparse), dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
 def apply(block, tokens_BSD, condition, routing=ROUTING):

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.models.block import Streams
-from ec_dit.models.blocks import BLOCKS
-from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.dit import DiT, take_tokens
 from ec_dit.models.spec import DiTSpec, SparseSpec
 from ec_dit.nn import param
@@ -186,35 +183,6 @@ def test_text_beyond_the_mask_has_no_influence(randomise, text_projection):
     np.testing.assert_allclose(shorter, out_BSP[1:], rtol=1e-4, atol=1e-4)
     changed, _ = run(graphdef, params, (x_BYXZ, t_B, text_BTM.at[:, 0].add(1), mask_BT))
     assert jnp.abs(changed - out_BSP).max() > 1e-3
-
-
-class Doubling(CrossAttentionBlock):
-    """Reads the text stream in place of the constant text, and hands on twice of it."""
-
-    CHANGES_TEXT = True
-
-    def __call__(self, streams, condition, routing):
-        told = condition._replace(text_BTM=streams.text_BTM)
-        (tokens_BSD, _), stats = super().__call__(Streams(streams.tokens_BSD, None), told, routing)
-        return Streams(tokens_BSD, 2 * streams.text_BTM), stats
-
-
-def test_a_text_stream_passes_through_every_block(randomise, monkeypatch):
-    """Twice the text a block is twice its keys and values: the same model with constant text, and weights of powers of two."""
-    graphdef, params = randomise(build(SPEC), scale=0.1)
-    (stage,) = params["stages"].values()
-    doubled = jax.tree.map(lambda leaf: leaf, params)
-    for place in range(2):
-        own = stage["blocks"][place]["cross_attention"]
-        times_L = 2.0 ** (place + 2 * np.arange(2))
-        scaled = {name: own[name] * times_L[:, None, None, None] for name in ("w_k_MNK", "w_v_MNK")}
-        doubled["stages"][0]["blocks"][place]["cross_attention"] = own | scaled
-    expected_BSP, _ = run(graphdef, doubled, example())
-    once_BSP, _ = run(graphdef, params, example())
-    monkeypatch.setitem(BLOCKS, "cross_attention", Doubling)
-    out_BSP, _ = run(nnx.graphdef(nnx.eval_shape(build(SPEC))), params, example())
-    np.testing.assert_allclose(out_BSP, expected_BSP, rtol=1e-5, atol=1e-6)
-    assert jnp.abs(out_BSP - once_BSP).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.tree import named_leaves
 from ec_dit.encoders import weights
-from ec_dit.models import pixart
 from ec_dit.models.dit import DiT
+from ec_dit.models.published import pixart
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.routing.spec import RoutingSpec
 from tests.pixart_folders import save_transformer

@@ -20,6 +20,7 @@ from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.dit import DiT
 from ec_dit.models.paper import PAPER
 from ec_dit.models.spec import BlockKind, DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.stages import Kind
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.routing.spec import RoutingSpec
@@ -41,6 +42,28 @@ SPECS = {
     ),
     "router_of_time": replace(SMALL, sparse=SparseSpec(4, router_input="normed_time"), bias=True),
     "capacity_by_block": replace(SMALL, sparse=SparseSpec(4, every=1, capacity_factors=(4.0, 4.0, 2.0, 2.0))),
+    "joint_kv": replace(
+        SMALL,
+        block="joint_kv",
+        position="rope",
+        position_fit="centred",
+        rope_axes=(2, 2, 4),
+        time_embedding="wide",
+        text_norm=True,
+        qk_norm=True,
+        sparse=SparseSpec(4, first=3, every=1, router_input="normed_time"),
+    ),
+    "mmdit": replace(
+        SMALL,
+        block="mmdit",
+        pooled_width=6,
+        dual_blocks=2,
+        position_fit="crop",
+        position_grid=6,
+        bias=True,
+        qk_norm=True,
+    ),
+    "sparse_mmdit": replace(SMALL, block="mmdit", text_projection=True, sparse=SparseSpec(4, every=1, shared_width=16)),
     "bias_and_qk_norm": replace(SMALL, bias=True, qk_norm=True, sparse=SparseSpec(4)),
 }
 TOWER = TowerSpec(vocab_size=50, width=16, num_blocks=3, num_heads=2, length=6)
@@ -61,18 +84,21 @@ def test_total_of_every_option_equals_the_built_model(name):
     assert sizes.sizes(SPECS[name]).total == built_params(SPECS[name])
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("sparse", [False, True])
-def test_a_block_costs_what_is_built_and_traced(kind, sparse):
+KINDS = [(name, Kind(sparse)) for name in BLOCKS for sparse in (False, True)]
+KINDS += [("mmdit", Kind(True, dual=True)), ("mmdit", Kind(True, last=True))]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_a_block_costs_what_is_built_and_traced(name, kind):
     """Of every kind, with a text stream or without; all other products of a model are those of `DiT` around it."""
-    spec = replace(SMALL, block=kind, sparse=SparseSpec(4), text_projection=True, bias=True, qk_norm=True)
-    make = nnx.eval_shape(lambda: BLOCKS[kind](spec, sparse, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    spec = replace(SMALL, block=name, sparse=SparseSpec(4), text_width=32, bias=True, qk_norm=True)
+    make = nnx.eval_shape(lambda: BLOCKS[name](spec, kind, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(make)
     text_BTM, mask_BT = jnp.zeros((1, 6, 32)), jnp.ones((1, 6), bool)
     condition = Condition(jnp.zeros((1, 32)), text_BTM, mask_BT)
-    streams = Streams(jnp.zeros((1, 8, 32)), text_BTM if BLOCKS[kind].CHANGES_TEXT else None)
+    streams = Streams(jnp.zeros((1, 8, 32)), text_BTM if BLOCKS[name].CHANGES_TEXT else None)
     jaxpr = jax.make_jaxpr(lambda state: nnx.merge(graphdef, state)(streams, condition, RoutingSpec()))(state)
-    cost = BLOCKS[kind].cost(spec, sparse, Load(8, 6, 2.0))
+    cost = BLOCKS[name].cost(spec, kind, Load(8, 6, 2.0))
     assert (cost.params, cost.flops) == (tree.num_params(state), traced_flops(jaxpr.jaxpr))
 
 
@@ -85,10 +111,10 @@ def test_a_tiny_block_by_hand():
     products = modulation
     products += 5 * (2 * projections + 2 * 2 * 5)  # self-attention: q, k, v, output; scores and means over 5 tokens
     products += 5 * (projections + 2 * 2 * 2) + 2 * (2 * 3 * 2)  # cross-attention: q and output, over 2 tokens; k, v
-    dense = CrossAttentionBlock.cost(spec, False, Load(5, 2, 1.0))
+    dense = CrossAttentionBlock.cost(spec, Kind(False), Load(5, 2, 1.0))
     params = modulation + 6 * 4 + 2 * projections + projections + 2 * 3 * 2
     assert dense == Cost(params + 64, params + 64, 2 * (products + 5 * feed_forward))
-    sparse = CrossAttentionBlock.cost(spec, True, Load(5, 2, 1.0))
+    sparse = CrossAttentionBlock.cost(spec, Kind(True), Load(5, 2, 1.0))
     assert sparse == Cost(params + 8 + 128, params + 8 + 64, 2 * (products + 5 * (feed_forward + 4 * 2)))
 
 
@@ -112,7 +138,9 @@ def test_forward_flops_equal_the_products_of_the_traced_model(name, kept):
 
     def forward(state, x_BYXZ, t_B, text_BTM, mask_BT):
         model = nnx.merge(graphdef, state)
-        return model(x_BYXZ, t_B, text_BTM, mask_BT, routing=RoutingSpec(capacity_factor=2.0), keep_BS=keep_BS)[0]
+        pooled_BM = jnp.zeros((2, spec.pooled_width)) if spec.pooled_width else None
+        how = {"routing": RoutingSpec(capacity_factor=2.0), "keep_BS": keep_BS, "pooled_BM": pooled_BM}
+        return model(x_BYXZ, t_B, text_BTM, mask_BT, **how)[0]
 
     side = spec.latent_size
     jaxpr = jax.make_jaxpr(forward)(

@@ -29,7 +29,7 @@ def randomised(spec, seed):
 
 def blocks_of(spec, params):
     """The blocks one by one, in the order in which they run."""
-    for (pattern, repeats), stage in zip(spec.stages(), params["stages"].values(), strict=True):
+    for (pattern, repeats, _), stage in zip(spec.stages(), params["stages"].values(), strict=True):
         for repeat in range(repeats):
             for place in range(len(pattern)):
                 yield jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], stage["blocks"][place])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sincos_2d, sinusoid, unpatchify
+from ec_dit.nn.embeddings import PatchEmbed, TimeEmbed, patchify, sinusoid, unpatchify
+from ec_dit.nn.positions import sincos_2d
 
 
 def test_patchify_by_hand():

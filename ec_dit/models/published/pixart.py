@@ -6,7 +6,8 @@ from typing import Any
 
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import fields, supported
-from ec_dit.core.name_map import FLAT, LINEAR, LINEAR_INTO, SAME, Rules, Table, patches, table
+from ec_dit.core.name_map import FLAT, LINEAR, SAME, Rules, Table, patches, table
+from ec_dit.models.published.layers import attention, feed_forward, mlp, within
 from ec_dit.models.spec import DiTSpec
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weight files
@@ -15,29 +16,6 @@ CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the latter in fi
 IGNORED = ("pos_embed.pos_embed", "caption_projection.y_embedding")
 _LARGE = 128  # sample_size from which the picture's size enters, where the config does not say
 _POSITIONS = 64  # sample_size per unit of interpolation scale, likewise
-
-
-def _mlp(theirs: str) -> Rules:
-    names = {"up_DF": "linear_1", "down_FD": "linear_2"}
-    rules = {f"w_{ours}": (f"{theirs}.{linear}.weight", LINEAR) for ours, linear in names.items()}
-    return rules | {"b_up_F": (f"{theirs}.linear_1.bias", SAME), "b_down_D": (f"{theirs}.linear_2.bias", SAME)}
-
-
-def _within(start: str, rules: Rules) -> Rules:
-    return {f"{start}/{ours}": rule for ours, rule in rules.items()}
-
-
-def _attention(theirs: str) -> Rules:
-    return {
-        "w_q_DHK": (f"{theirs}.to_q.weight", LINEAR),
-        "b_q_HK": (f"{theirs}.to_q.bias", FLAT),
-        "w_k_MNK": (f"{theirs}.to_k.weight", LINEAR),
-        "b_k_NK": (f"{theirs}.to_k.bias", FLAT),
-        "w_v_MNK": (f"{theirs}.to_v.weight", LINEAR),
-        "b_v_NK": (f"{theirs}.to_v.bias", FLAT),
-        "w_o_HKD": (f"{theirs}.to_out.0.weight", LINEAR_INTO),
-        "b_o_D": (f"{theirs}.to_out.0.bias", SAME),
-    }
 
 
 def _outside(patch: int) -> Rules:
@@ -49,10 +27,10 @@ def _outside(patch: int) -> Rules:
         "out_modulation/b_AD": ("scale_shift_table", SAME),
         "w_out_DP": ("proj_out.weight", LINEAR),
         "b_out_P": ("proj_out.bias", SAME),
-        **_within("time_embed/mlp", _mlp("adaln_single.emb.timestep_embedder")),
-        **_within("size_embed/sides", _mlp("adaln_single.emb.resolution_embedder")),
-        **_within("size_embed/ratio", _mlp("adaln_single.emb.aspect_ratio_embedder")),
-        **_within("text_projection", _mlp("caption_projection")),
+        **within("time_embed/mlp", mlp("adaln_single.emb.timestep_embedder")),
+        **within("size_embed/sides", mlp("adaln_single.emb.resolution_embedder")),
+        **within("size_embed/ratio", mlp("adaln_single.emb.aspect_ratio_embedder")),
+        **within("text_projection", mlp("caption_projection")),
     }
 
 
@@ -60,12 +38,9 @@ _BLOCK: Rules = {
     ours: (f"transformer_blocks.{{i}}.{theirs}", way)
     for ours, (theirs, way) in {
         "modulation/b_AD": ("scale_shift_table", SAME),
-        **_within("attention", _attention("attn1")),
-        **_within("cross_attention", _attention("attn2")),
-        "ffn/w_up_DF": ("ff.net.0.proj.weight", LINEAR),
-        "ffn/b_up_F": ("ff.net.0.proj.bias", SAME),
-        "ffn/w_down_FD": ("ff.net.2.weight", LINEAR),
-        "ffn/b_down_D": ("ff.net.2.bias", SAME),
+        **within("attention", attention("attn1")),
+        **within("cross_attention", attention("attn2")),
+        **within("ffn", feed_forward("ff")),
     }.items()
 }
 
