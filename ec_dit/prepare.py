@@ -20,6 +20,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.preparation import registry
 
 if TYPE_CHECKING:
+    from ec_dit.data.captions import CaptionSpec
     from ec_dit.preparation.units import EncodingPlan
 
 # Flags that are options of a source, with the names they have there.
@@ -27,8 +28,11 @@ _OPTIONS = {name: name for name in ("path", "captions", "font", "placement", "gr
 _OF_SHAPES = {"num_train": "train", "num_validation": "validation"}
 _MOST_DRAWN, _LARGEST = 10**9, 2**16  # pictures, pixels of a side
 _FILTERS = ("min_size", "max_pixels", "max_aspect", "min_caption", "max_caption", "duplicate_bits")
+_CAPTIONS = {"lower": "lower", "text_join": "join", "text_padding": "padding"}  # of CaptionSpec
+_CAPTIONS |= {"text_template": "template", "text_layer": "layer"}
 _OF_ENCODED = (
-    *("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip", "lower"),
+    *("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip"),
+    *_CAPTIONS,
     *("encoder_dtype", "batch_size", "mesh"),
 )
 
@@ -121,6 +125,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum("text_type", "bfloat16", ["bfloat16", "int8"], "How embeddings are stored.", flag_values=values)
     switch("flip", "Store a second latent, of the mirror image, where the caption allows it.")
     switch("lower", "Captions in lower case, as PixArt's.")
+    text("text_join", "Of several text encoders: sd3 (CLIPs side by side, T5 behind them) or flux.")
+    text("text_padding", "What fills up a short caption: masked, or read, as SD3 does.")
+    text("text_template", "What encoders read in place of a caption, with {caption} where it stands.")
+    whole("text_layer", "Of a decoder: states of so many layers before the last.")
     flags.DEFINE_enum(
         "encoder_dtype",
         "auto",
@@ -234,7 +242,7 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
         folders(values.text_encoder),
         values.text_length,
         mesh,
-        lower=values.lower,
+        spec=_caption_spec(values),
         dtype=jnp.dtype(dtype),
     )
     for shape in shapes:
@@ -253,6 +261,24 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
         "batch_size": values.batch_size,
     }
     return EncodingPlan(encoders, facts, shapes, values.batch_size, values.text_type, values.flip)
+
+
+def _caption_spec(values: flags.FlagValues) -> "CaptionSpec":
+    """How captions are read.
+
+    Raises:
+        UserError: naming a flag whose value is none.
+    """
+    from ec_dit.core import settings
+    from ec_dit.data.captions import CaptionSpec
+
+    given: dict[str, Any] = {
+        name: values[flag].value for flag, name in _CAPTIONS.items() if values[flag].value is not None
+    }
+    for flag, name in _CAPTIONS.items():
+        if name in given and (problem := settings.keys(CaptionSpec)[name].problem(given[name])):
+            raise UserError(f"--{flag}={given[name]}: {problem}")
+    return CaptionSpec(**given)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,9 @@ _KEYS = (
     "steps",
     "sampler",
     "guidance",
+    "guidance_norm",
     "time_shift",
+    "final_time",
     "spacing",
     "capacity",
     "room",
@@ -41,6 +43,9 @@ def define(flag_values: flags.FlagValues) -> None:
     meaning = "Two times between which guidance acts, e.g. 0.1,0.9."
     flags.DEFINE_list("guidance_interval", None, meaning, flag_values=flag_values)
     cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=flag_values)
+    meaning = "Where the last step to data begins, before the shift; 0 = all steps are alike."
+    cli.define_float("final_time", None, meaning, flag_values=flag_values)
+    text("guidance_norm", "token: guided predictions of tokens keep the length of the conditional ones; or none.")
     text("spacing", "Which of DDPM's levels, such as trailing; a wrong name lists all.")
     text("capacity", "Of experts: fixed, or matched to training, by its thresholds.")
     meaning = "Slots of an expert over its even share, where thresholds decide."

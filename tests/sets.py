@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ec_dit.data.batch import Text
+from ec_dit.data.captions import PLAIN, caption_facts
 from ec_dit.data.images import to_float
 from ec_dit.data.records import Record
 from ec_dit.preparation import units, writing
@@ -225,8 +227,8 @@ class BlockEncoders:
 
     factor, channels, width, length = 8, 3, 6, 5
 
-    def __init__(self, gain=3.0):
-        self._gain = gain
+    def __init__(self, gain=3.0, pooled_width=0):
+        self._gain, self.pooled_width = gain, pooled_width
         self.batches = []  # how many pictures were encoded together
 
     def images(self, image_BYXZ):
@@ -244,7 +246,8 @@ class BlockEncoders:
             count = 1 + rng.integers(self.length)
             mask_BT[row, rng.permutation(self.length)[:count]] = True
             text_BTM[row] = rng.normal(size=(self.length, self.width))
-        return text_BTM, mask_BT
+        pooled_BM = text_BTM[:, 0, : self.pooled_width] if self.pooled_width else None
+        return Text(text_BTM, mask_BT, pooled_BM)
 
     def cut(self, captions):
         return sum(len(caption.split()) > self.length for caption in captions)
@@ -260,9 +263,11 @@ def latents_of(item, encoders=None):
 
 def plan(encoders=None, *, batch_size=4, text_type="bfloat16", flip=True):
     """To encode a MixedSource."""
+    encoders = encoders or BlockEncoders()
+    text = {"sha256": ["bb"], "width": 6, "length": 5, "pooled": encoders.pooled_width, "paths": ["/models/t5"]}
     facts = {
         "autoencoder": {"sha256": "aa", "factor": 8, "channels": 3, "path": "/models/vae"},
-        "text": {"sha256": ["bb"], "width": 6, "length": 5, "type": text_type, "lower": False, "paths": ["/models/t5"]},
+        "text": text | {"type": text_type} | caption_facts(PLAIN),
         "pictures": {"shapes": [list(shape) for shape in SHAPES], "flip": flip, "batch_size": batch_size},
     }
-    return units.EncodingPlan(encoders or BlockEncoders(), facts, SHAPES, batch_size, text_type, flip)
+    return units.EncodingPlan(encoders, facts, SHAPES, batch_size, text_type, flip)

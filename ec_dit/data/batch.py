@@ -54,9 +54,14 @@ class Batch(NamedTuple):
     rejected_BYXZ: Any = None
 
 
+def stack_texts(texts: Sequence[Text]) -> Text:
+    """Makes one text of captions without B, which all have a pooled vector or none."""
+    pooled = None if texts[0].pooled_BM is None else np.stack([text.pooled_BM for text in texts])
+    return Text(np.stack([text.tokens for text in texts]), np.stack([text.mask_BT for text in texts]), pooled)
+
+
 def stack(rows: Sequence[Row]) -> Batch:
     """Makes a batch of rows, which have one shape and are all pairs or none."""
     images, texts, records, rejected = zip(*rows, strict=True)
-    text = Text(np.stack([text.tokens for text in texts]), np.stack([text.mask_BT for text in texts]))
     others = None if rejected[0] is None else np.stack(rejected)
-    return Batch(np.stack(images), text, np.array(records, np.int64), rejected_BYXZ=others)
+    return Batch(np.stack(images), stack_texts(texts), np.array(records, np.int64), rejected_BYXZ=others)

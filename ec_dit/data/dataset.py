@@ -131,7 +131,7 @@ class Dataset:
             _, shape = layout.split_of(f"{split}_{name}")
             examples = self._examples(f"{split}_{name}")
             channels = len(self.encoding.mean_Z)
-            codec = stored.Codec((*shape, channels), text["width"], text["length"], text["type"])
+            codec = stored.Codec((*shape, channels), text["width"], text["length"], text["type"], text["pooled"])
             parts.append(Part(shape, start, size, examples, codec.record))
             start += size
         return Split(self.path, split, parts)

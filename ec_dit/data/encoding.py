@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from ec_dit.core import json_file
 from ec_dit.core.differences import differences
+from ec_dit.data.captions import PLAIN, caption_facts
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,11 @@ class Encoding:
     """How pictures and captions were encoded.
 
     Attributes:
-        facts: JSON: 'autoencoder' (sha256, factor, channels, path), 'text' (sha256s, width, length, type, lower, paths),
-            'pictures' (resolution, shapes, ...), 'computed' (dtype, devices, jax).
+        facts: JSON: 'autoencoder' (sha256, factor, channels, path), 'text' (sha256s, width, pooled, length, type, paths, and
+            the fields of CaptionSpec), 'pictures' (resolution, shapes, ...), 'computed' (dtype, devices, jax).
         null_text_TM: float32, the embedding of the empty caption; null_mask_T: where its tokens are.
         mean_Z, std_Z: float32, of the training latents, each channel by itself.
+        null_pooled_M: float32, the pooled vector of the empty caption; None where no encoder gives one.
     """
 
     facts: Mapping[str, Any]
@@ -28,10 +30,13 @@ class Encoding:
     null_mask_T: np.ndarray
     mean_Z: np.ndarray
     std_Z: np.ndarray
+    null_pooled_M: np.ndarray | None = None
 
     def to_bytes(self) -> bytes:
         """Writes a safetensors file."""
         arrays = {"null_text": self.null_text_TM, "null_mask": self.null_mask_T, "mean": self.mean_Z, "std": self.std_Z}
+        if self.null_pooled_M is not None:
+            arrays["null_pooled"] = self.null_pooled_M
         return safetensors.numpy.save(arrays, {"facts": json.dumps(dict(self.facts), sort_keys=True)})
 
     @classmethod
@@ -51,7 +56,9 @@ class Encoding:
                 arrays = safetensors.numpy.load(data)
             except safetensors.SafetensorError as error:
                 raise json_file.damaged(where, str(error), advice) from error
-            found = cls(facts, arrays["null_text"], arrays["null_mask"], arrays["mean"], arrays["std"])
+            facts["text"] = _EARLIER | facts["text"]
+            null_text = arrays["null_text"], arrays["null_mask"]
+            found = cls(facts, *null_text, arrays["mean"], arrays["std"], arrays.get("null_pooled"))
             found._check()
             return found
 
@@ -65,6 +72,9 @@ class Encoding:
         channels = (self.facts["autoencoder"]["channels"],)
         found = {"null_text": self.null_text_TM, "null_mask": self.null_mask_T, "mean": self.mean_Z, "std": self.std_Z}
         shapes = {"null_text": (length, width), "null_mask": (length,), "mean": channels, "std": channels}
+        if self.facts["text"]["pooled"]:
+            found["null_pooled"] = np.zeros(0) if self.null_pooled_M is None else self.null_pooled_M
+            shapes["null_pooled"] = (self.facts["text"]["pooled"],)
         for name, array in found.items():
             if array.shape != shapes[name] or not np.isfinite(array).all():
                 raise ValueError(f"{name} is not {shapes[name]} finite numbers")
@@ -79,9 +89,11 @@ class Encoding:
         return list(map(str, differences(_kind(self.facts), _kind(other.facts))))
 
 
+_EARLIER = {"pooled": 0} | caption_facts(PLAIN)  # what data sets were before they could be otherwise
 _FACTS = {
     "autoencoder": {"sha256": str, "factor": int, "channels": int, "path": str},
-    "text": {"sha256": list, "width": int, "length": int, "type": str, "lower": bool, "paths": list},
+    "text": {"sha256": list, "width": int, "pooled": int, "length": int, "type": str, "paths": list}
+    | {name: type(value) for name, value in caption_facts(PLAIN).items()},
 }
 
 

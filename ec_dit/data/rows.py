@@ -133,6 +133,7 @@ class EncodedRows:
         mean_Z, std_Z: latents become (z - mean) / std.
         posterior: `sample` draws z from the autoencoder's distribution every time, `mean` takes its mean.
         flip: takes the mirror image half of the time, where it is stored.
+        pooled: gives the pooled vectors of captions too, which have to be stored.
 
     Raises:
         UserError: no such posterior.
@@ -146,12 +147,13 @@ class EncodedRows:
         std_Z: np.ndarray | float = 1.0,
         posterior: str = "sample",
         flip: bool = False,
+        pooled: bool = False,
     ):
         if posterior not in POSTERIORS:
             raise UserError(f"posterior is {posterior!r}; choose one of {', '.join(POSTERIORS)}")
         self.records = records
         self._mean_Z, self._std_Z = np.float32(mean_Z), np.float32(std_Z)
-        self._sample, self._flip = posterior == "sample", flip
+        self._sample, self._flip, self._pooled = posterior == "sample", flip, pooled
 
     def read(self, index: int) -> tuple[EncodedRecord, int]:
         """Reads a record."""
@@ -170,4 +172,6 @@ class EncodedRows:
             rng = rng or np.random.default_rng(index)
             latent_YXZ += std_YXZ * rng.standard_normal(std_YXZ.shape, np.float32)
         text = Text(record.text_TM(caption), record.texts[caption][1])
+        if self._pooled:
+            text = text._replace(pooled_BM=record.pooled[caption].astype(np.float32))
         return Row((latent_YXZ - self._mean_Z) / self._std_Z, text, index)

@@ -24,6 +24,7 @@ class EncodedRecord:
         id, captions, weights, meta: as in Record.
         latents: one latent, or two where the picture may be mirrored, each a pair of mean_YXZ and std_YXZ; float16.
         texts: of each caption its tokens (n, M), bfloat16 or float32, and mask_T, with n True.
+        pooled: of each caption one vector, bfloat16 or float32; empty where no encoder gives one.
     """
 
     id: str
@@ -32,6 +33,7 @@ class EncodedRecord:
     latents: tuple[tuple[np.ndarray, np.ndarray], ...]
     texts: tuple[tuple[np.ndarray, np.ndarray], ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    pooled: tuple[np.ndarray, ...] = ()
 
     @property
     def caption(self) -> str:
@@ -97,6 +99,7 @@ def encoded_features() -> tfds.features.FeaturesDict:
                 doc="bfloat16 or int8 (n, M): the tokens of all captions, one after the other, without padding"
             ),
             "scale": text(doc="float32 (n,), of each row of int8 text; nothing for bfloat16"),
+            "pooled": text(doc="bfloat16 (captions, M): a vector of each caption; nothing where no encoder gives one"),
             "mask": text(doc="bits (captions, T), the first in the highest bit: where tokens stand"),
         }
     )
@@ -109,9 +112,18 @@ class Codec:
         shape_YXZ: of the latents.
         text_width, text_length: M and T.
         text_type: bfloat16; or int8, one scale a token, for half of the bytes.
+        pooled_width: M of a whole caption's vector; 0: there is none.
     """
 
-    def __init__(self, shape_YXZ: tuple[int, int, int], text_width: int, text_length: int, text_type: str):
+    def __init__(
+        self,
+        shape_YXZ: tuple[int, int, int],
+        text_width: int,
+        text_length: int,
+        text_type: str,
+        pooled_width: int = 0,
+    ):
+        self._pooled_width = pooled_width
         self._shape, self._width, self._length, self._int8 = shape_YXZ, text_width, text_length, text_type == "int8"
 
     def fields(self, record: EncodedRecord) -> Fields:
@@ -122,6 +134,7 @@ class Codec:
             "latent": np.asarray(record.latents, _LATENT).tobytes(),
             "text": text.tobytes(),
             "scale": scale.tobytes(),
+            "pooled": np.asarray(record.pooled, ml_dtypes.bfloat16).tobytes(),
             "mask": np.packbits(np.stack(masks), axis=1).tobytes(),
         }
 
@@ -143,7 +156,11 @@ class Codec:
             raise ValueError(f"{len(tokens)} tokens where the masks have {counts.sum()}")
         parts = np.split(tokens, np.cumsum(counts)[:-1])
         pairs = tuple((mean, std) for mean, std in latents)
-        return EncodedRecord(**facts, latents=pairs, texts=tuple(zip(parts, masks, strict=True)))
+        pooled: tuple[np.ndarray, ...] = ()
+        if self._pooled_width:
+            pooled_BM = np.frombuffer(example["pooled"], ml_dtypes.bfloat16).reshape(len(masks), self._pooled_width)
+            pooled = tuple(pooled_BM)
+        return EncodedRecord(**facts, latents=pairs, texts=tuple(zip(parts, masks, strict=True)), pooled=pooled)
 
 
 def _to_int8(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,13 +28,14 @@ class SyntheticLoader:
         shape_YXZ: tuple[int, int, int],
         text_length: int,
         text_width: int,
+        pooled_width: int = 0,
         *,
         batch_size: int,
         seed: int,
         share: Share = ALL,
         pairs: bool = False,
     ):
-        self._shape_YXZ, self._text = shape_YXZ, (text_length, text_width)
+        self._shape_YXZ, self._text, self._pooled = shape_YXZ, (text_length, text_width), pooled_width
         self._batch_size, self._seed, self._pairs = batch_size, seed, pairs
         self._rows = share.rows(batch_size)
 
@@ -50,6 +51,8 @@ class SyntheticLoader:
         latent_YXZ = rng.standard_normal(self._shape_YXZ, np.float32)
         text_TM = rng.standard_normal(self._text, np.float32)
         text = Text(text_TM, np.arange(self._text[0]) < rng.integers(1, self._text[0] + 1))
+        if self._pooled:
+            text = text._replace(pooled_BM=rng.standard_normal(self._pooled, np.float32))
         rejected_YXZ = rng.standard_normal(self._shape_YXZ, np.float32) if self._pairs else None
         return Row(latent_YXZ, text, step * self._batch_size + row, rejected_YXZ)
 

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from ec_dit.core import hub
 from ec_dit.core.errors import UserError
+from ec_dit.data.batch import Text
+from ec_dit.data.captions import PLAIN, CaptionSpec, caption_facts
 from ec_dit.encoders import text
 from ec_dit.encoders.autoencoder import Autoencoder
 from ec_dit.encoders.text import TextEncoders
@@ -24,12 +26,13 @@ class FrozenEncoders:
     Args:
         autoencoder_path, text_paths: folders as hubs publish them, or names of such.
         length: T.
-        lower: captions in lower case (PixArt's).
+        spec: how captions are read.
         dtype: of the text encoders; the autoencoder runs in float32.
 
     Attributes:
         factor, channels: of latents.
         width, length: M and T.
+        pooled_width: M of a whole caption's vector; 0: no encoder gives one.
 
     Raises:
         UserError: if folders are missing, damaged or of something else, or do not go together.
@@ -42,35 +45,35 @@ class FrozenEncoders:
         length: int,
         mesh: Mesh,
         *,
-        lower: bool = False,
+        spec: CaptionSpec = PLAIN,
         dtype: jnp.dtype = jnp.float32,
     ):
         self._autoencoder = Autoencoder.load(autoencoder_path, mesh)
-        self._texts = TextEncoders.load(text_paths, length, mesh, dtype)
-        self._lower, self._paths, self._dtype = lower, (autoencoder_path, *text_paths), jnp.dtype(dtype)
+        self._texts = TextEncoders.load(text_paths, length, mesh, dtype, spec)
+        self._spec, self._paths, self._dtype = spec, (autoencoder_path, *text_paths), jnp.dtype(dtype)
         self.factor, self.channels = self._autoencoder.factor, self._autoencoder.channels
-        self.width, self.length = self._texts.width, self._texts.length
+        self.width, self.length, self.pooled_width = self._texts.width, self._texts.length, self._texts.pooled_width
         self._devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
 
     def images(self, image_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the latents of pictures in -1..1, float32."""
         return self._autoencoder.encode(image_BYXZ)
 
-    def texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """text_BTM float32 and mask_BT of captions."""
-        encoded = self._texts.encode([caption.lower().strip() if self._lower else caption for caption in captions])
-        return encoded.text_BTM, encoded.mask_BT
+    def texts(self, captions: Sequence[str]) -> Text:
+        """Embeddings of captions, float32."""
+        return Text(*self._texts.encode(captions))
 
     def cut(self, captions: Sequence[str]) -> int:
         """How many captions are longer than what is encoded of them."""
-        return self._texts.cut([caption.lower().strip() if self._lower else caption for caption in captions])
+        return self._texts.cut(captions)
 
     def facts(self) -> dict[str, Any]:
         """JSON: what a model depends on ('autoencoder', 'text'), and what else may change a bit ('computed')."""
         autoencoder, *texts = self._paths
+        sizes = {"width": self.width, "length": self.length, "pooled": self.pooled_width}
         return {
             "autoencoder": autoencoder_facts(autoencoder) | {"factor": self.factor, "channels": self.channels},
-            "text": text_facts(texts) | {"width": self.width, "length": self.length, "lower": self._lower},
+            "text": text_facts(texts) | sizes | caption_facts(self._spec),
             "computed": {"text": self._dtype.name, "devices": self._devices, "jax": jax.__version__},
         }
 

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from ec_dit.core import hub, json_file, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.padding import padded
+from ec_dit.data.captions import PLAIN, CaptionSpec, Join
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.encoders import clip, clip_tokenizer, t5, t5_tokenizer
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
 from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 
 Kind = Literal["t5", "clip"]
-Join = Literal["sd3", "flux"]
 States = Literal["last", "penultimate", "none"]
 
 _KINDS: dict[str, Kind] = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}  # by model_type
@@ -93,15 +93,19 @@ class TextEncoder:
         everywhere = sharding.replicated(mesh)  # every process gets every caption
         self._forward = jax.jit(forward, static_argnames="states", out_shardings=everywhere)
 
-    def encode(self, captions: Sequence[str], length: int, states: States = "last") -> Encoded:
+    def encode(
+        self, captions: Sequence[str], length: int, states: States = "last", *, reads_padding: bool = False
+    ) -> Encoded:
         """One batch, compiled once for its size.
 
         Args:
             captions: as many as `sharding.batch_ways` of the mesh divides; every process gives all of them.
             length: T.
             states: which of CLIP's become text_BTM: 'last' are normed, 'penultimate' not, 'none' leave it a width of 0.
+            reads_padding: what fills up a caption counts as text, for this encoder and for who reads what it gives.
         """
         ids_BT, mask_BT = self.tokenizer.encode(captions, length)
+        mask_BT = np.ones_like(mask_BT) if reads_padding else mask_BT
         with jax.set_mesh(self._mesh):
             out = self._forward(self._params, *sharding.place((ids_BT, mask_BT), self._mesh), states=states)
         text_BTM, pooled_BM = jax.tree.map(lambda a: np.asarray(a, np.float32), jax.device_get(out))
@@ -117,6 +121,7 @@ class TextEncoders:
 
     Args:
         lengths: T of each encoder.
+        spec: how captions are read and encoders joined.
         batch_size: captions that are encoded at a time, rounded up to a multiple of what the mesh splits a batch into.
 
     Attributes:
@@ -133,17 +138,15 @@ class TextEncoders:
         encoders: Sequence[TextEncoder],
         lengths: Sequence[int],
         mesh: Mesh,
-        join: Join = "sd3",
+        spec: CaptionSpec = PLAIN,
         batch_size: int = 32,
     ):
         if not encoders:
             raise UserError("no text encoder is given.")
         _check_lengths(encoders, lengths)
-        self._encoders, self._lengths = encoders, lengths
+        self._encoders, self._lengths, self._spec, join = encoders, lengths, spec, spec.join
         self._clips = [i for i, encoder in enumerate(encoders) if encoder.kind == "clip"]
         self._t5s = [i for i, encoder in enumerate(encoders) if encoder.kind == "t5"]
-        if join not in ("sd3", "flux"):
-            raise UserError(f"text encoders are joined as sd3 or flux, not {join!r}.")
         if join == "flux" and not (self._clips and self._t5s):
             raise UserError("text encoders joined as flux are a T5, for the tokens, and a CLIP, for the pooled vector.")
         if join == "sd3" and len({lengths[i] for i in self._clips}) > 1:
@@ -164,7 +167,7 @@ class TextEncoders:
         lengths: Sequence[int] | int,
         mesh: Mesh,
         dtype: jnp.dtype = jnp.float32,
-        join: Join = "sd3",
+        spec: CaptionSpec = PLAIN,
         batch_size: int = 32,
     ) -> "TextEncoders":
         """Reads the encoders from their folders.
@@ -177,13 +180,14 @@ class TextEncoders:
         """
         encoders = [TextEncoder(path, mesh, dtype) for path in paths]
         if isinstance(lengths, int):
-            lengths = _shares(encoders, lengths, join)
-        return cls(encoders, lengths, mesh, join, batch_size)
+            lengths = _shares(encoders, lengths, spec.join)
+        return cls(encoders, lengths, mesh, spec, batch_size)
 
     def encode(self, captions: Sequence[str]) -> Encoded:
         """Embeds any number of captions; every process gives, and gets, all of them."""
         texts, masks, pooled = [], [], []
-        for _, batch in padded(captions or [""], self.batch_size, ""):  # of no captions, arrays of no rows
+        prompts = [self._spec.prompt(caption) for caption in captions or [""]]  # of no captions, arrays of no rows
+        for _, batch in padded(prompts, self.batch_size, self._spec.prompt("")):
             text_BTM, mask_BT, pooled_BM = self._batch(batch)
             texts.append(text_BTM)
             masks.append(mask_BT)
@@ -196,12 +200,13 @@ class TextEncoders:
     def cut(self, captions: Sequence[str]) -> int:
         """How many captions have more tokens than an encoder takes, by its own tokenizer."""
         pairs = list(zip(self._encoders, self._lengths, strict=True))
-        return sum(any(encoder.tokenizer.length(text) > length for encoder, length in pairs) for text in captions)
+        prompts = [self._spec.prompt(caption) for caption in captions]
+        return sum(any(encoder.tokenizer.length(text) > length for encoder, length in pairs) for text in prompts)
 
     def _batch(self, captions: Sequence[str]) -> Encoded:
-        """Captions of one batch."""
+        """Prompts of one batch."""
         outs = [
-            encoder.encode(captions, length, self._clip_states)
+            encoder.encode(captions, length, self._clip_states, reads_padding=self._spec.padding == "read")
             for encoder, length in zip(self._encoders, self._lengths, strict=True)
         ]
         clips, t5s = [outs[i] for i in self._clips], [outs[i] for i in self._t5s]

@@ -22,11 +22,13 @@ class RectifiedFlow:
     Attributes:
         time_mean, time_std: of the logit-normal times of training.
         time_shift: of a sampler's stops; > 1 spends more steps near noise: t -> shift t / (1 + (shift - 1) t).
+        final_time: where, before the shift, the last step to data begins; 0: all steps are alike.
     """
 
     time_mean: float = 0.0
     time_std: float = 1.0
     time_shift: float = 1.0
+    final_time: float = 0.0
 
     predictions: ClassVar[tuple[Prediction, ...]] = ("velocity", "data")
     is_ode: ClassVar[bool] = True
@@ -58,6 +60,8 @@ class RectifiedFlow:
     def grid(self, steps: int) -> Grid:
         """Lays times from 1 to 0."""
         t = np.linspace(1.0, 0.0, steps + 1)
+        if self.final_time:
+            t = np.append(np.linspace(1.0, self.final_time, steps), 0.0)
         t = self.time_shift * t / (1 + (self.time_shift - 1) * t)
         return Grid(t.astype(np.float32), 1 - t, t)
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, SIZE, key, only, unless
+from ec_dit.data.captions import CaptionSpec
 from ec_dit.models.stages import Kind, Stage, stages
 from ec_dit.nn.attention import AttentionKernel
 from ec_dit.nn.embeddings import TimeKind
@@ -347,7 +348,7 @@ class DiTSpec(ModelSpec):
 
 
 @dataclass(frozen=True)
-class TextSpec:
+class TextSpec(CaptionSpec):
     """The `text` section: what the model reads of a caption."""
 
     encoder: Literal["cached", "tower"] = key(
@@ -374,12 +375,6 @@ class TextSpec:
         "folders of the published encoders of cached embeddings, comma-separated; sampling reads prompts with them",
         use=only("text.encoder", "cached"),
         resumable=True,
-    )
-    lower: bool = key(
-        False,
-        "prompts in lower case and without space around them (PixArt's)",
-        use=only("text.encoder", "cached"),
-        params="meaning",
     )
     tower_blocks: int = key(
         2, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"), params="shape"

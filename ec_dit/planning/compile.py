@@ -253,7 +253,8 @@ def batch_shapes(system: System, images: int, *, pairs: bool = False) -> Batch:
         tokens = _on(system, (images, t.length), jnp.int32)
     else:
         tokens = _on(system, (images, t.length, t.width), jnp.float32)
-    text = Text(tokens, _on(system, (images, t.length), jnp.bool_))
+    pooled = _on(system, (images, t.pooled_width), jnp.float32) if t.pooled_width else None
+    text = Text(tokens, _on(system, (images, t.length), jnp.bool_), pooled)
     return Batch(x, text, rejected_BYXZ=x if pairs else None)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ec_dit.core import ahead, paths
 from ec_dit.core.errors import UserError
 from ec_dit.data import layout, stored, tokenizer
+from ec_dit.data.batch import Text
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.layout import ENCODING, REPORT, SKIPPED, TOKENIZER
 from ec_dit.data.records import TRAIN
@@ -123,14 +124,15 @@ class Finish:
         vocab_size = tokenizer.Tokenizer(model).vocab_size
         return self._write(plan, stored.picture_features(), (TOKENIZER, model), vocab_size)
 
-    def write_encoded(self, plan: Mapping[str, Any], facts: Mapping[str, Any], null_text: tuple[Any, Any]) -> Report:
+    def write_encoded(self, plan: Mapping[str, Any], facts: Mapping[str, Any], null_text: Text) -> Report:
         """Ends a set of latents and embeddings.
 
         Args:
             facts: of Encoding.
-            null_text: embedding and mask of the empty caption.
+            null_text: the empty caption, without B.
         """
-        encoding = Encoding(facts, *null_text, *units.latent_moments(self._moments))
+        embedded, mask_T, pooled_M = null_text
+        encoding = Encoding(facts, embedded, mask_T, *units.latent_moments(self._moments), pooled_M)
         return self._write(plan, stored.encoded_features(), (ENCODING, encoding.to_bytes()), 0)
 
     def _write(self, plan: Mapping[str, Any], features: Any, extra: tuple[str, bytes], vocab_size: int) -> Report:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ec_dit.core.errors import UserError
 from ec_dit.data import images, layout, stored
+from ec_dit.data.batch import Text
 from ec_dit.data.records import TRAIN, Record
 from ec_dit.preparation import files
 from ec_dit.preparation.filters import Picture
@@ -26,19 +27,21 @@ class Encoders(Protocol):
         factor: pixels per latent pixel, along a side.
         channels: Z of a latent.
         width, length: M and T of a text.
+        pooled_width: M of a whole caption's vector; 0: there is none.
     """
 
     factor: int
     channels: int
     width: int
     length: int
+    pooled_width: int
 
     def images(self, image_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gives mean and standard deviation of the latents of pictures in -1..1."""
         ...
 
-    def texts(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Gives text_BTM and mask_BT of captions."""
+    def texts(self, captions: Sequence[str]) -> Text:
+        """Gives the embeddings of captions."""
         ...
 
     def cut(self, captions: Sequence[str]) -> int:
@@ -177,26 +180,31 @@ class EncodedUnit:
         self._texts["captions"] += len(captions)
         self._texts["cut"] += self._encoders.cut(captions)
         texts = self._embed(captions)
-        codec = stored.Codec(latents[0][0].shape[1:], self._encoders.width, self._encoders.length, self._plan.text_type)
+        sizes = self._encoders.width, self._encoders.length
+        codec = stored.Codec(latents[0][0].shape[1:], *sizes, self._plan.text_type, self._encoders.pooled_width)
         for i, record in enumerate(records):
+            own = list(itertools.islice(texts, len(record.captions)))
             encoded = stored.EncodedRecord(
                 id=record.id,
                 captions=record.captions,
                 weights=record.weights,
                 meta=record.meta,
                 latents=tuple((mean[i], std[i]) for mean, std in latents[: 1 + record.flip]),
-                texts=tuple(itertools.islice(texts, len(record.captions))),
+                texts=tuple((tokens, mask_T) for tokens, mask_T, _ in own),
+                pooled=tuple(pooled_M for _, _, pooled_M in own if pooled_M is not None),
             )
             self._files.write(layout.split_name(record.split, latents[0][0].shape[1:3]), codec.fields(encoded))
             if record.split == TRAIN:
                 self._measure(*encoded.latents[0])
 
-    def _embed(self, captions: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Tokens and mask of each caption; a picture may have many, so that not all are held with their padding."""
+    def _embed(self, captions: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Tokens, mask and pooled vector of captions; a picture may have many, so that not all are held with their padding."""
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
             with self._pace.step("texts"):
-                text_BTM, mask_BT = self._encoders.texts(captions[start : start + _CAPTIONS_AT_ONCE])
-            yield from ((text_TM[mask_T], mask_T) for text_TM, mask_T in zip(text_BTM, mask_BT, strict=True))
+                text_BTM, mask_BT, pooled_BM = self._encoders.texts(captions[start : start + _CAPTIONS_AT_ONCE])
+            pooled = [None] * len(mask_BT) if pooled_BM is None else pooled_BM
+            for text_TM, mask_T, pooled_M in zip(text_BTM, mask_BT, pooled, strict=True):
+                yield text_TM[mask_T], mask_T, pooled_M
 
     def _latents(self, pixels_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float16 mean and deviation."""

@@ -14,6 +14,7 @@ from PIL import Image
 from ec_dit.core import ahead, processes
 from ec_dit.core.errors import UserError
 from ec_dit.data import images, layout, tokenizer
+from ec_dit.data.batch import Text
 from ec_dit.data.records import Record
 from ec_dit.data.report import Report
 from ec_dit.preparation import filters, finishing, units
@@ -157,8 +158,8 @@ class Work:
             self._fail(f"{about}{faults:,} of {about}{total:,}", finish.explain(asked=False))
         if self._encoding is None:
             return finish.write(plan, given, vocab_size)
-        text_BTM, mask_BT = self._encoding.encoders.texts([""])
-        return finish.write_encoded(plan, self._encoding.facts, (text_BTM[0], mask_BT[0]))
+        null_text = Text(*(None if part is None else part[0] for part in self._encoding.encoders.texts([""])))
+        return finish.write_encoded(plan, self._encoding.facts, null_text)
 
 
 def _size(item: Record | Skipped) -> int:

@@ -10,6 +10,7 @@ from ec_dit.core import processes, settings
 from ec_dit.core.differences import differences
 from ec_dit.core.errors import UserError
 from ec_dit.data import dataset as datasets
+from ec_dit.data.captions import caption_facts
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.loader import Loader
 from ec_dit.data.rows import CACHE_BYTES, EncodedRows, PictureRows, Rows
@@ -93,8 +94,10 @@ def _check_encoding(config: RunConfig, data: Dataset) -> None:
         "data.channels": (facts["autoencoder"]["channels"], "latents"),
         "text.length": (facts["text"]["length"], "tokens of a caption"),
         "text.width": (facts["text"]["width"], "embeddings"),
-        "text.lower": (facts["text"]["lower"], "captions in lower case"),
+        **{f"text.{name}": (facts["text"][name], "captions") for name in caption_facts(config.text)},
     }
+    if config.text.pooled_width:
+        found["text.pooled_width"] = (facts["text"]["pooled"], "pooled vectors of captions")
     wrong = [
         f"{what}: {key} {made} in the data, {settings.get(config, key)} in the config"
         for key, (made, what) in found.items()
@@ -133,6 +136,7 @@ def make_loader(system: System, data: Dataset | None) -> Loader | SyntheticLoade
             (d.size, d.size, d.channels),
             t.length,
             t.width,
+            t.pooled_width,
             batch_size=config.train.batch_size,
             seed=config.seed,
             share=system.share,
@@ -152,7 +156,14 @@ def make_rows(system: System, data: Dataset, split: str, *, augment: bool) -> Ro
     d = system.config.data
     if data.encoding is not None:
         mean_Z, std_Z = system.latent_scale
-        return EncodedRows(data[split], mean_Z=mean_Z, std_Z=std_Z, posterior=d.posterior, flip=augment and d.flip)
+        return EncodedRows(
+            data[split],
+            mean_Z=mean_Z,
+            std_Z=std_Z,
+            posterior=d.posterior,
+            flip=augment and d.flip,
+            pooled=system.config.text.pooled_width > 0,
+        )
     assert system.tokenizer is not None
     return PictureRows(
         data[split],

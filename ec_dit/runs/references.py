@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -11,7 +12,7 @@ from ec_dit.config import specs
 from ec_dit.config.data import SYNTHETIC
 from ec_dit.core.errors import UserError
 from ec_dit.data import images
-from ec_dit.data.batch import Text
+from ec_dit.data.batch import Text, stack_texts
 from ec_dit.data.dataset import Dataset
 from ec_dit.evaluators.base import Example, Reference
 from ec_dit.runs import real
@@ -174,7 +175,7 @@ class References:
             _ = self._captions  # which reads them batch by batch
             return
         text = Captions(self.system)(unknown)
-        self._texts |= {prompt: Text(*row) for prompt, *row in zip(unknown, *text, strict=True)}
+        self._texts |= {prompt: jax.tree.map(lambda a, i=i: a[i], text) for i, prompt in enumerate(unknown)}
 
     def _known(self, caption: str) -> Text | None:
         """The embeddings of a caption, where they are at hand or the data set holds them."""
@@ -182,10 +183,11 @@ class References:
             return text
         split, number = self._stored[caption]
         record = self.data[split][number]
-        return Text(np.float32(record.text_TM()), record.texts[0][1])
+        pooled_M = np.float32(record.pooled[0]) if self.system.config.text.pooled_width else None
+        return Text(np.float32(record.text_TM()), record.texts[0][1], pooled_M)
 
     def _encode(self, captions: Sequence[str]) -> Text:
         texts = [text for caption in captions if (text := self._known(caption)) is not None]
         if len(texts) < len(captions):
             return self._captions(captions)
-        return Text(np.stack([text.tokens for text in texts]), np.stack([text.mask_BT for text in texts]))
+        return stack_texts(texts)

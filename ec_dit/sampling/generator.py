@@ -4,6 +4,7 @@ Its noise is drawn from (seed, prompt, index); its routing groups hold no other 
 one fixed size, so that the same compiled program makes it whatever else is asked for.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from ec_dit.models.text_to_image import TextToImage
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing.spec import RoutingSpec
-from ec_dit.sampling.guidance import PredictFn, guide
+from ec_dit.sampling.guidance import PredictFn, guide, token_lengths
 from ec_dit.sampling.settings import SampleSettings
 
 Watch = Callable[[jax.Array, RouterStats | None], None]  # (t_B, statistics of the sparse blocks), at every evaluation
@@ -59,6 +60,7 @@ def guided_prediction(
     model: TextToImage = nnx.merge(graphdef, params)
     null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
     condition, null = model.encode(text), model.encode(null_text)
+    shorten = functools.partial(token_lengths, patch=model.dit.spec.patch)
     return guide(
         predict_fn(model, settings.routing, watch),
         predict_fn(model, settings.paired_routing, watch),
@@ -66,6 +68,7 @@ def guided_prediction(
         null,
         settings.guidance,
         settings.guidance_interval,
+        shorten if settings.guidance_norm == "token" else None,
     )
 
 

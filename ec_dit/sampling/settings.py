@@ -7,6 +7,7 @@ from ec_dit.core.settings import COUNT, SIZE, key, only, unless
 from ec_dit.flow.ddpm import Spacing
 from ec_dit.flow.process import Grid, Prediction, Process
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
+from ec_dit.sampling.guidance import GuidanceNorm
 from ec_dit.sampling.samplers import SAMPLERS, Sampler, count_evaluations
 
 PAIR = "pair"  # the size of a routing group: conditional and unconditional tokens of one image
@@ -46,6 +47,19 @@ class SampleSpec:
         "> 1 spends more steps near noise (SD3, eq. 23)",
         above=0,
         use=only("flow.path", "rectified"),
+        resumable=True,
+    )
+    final_time: float = key(
+        0.0,
+        "where, before the shift, the last step to data begins (SD3's pipeline: 0.003); 0 = all steps are alike",
+        at_least=0,
+        below=1,
+        use=only("flow.path", "rectified"),
+        resumable=True,
+    )
+    guidance_norm: GuidanceNorm = key(
+        "none",
+        "token: the guided prediction of every token gets the length of the conditional one (Nucleus-Image)",
         resumable=True,
     )
     group_size: str = key(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ec_dit.core.errors import UserError
 from ec_dit.data.batch import Text
+from ec_dit.data.captions import CaptionSpec, caption_facts
 from ec_dit.encoders import frozen
 from ec_dit.encoders.text import TextEncoders
 from ec_dit.system.model import System
@@ -22,23 +23,19 @@ class Captions:
 
     def __call__(self, captions: Sequence[str]) -> Text:
         """Gives captions as the model takes them."""
+        t = self._system.config.text
         if self._encoders is not None:
-            encoded = self._encoders.encode([self._cased(caption) for caption in captions])
-            return Text(encoded.text_BTM, encoded.mask_BT)
+            text = Text(*self._encoders.encode(captions))
+            return text if t.pooled_width else text._replace(pooled_BM=None)
         assert self._system.tokenizer is not None
-        return Text(*self._system.tokenizer.encode(captions, self._system.config.text.length))
+        return Text(*self._system.tokenizer.encode(captions, t.length))
 
     def cuts(self, caption: str) -> bool:
         """Tells whether the model does not read a caption to its end."""
         if self._encoders is not None:
-            return self._encoders.cut([self._cased(caption)]) > 0
+            return self._encoders.cut([caption]) > 0
         assert self._system.tokenizer is not None
         return self._system.tokenizer.length(caption) > self._system.config.text.length
-
-    def _cased(self, caption: str) -> str:
-        encoding = self._system.encoding
-        lower = encoding.facts["text"]["lower"] if encoding else self._system.config.text.lower
-        return caption.lower().strip() if lower else caption
 
 
 def load_encoders(system: System) -> TextEncoders:
@@ -58,10 +55,16 @@ def load_encoders(system: System) -> TextEncoders:
     if system.encoding and (wrong := frozen.text_difference(system.encoding.facts, paths)):
         raise UserError(f"the captions that this model was trained on were {wrong} (--config.text.path).")
     frozen.check_noted(system.noted, texts=paths)
-    encoders = TextEncoders.load(paths, t.length, system.mesh, system.dtype)
+    spec = CaptionSpec(**{name: made[name] for name in caption_facts(t)}) if made else t
+    encoders = TextEncoders.load(paths, t.length, system.mesh, system.dtype, spec)
     if (encoders.width, encoders.length) != (t.width, t.length):
         raise UserError(
             f"{', '.join(paths)} gives {encoders.length} embeddings of {encoders.width} numbers, but this model was made for "
             f"{t.length} of {t.width} (config keys text.length, text.width)."
+        )
+    if t.pooled_width not in (0, encoders.pooled_width):
+        raise UserError(
+            f"{', '.join(paths)} gives pooled vectors of {encoders.pooled_width} numbers, but this model was made for "
+            f"{t.pooled_width} (config key text.pooled_width)."
         )
     return encoders

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ec_dit.data import loader
+from ec_dit.data import dataset, loader
 from ec_dit.data.loader import Loader, fixed_batches
 from ec_dit.data.rows import EncodedRows
 from tests import sets
@@ -39,13 +39,36 @@ def test_encoded_batches_hold_the_records_they_name(mixed):
         }
         for row, id_ in enumerate(stream.record_ids(batch.record_B)):
             np.testing.assert_array_equal(batch.image_BYXZ[row], sets.latents_of(source[id_])[0][0])
-            texts, masks = sets.BlockEncoders().texts(source[id_].captions)
+            texts, masks, _ = sets.BlockEncoders().texts(source[id_].captions)
             texts = np.where(masks[..., None], texts, 0).astype("bfloat16")
             caption = next(n for n, text in enumerate(texts) if np.array_equal(text, batch.text.tokens[row]))
             np.testing.assert_array_equal(batch.text.mask_BT[row], masks[caption])
             seen.add((id_, caption))
     assert {id_ for id_, _ in seen} == {id_ for id_ in source if id_.startswith("train")}
     assert len(seen) > 40  # of 45 captions: not only the first ones
+
+
+def test_pooled_vectors_of_the_drawn_captions(tmp_path):
+    """Stored where encoders give them, and read where a model wants them: each beside the tokens of its own caption."""
+    source = sets.MixedSource()
+    encoders = sets.BlockEncoders(pooled_width=3)
+    sets.write(source, tmp_path / "set", encoding=sets.plan(encoders))
+    found = dataset.open(tmp_path / "set")
+    null = encoders.texts([""])
+    np.testing.assert_array_equal(found.encoding.null_pooled_M, null.pooled_BM[0])
+    captions = [caption for item in source.items for caption in item.captions]
+    tokens, masks, pooled = encoders.texts(captions)
+    stored = [
+        np.where(mask_T[:, None], text_TM, 0).astype("bfloat16") for text_TM, mask_T in zip(tokens, masks, strict=True)
+    ]
+    known = {text_TM.tobytes(): pooled_M for text_TM, pooled_M in zip(stored, pooled, strict=True)}
+    for pooled_too in (True, False):
+        rows = EncodedRows(found["train"], pooled=pooled_too)
+        batch = next(iter(Loader(rows, batch_size=4, seed=0).batches()))
+        assert (batch.text.pooled_BM is None) != pooled_too
+        for row in range(4 if pooled_too else 0):
+            expected = known[batch.text.tokens[row].tobytes()].astype("bfloat16").astype(np.float32)
+            np.testing.assert_array_equal(batch.text.pooled_BM[row], expected)
 
 
 def test_every_batch_has_one_shape_and_shapes_take_turns_in_proportion(mixed):

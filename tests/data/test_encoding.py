@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,14 +35,32 @@ def changed(*keys, value):
 def test_bytes_hold_all_of_it():
     before = encoding()
     after = Encoding.from_bytes(before.to_bytes(), "here")
-    assert after.facts == FACTS and after.autoencoder_path == "/models/\u00e9"
+    earlier = {
+        "pooled": 0,
+        "join": "sd3",
+        "padding": "masked",
+        "template": "",
+        "layer": 0,
+    }  # of sets without these facts
+    assert after.facts == FACTS | {"text": FACTS["text"] | earlier} and after.autoencoder_path == "/models/\u00e9"
     for name in ("null_text_TM", "null_mask_T", "mean_Z", "std_Z"):
         found, expected = getattr(after, name), getattr(before, name)
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
-    assert after.to_bytes() == before.to_bytes()
+    again = after.to_bytes()
+    assert Encoding.from_bytes(again, "here").to_bytes() == again
     backwards = {part: dict(reversed(facts.items())) for part, facts in reversed(FACTS.items())}
     assert encoding(backwards).to_bytes() == before.to_bytes()  # the order of the facts changes no byte
+
+
+def test_a_pooled_vector_of_the_empty_caption_comes_back():
+    made = replace(changed("text", "pooled", value=2), null_pooled_M=np.float32([0.5, -3]))
+    found = Encoding.from_bytes(made.to_bytes(), "here")
+    np.testing.assert_array_equal(found.null_pooled_M, np.float32([0.5, -3]))
+    assert encoding().null_pooled_M is None
+    for wrong in (None, np.float32([1]), np.float32([1, np.nan])):
+        with pytest.raises(UserError, match=r"null_pooled is not \(2,\) finite numbers"):
+            Encoding.from_bytes(replace(made, null_pooled_M=wrong).to_bytes(), "here")
 
 
 def test_damaged_bytes_name_the_file():

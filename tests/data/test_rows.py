@@ -70,7 +70,7 @@ def test_without_chance_a_row_has_the_first_caption_and_no_mirror_image(mixed):
     for index, record in enumerate(mixed["train"]):
         row = rows.row(rows.read(index), None)
         np.testing.assert_array_equal(row.image_YXZ, record.latents[0][0])
-        text_BTM, mask_BT = sets.BlockEncoders().texts([record.caption])
+        text_BTM, mask_BT, _ = sets.BlockEncoders().texts([record.caption])
         np.testing.assert_array_equal(row.text.mask_BT, mask_BT[0])
         assert not row.text.tokens[~mask_BT[0]].any()
         np.testing.assert_array_equal(row.text.tokens[mask_BT[0]], text_BTM[0][mask_BT[0]].astype("bfloat16"))
@@ -158,7 +158,7 @@ def test_mirroring_changes_no_other_draw(mixed):
 def test_every_caption_of_a_record_is_drawn_by_weight(mixed):
     index, source = record_at(mixed, flip=False, captions=2)
     assert source.weights == (3.0, 1.0)
-    text_BTM, mask_BT = sets.BlockEncoders().texts(source.captions)
+    text_BTM, mask_BT, _ = sets.BlockEncoders().texts(source.captions)
     wanted = [text_TM.tobytes() for text_TM in np.where(mask_BT[..., None], text_BTM, 0).astype("bfloat16")]
     drawn = [wanted.index(row.text.tokens.tobytes()) for row in draws(EncodedRows(mixed["train"]), index, 800)]
     assert abs(drawn.count(1) - 200) < 50

@@ -99,6 +99,22 @@ def test_the_bytes_are_as_the_features_say():
 
 
 @pytest.mark.parametrize("text_type", stored.TEXT_TYPES)
+def test_pooled_vectors_come_back_in_bfloat16(text_type):
+    vectors = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    record = dataclasses.replace(encoded(), pooled=tuple(vectors))
+    codec = Codec(SHAPE, WIDTH, LENGTH, text_type, 5)
+    fields = codec.fields(record)
+    np.testing.assert_array_equal(codec.record(fields).pooled, vectors.astype(ml_dtypes.bfloat16))
+    assert len(fields["pooled"]) == 4 * 5 * 2
+    with pytest.raises(ValueError, match="reshape"):
+        codec.record(fields | {"pooled": fields["pooled"][:-2]})
+    plain = Codec(SHAPE, WIDTH, LENGTH, text_type)  # of a set that was prepared before there were any
+    assert (
+        plain.record({name: value for name, value in plain.fields(encoded()).items() if name != "pooled"}).pooled == ()
+    )
+
+
+@pytest.mark.parametrize("text_type", stored.TEXT_TYPES)
 def test_damaged_bytes_are_an_error(text_type):
     codec = Codec(SHAPE, WIDTH, LENGTH, text_type)
     fields = codec.fields(encoded())

@@ -10,6 +10,7 @@ import sentencepiece
 from ec_dit import prepare
 from ec_dit.core.mesh import make_mesh
 from ec_dit.data import dataset
+from ec_dit.data.captions import CaptionSpec
 from ec_dit.encoders.frozen import FrozenEncoders
 from tests import encoded_sets as sets
 from tests.encoded.refusals import refusal
@@ -109,7 +110,7 @@ def test_captions_that_real_encoders_cut_are_counted(place, tmp_path):
     assert report.cut == {"captions": 12, "cut": cut(captions), "length": 6}
     assert re.search(rf"captions cut at 6 tokens +{cut(captions)}\n", report.table())
     folders = (str(place / "encoders/vae"), [str(place / "encoders/text_encoder")])
-    encoders = FrozenEncoders(*folders, 6, make_mesh((1, 1, 1, 1), jax.devices()[:1]), lower=True)
+    encoders = FrozenEncoders(*folders, 6, make_mesh((1, 1, 1, 1), jax.devices()[:1]), spec=CaptionSpec(lower=True))
     lower = [text.strip().lower() for text in captions]
     assert encoders.cut(captions) == cut(lower) and 0 < cut(lower) < cut(captions) < 12
 

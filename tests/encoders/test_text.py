@@ -10,6 +10,7 @@ import pytest
 
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
+from ec_dit.data.captions import CaptionSpec
 from ec_dit.encoders.text import TextEncoder, TextEncoders
 from tests.encoders.text_folders import (
     CAPTIONS,
@@ -98,7 +99,7 @@ def test_joined_as_sd3_and_as_flux(pipeline):
     assert (sdxl.width, sdxl.length) == (40, 14)
     np.testing.assert_array_equal(sdxl.encode(CAPTIONS).text_BTM, out.text_BTM[:, :14, :40])
 
-    flux = TextEncoders([large, t5], [14, 9], mesh, "flux", batch_size=4)
+    flux = TextEncoders([large, t5], [14, 9], mesh, CaptionSpec(join="flux"), batch_size=4)
     assert (flux.width, flux.length, flux.pooled_width) == (T5_WIDTH, 9, 16)
     for ours, theirs in zip(flux.encode(CAPTIONS), (c.text_BTM, c.mask_BT, a.pooled_BM), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -107,10 +108,10 @@ def test_joined_as_sd3_and_as_flux(pipeline):
 @pytest.mark.parametrize("join", ["sd3", pytest.param("flux", marks=pytest.mark.exhaustive)])
 def test_a_mesh_gives_what_one_device_does(pipeline, join):
     every = paths(pipeline, "", "_2", "_3")
-    wanted = TextEncoders.load(every, 36, one_device(), join=join).encode(CAPTIONS)
+    wanted = TextEncoders.load(every, 36, one_device(), spec=CaptionSpec(join=join)).encode(CAPTIONS)
     assert wanted.text_BTM.shape[1] == 36  # CLIP 20 and T5 16, or T5 alone
     for shape in ((1, 2, 2, 2), (4, 2, 1, 1)):
-        out = TextEncoders.load(every, 36, make_mesh(shape), join=join, batch_size=1).encode(CAPTIONS)
+        out = TextEncoders.load(every, 36, make_mesh(shape), spec=CaptionSpec(join=join), batch_size=1).encode(CAPTIONS)
         for ours, theirs in zip(out, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -164,8 +165,14 @@ def test_joined_as_transformers_joined_by_hand(pipeline, tmp_path):
     every = paths(pipeline, "", "_2", "_3")
     out = TextEncoders.load(every, [20, 20, 30], make_mesh((1, 2, 2, 2))).encode(CAPTIONS)
     assert_near(out, joined_BTM, np.concatenate([mask_BT, t5_mask_BT], 1), pooled_BM)
-    out = TextEncoders.load([every[2], every[0]], [30, 20], one_device(), join="flux").encode(CAPTIONS)
+    out = TextEncoders.load([every[2], every[0]], [30, 20], one_device(), spec=CaptionSpec(join="flux")).encode(
+        CAPTIONS
+    )
     assert_near(out, c.last_hidden_state.numpy(), t5_mask_BT, a.pooler_output.numpy())
+    c, _ = encode(T5EncoderModel, T5Tokenizer, "_3", 30, masked=False)  # as SD3's own pipeline reads padding
+    read = CaptionSpec(padding="read")
+    out = TextEncoders.load(every, [20, 20, 30], one_device(), spec=read).encode(CAPTIONS)
+    assert_near(out, torch.cat([clips, c.last_hidden_state], -2).numpy(), np.ones((len(CAPTIONS), 50), bool), pooled_BM)
     out = TextEncoders.load(every[:1], 20, one_device()).encode(CAPTIONS)
     assert_near(out, a.last_hidden_state.numpy(), mask_BT, a.pooler_output.numpy())
 
@@ -209,8 +216,9 @@ def test_encoders_that_do_not_go_together_are_refused(pipeline):
     refused(r"of a text of 20 tokens CLIP takes 20, which leaves none for T5", [large, t5], 20, mesh)
     refused(r"length 21 does not do", [large], 21, mesh)
     refused(r"side by side: give all of them one length, not 20, 16", [large, big_g], [20, 16], mesh)
-    refused(r"joined as flux are a T5, for the tokens, and a CLIP", [large, big_g], 8, mesh, join="flux")
-    refused(r"joined as sd3 or flux, not 'sdxl'", [large, big_g], 8, mesh, join="sdxl")
+    refused(
+        r"joined as flux are a T5, for the tokens, and a CLIP", [large, big_g], 8, mesh, spec=CaptionSpec(join="flux")
+    )
 
 
 def test_wrong_folders_are_refused(pipeline, tmp_path):
