@@ -1,9 +1,10 @@
 """Converts models: python -m ec_dit.convert --from=pixart --path=DIR --out=DIR [--upcycle --experts=8] [--to=workdir].
 
---from: pixart (published PixArt-alpha or PixArt-Sigma, diffusers' layout), workdir (a run), safetensors (what --to=safetensors
-wrote). --to: workdir (to sample from, and to start a run with: --config.train.init_from=DIR), diffusers (dense models; loads as
-PixArtTransformer2DModel), safetensors (any model, with a config.json). --upcycle copies the feed-forward layers of a dense model
-to experts. Several processes share the work, with an --out that all of them see.
+--from: pixart (published PixArt-alpha or PixArt-Sigma, diffusers' layout), nucleus (Nucleus-Image), sd3 (Stable Diffusion 3
+and 3.5), workdir (a run), safetensors (what --to=safetensors wrote). --to: workdir (to sample from, and to start a run with:
+--config.train.init_from=DIR), diffusers (its transformer of the same blocks loads it), safetensors (any model, with a
+config.json). --upcycle copies the feed-forward layers of a dense model to experts. Several processes share the work, with an
+--out that all of them see.
 """
 
 import sys
@@ -15,7 +16,8 @@ from ec_dit import cli
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 
-SOURCES, TARGETS = ("pixart", "workdir", "safetensors"), ("workdir", "diffusers", "safetensors")
+PUBLISHED = ("pixart", "nucleus", "sd3")
+SOURCES, TARGETS = (*PUBLISHED, "workdir", "safetensors"), ("workdir", "diffusers", "safetensors")
 
 
 def _flags() -> flags.FlagValues:
@@ -39,7 +41,11 @@ def _flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "text_length", None, "pixart: text tokens; default by the pipeline, or 120.", lower_bound=1, flag_values=values
+        "text_length",
+        None,
+        "Of published models: text tokens; default by the pipeline.",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "dtype",
@@ -71,7 +77,7 @@ def convert(values: flags.FlagValues) -> None:
 
     source, target = values["from"].value, values.to
     for names, read, of in (
-        (("text_length",), source == "pixart", "--from=pixart"),
+        (("text_length",), source in PUBLISHED, f"--from={' or '.join(PUBLISHED)}"),
         (("step", "ema"), source == "workdir", "--from=workdir"),
         (("dtype",), target != "workdir", "--to=diffusers and --to=safetensors"),
         (("experts", "first", "every", "capacity_factor", "noise", "seed"), values.upcycle, "--upcycle"),
@@ -79,14 +85,19 @@ def convert(values: flags.FlagValues) -> None:
         if useless := [name for name in names if values[name].present and not read]:
             raise UserError(f"--{useless[0]} belongs to {of}; here it would do nothing.")
 
-    from ec_dit.conversion import growing, reading, writing  # these imports take seconds that a typo need not cost
+    from ec_dit.conversion import (  # these imports take seconds that a typo need not cost
+        growing,
+        published,
+        reading,
+        writing,
+    )
 
     paths.check_can_write(values.out, "--out")
     writing.refuse_taken(values.out)
     mesh = cli.mesh_of(values)
-    if values["from"].value == "pixart":
-        model = reading.from_pixart(values.path, mesh, values.text_length, cli.say)
-    elif values["from"].value == "workdir":
+    if source in PUBLISHED:
+        model = published.from_published(source, values.path, mesh, values.text_length, cli.say)
+    elif source == "workdir":
         model = reading.from_workdir(values.path, mesh, ema=values.ema, step=values.step)
     else:
         model = reading.from_safetensors(values.path, mesh, cli.say)

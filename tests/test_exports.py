@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ec_dit import convert
-from ec_dit.conversion import reading, writing
+from ec_dit.conversion import published, reading, writing
 from ec_dit.core import export
 from ec_dit.core.errors import UserError
 from ec_dit.encoders import frozen
@@ -71,7 +71,8 @@ def nothing_is_built(monkeypatch):
     def stop(config, *_):
         raise Read(config)
 
-    monkeypatch.setattr(reading, "make_system", stop)
+    for module in (reading, published):
+        monkeypatch.setattr(module, "make_system", stop)
 
 
 def outcome(work):
@@ -90,7 +91,7 @@ def ours(folder):
 
 
 def pixarts(folder, said=None):
-    return lambda: reading.from_pixart(str(folder), MESH, None, print if said is None else said.append)
+    return lambda: published.from_published("pixart", str(folder), MESH, None, print if said is None else said.append)
 
 
 def damaged(file, **options):
@@ -198,7 +199,7 @@ def test_the_noise_of_the_pipeline_counts_wherever_it_is_read_from(place, pipeli
 def test_encoders_that_changed_since_a_conversion_are_named(pipeline, tmp_path, monkeypatch):
     """By one bit of any of their files; and another conversion takes over what is known of them."""
     shutil.copytree(pipeline, tmp_path / "pipeline")
-    model = reading.from_pixart(str(tmp_path / "pipeline"), MESH, None, print)
+    model = published.from_published("pixart", str(tmp_path / "pipeline"), MESH, None, print)
     Workdir(str(tmp_path / "first")).fill(model.config(), None, {}, model.origin)
     monkeypatch.setattr(Workdir, "checkpointer", lambda *_, **__: SimpleNamespace(newest=lambda *_: (model.params, 0)))
     model = reading.from_workdir(str(tmp_path / "first"), MESH, ema=True, step=None)

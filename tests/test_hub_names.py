@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from ec_dit import prepare
-from ec_dit.conversion import reading, writing
+from ec_dit.conversion import published, reading, writing
 from ec_dit.core import download
 from ec_dit.data import dataset
 from ec_dit.encoders import frozen
@@ -82,7 +82,7 @@ def test_a_converted_pipeline_names_its_encoders_by_their_commit(hub, model, tmp
     commit = hub.commit("tiny/pixart", root)
 
     for path in ("tiny/pixart", "tiny/pixart/transformer"):
-        found = reading.from_pixart(path, MESH, None, print)
+        found = published.from_published("pixart", path, MESH, None, print)
         assert found.config().name == "pixart"
         assert found.config().text.path == f"tiny/pixart/text_encoder@{commit}"
         assert found.config().data.autoencoder == f"tiny/pixart/vae@{commit}"

@@ -15,6 +15,7 @@ from ec_dit.models import native
 from ec_dit.system import model as systems
 from ec_dit.system.model import System
 
+CONFIG_KEY = "ec_dit"  # in a config.json that we write
 Say = Callable[[str], None]
 
 

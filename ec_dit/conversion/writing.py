@@ -1,5 +1,6 @@
-"""Where models go: a workdir, PixArt's layout for diffusers, or our own safetensors."""
+"""Where models go: a workdir, diffusers' layout, or our own safetensors."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig, specs
-from ec_dit.conversion.model import Model, Say, native_table
-from ec_dit.conversion.reading import CONFIG_KEY, TOKENIZER
+from ec_dit.conversion.layouts import LAYOUTS
+from ec_dit.conversion.model import CONFIG_KEY, Model, Say, native_table
+from ec_dit.conversion.reading import TOKENIZER
 from ec_dit.core import export, name_map, paths, processes, settings, sharding
 from ec_dit.core.download import Name
 from ec_dit.core.errors import UserError
@@ -19,8 +21,9 @@ from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.layout import ENCODING
 from ec_dit.encoders import frozen
 from ec_dit.models import native
-from ec_dit.models.published import pixart
 from ec_dit.runs.workdir import Workdir
+
+STEM = "diffusion_pytorch_model"  # of diffusers' weight files
 
 
 def refuse_taken(path: str) -> None:
@@ -46,17 +49,19 @@ def to_workdir(model: Model, path: str) -> None:
 
 
 def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
-    """A folder that diffusers' PixArtTransformer2DModel.from_pretrained loads.
+    """A folder that diffusers' transformer of its kind of blocks loads with from_pretrained.
 
     Raises:
-        UserError: for a model that PixArt's transformer cannot hold.
+        UserError: for a model that this transformer cannot hold.
     """
-    spec = specs.dit_spec(model.system.config)
-    found = pixart.config_of(spec)
-    config = model.config()
-    if config.flow.path != "ddpm":
+    config, spec = model.config(), specs.dit_spec(model.system.config)
+    layout = next(layout for layout in LAYOUTS.values() if layout.block == config.model.block)
+    found = layout.write(spec, config.moe)
+    theirs = layout.recipe(spec, config.moe, None).flow
+    if (config.flow.path, config.flow.prediction) != (theirs.path, theirs.prediction):
         say(
-            "note: this model was not trained with PixArt's noise; diffusers will load it, but its pipelines draw nothing with it"
+            f"note: this model was not trained with {layout.title}'s noise; diffusers will load it, but its pipelines draw "
+            "nothing with it"
         )
         found[CONFIG_KEY] = {part: config_lib.to_tree(config)[part] for part in ("flow", "sample")}
     if model.system.encoding is not None and config.data.normalize == "channel":
@@ -65,10 +70,12 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
             f"note: its latents are z * {std_Z} + {mean_Z} in the autoencoder's scale; diffusers' pipelines do not do that"
         )
     if "tower" in model.params:
-        say("the text tower stays behind: PixArt's transformer has none")
+        say(f"the text tower stays behind: {layout.title}'s transformer has none")
     params = model.params["dit"]
-    table = pixart.entries([name for name, _ in named_leaves(params)], spec)
-    _finish(path, export.write(path, pixart.STEM, _cast(name_map.tensors(params, table), dtype)), {}, found)
+    table = layout.entries([name for name, _ in named_leaves(params)], spec)
+    unread = layout.unread(spec) if processes.is_first() else ((name, None) for name, _ in layout.unread(spec))
+    tensors = itertools.chain(name_map.tensors(params, table), unread)
+    _finish(path, export.write(path, STEM, _cast(tensors, dtype)), {}, found)
 
 
 def to_safetensors(model: Model, path: str, dtype: str) -> None:

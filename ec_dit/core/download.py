@@ -26,7 +26,8 @@ TOKENIZERS = (
 PROCESSOR = "preprocessor_config.json"  # how pictures become what a vision model reads
 _OURS = ("digests.json", "tokenizer.model", "encoding.safetensors")  # beside models that ec_dit.convert wrote
 _FOLDER = ("config.json", *WEIGHTS, *_SHARDS, *TOKENIZERS, PROCESSOR, *_OURS)
-_PIPELINE = ("transformer", "text_encoder", "vae")
+_TEXTS = ("", "_2", "_3")  # ends of the names of a pipeline's text encoders and tokenizers
+_PIPELINE = ("transformer", "vae", *(f"text_encoder{end}" for end in _TEXTS))
 _WORD = r"[A-Za-z0-9_][\w.-]*"
 _NAME = re.compile(rf"(?P<repository>{_WORD}/{_WORD})(?P<inside>(/{_WORD})*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _INSTALL = "pip install 'ec-dit[hub]'"
@@ -130,7 +131,7 @@ def _patterns(inside: str, *, pipeline: bool) -> Iterator[str]:
         whole = _pipeline_of(place)
         yield from (str(whole / name) for name in ("model_index.json", "scheduler/scheduler_config.json"))
         folders |= {whole / part: _FOLDER for part in _PIPELINE}
-        folders[whole / "tokenizer"] = TOKENIZERS
+        folders |= {whole / f"tokenizer{end}": TOKENIZERS for end in _TEXTS}
     for folder, names in folders.items():
         yield from (str(folder / name) for name in names)
 

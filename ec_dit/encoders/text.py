@@ -23,6 +23,7 @@ Kind = Literal["t5", "clip"]
 States = Literal["last", "penultimate", "none"]
 
 _KINDS: dict[str, Kind] = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}  # by model_type
+PIPELINE = ("text_encoder", "text_encoder_2", "text_encoder_3")  # folders of a pipeline, in the order of their join
 _T5_TOKENIZER = "spiece.model"
 _TOKENIZERS = {"t5": (_T5_TOKENIZER, t5_tokenizer.JSON), "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB)}
 

@@ -17,8 +17,8 @@ from ec_dit.encoders.clip_tokenizer import ClipTokenizer
 from ec_dit.encoders.pixels import Processor
 from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 from ec_dit.encoders.vae import VaeSpec
-from ec_dit.models import pixart
-from tests import damage
+from ec_dit.models.published import nucleus, pixart, sd3
+from tests import damage, published_folders
 from tests.encoders import text_folders, tiny_vae, vision_folders
 from tests.pixart_folders import SIZES
 
@@ -121,7 +121,9 @@ DESCRIPTIONS = {
     "dino": (vision_folders.dino_config(), dino.DinoSpec.from_config),
     "an image processor": (vision_folders.processor_config(), Processor.from_config),
     "autoencoder": (tiny_vae.BASE, VaeSpec.from_config),
-    "pixart": (SIZES | {"_class_name": "PixArtTransformer2DModel"}, pixart.spec_of),
+    "pixart": (SIZES | {"_class_name": "PixArtTransformer2DModel"}, lambda found, where: pixart.read(found, (), where)),
+    "nucleus": (published_folders.NUCLEUS | {"_class_name": nucleus.CLASS}, nucleus.read),
+    "sd3": (published_folders.SD3 | published_folders.SD35 | {"_class_name": sd3.CLASS}, sd3.read),
     "a text encoder": (text_folders.clip_config(), lambda found, where: text._kind(Path(where).parent)),
 }
 

@@ -14,6 +14,7 @@ from ec_dit.core.tree import named_leaves
 from ec_dit.encoders import weights
 from ec_dit.models.dit import DiT
 from ec_dit.models.published import pixart
+from ec_dit.models.spec import MoESpec
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.routing.spec import RoutingSpec
 from tests.pixart_folders import save_transformer
@@ -51,7 +52,7 @@ def test_outputs_equal_diffusers(case, tmp_path):
     changes = dict(CASES[case])
     sides = {side: changes.pop(side, None) for side in ("rows", "columns")}
     theirs = save_transformer(tmp_path, **changes)
-    spec = pixart.spec_of(hub.config(tmp_path), "config.json")
+    spec = pixart.read(hub.config(tmp_path), (), "config.json")[0]
     rows, columns = (side or spec.latent_size for side in sides.values())
 
     mesh = make_mesh((1, 1, 1, 1), jax.devices()[:1])
@@ -94,12 +95,12 @@ def test_the_config_goes_both_ways(tmp_path):
 
     sizes = {"use_additional_conditions": True, "num_attention_heads": 6, "cross_attention_dim": 48}
     theirs = save_transformer(tmp_path, interpolation_scale=2, **sizes)
-    spec = pixart.spec_of(hub.config(tmp_path), "config.json")
-    ours = pixart.config_of(spec)
+    spec = pixart.read(hub.config(tmp_path), (), "config.json")[0]
+    ours = pixart.write(spec, MoESpec())
     assert {key: theirs.config[key] for key in ours if not key.startswith("_")} == {
         key: value for key, value in ours.items() if not key.startswith("_")
     }
-    assert pixart.spec_of(ours, "") == spec
+    assert pixart.read(ours, (), "")[0] == spec
     made = PixArtTransformer2DModel.from_config(ours)
     assert {n: tuple(w.shape) for n, w in made.named_parameters()} == {
         n: tuple(w.shape) for n, w in theirs.named_parameters()
@@ -133,15 +134,14 @@ BASE = {
     ],
 )
 def test_other_configs_are_refused(changes, message):
-    assert pixart.spec_of(BASE, "here").width == 16
+    assert pixart.read(BASE, (), "here")[0].width == 16
     with pytest.raises(UserError, match=message):
-        pixart.spec_of(BASE | changes, "config.json")
+        pixart.read(BASE | changes, (), "config.json")
 
 
 def test_tables_name_every_parameter_once():
-    spec = pixart.spec_of(
-        BASE | {"use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}, ""
-    )
+    found = BASE | {"use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}
+    spec, _ = pixart.read(found, (), "")
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: DiT(spec, rngs=nnx.Rngs(0))), nnx.Param))
     table: name_map.Table = pixart.entries([name for name, _ in named_leaves(shapes)], spec)
     theirs = [name for entry in table.values() for name in entry.names]

@@ -253,8 +253,8 @@ def test_what_they_do_not_have_is_not_written(layout, found, changes, message):
     [
         ({"gate": "score"}, "moe.gate is score, not normalized"),
         ({"shared_width": 8}, "moe.shared_width is 8, not 12"),
-        ({"first": 2}, "make none of its patterns"),
-        ({"stop": 4}, "make none of its patterns"),
+        ({"first": 2}, "moe.first, every and stop is .* dense blocks, then sparse ones"),
+        ({"stop": 4}, "moe.first, every and stop is .* dense blocks, then sparse ones"),
     ],
 )
 def test_another_routing_is_not_written(changes, message):

@@ -1,6 +1,27 @@
-"""Layers that several published transformers have in common, as rules of a name map: diffusers' names for ours."""
+"""What several published transformers have in common: layers as rules of a name map, and the refusal of what they lack."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from ec_dit.core.errors import UserError
 from ec_dit.core.name_map import FLAT, LINEAR, LINEAR_INTO, SAME, Rules, Way
+
+
+def check_holds(title: str, sizes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuses a model that a published transformer cannot hold.
+
+    Args:
+        sizes: config key -> (what the model has, what the transformer can have).
+
+    Raises:
+        UserError: naming every key that differs.
+    """
+    wrong = [f"{key} is {ours}, not {theirs}" for key, (ours, theirs) in sizes.items() if ours != theirs]
+    if wrong:
+        raise UserError(
+            f"diffusers' {title} transformer cannot hold this model: {'; '.join(wrong)}. Export it as safetensors instead "
+            "(--to=safetensors)."
+        )
 
 
 def within(start: str, rules: Rules) -> Rules:

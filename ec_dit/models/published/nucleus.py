@@ -15,10 +15,11 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.hub import fields, supported
 from ec_dit.core.name_map import FLAT, LINEAR, LINEAR_PAIRS, PAIRS, SAME, Rules, Table, Way, table
 from ec_dit.core.settings import narrow
-from ec_dit.models.published.layers import attention, gated_feed_forward, mlp, within
+from ec_dit.models.published.layers import attention, check_holds, gated_feed_forward, mlp, within
 from ec_dit.models.spec import DiTSpec, MoESpec, SparseSpec
 from ec_dit.models.stages import block_numbers
 
+_TITLE = "Nucleus-Image"
 CLASS = "NucleusMoEImageTransformer2DModel"
 LATENT_SIZE = 128  # rows and columns of the pipeline's own pictures, of 1024 pixels; no matter of the weights
 # dense_moe_strategy -> (dense blocks before the sparse ones, whether the last one is dense too)
@@ -149,7 +150,9 @@ def _moe(found: Mapping[str, Any], where: str, layers: int) -> MoESpec:
     given = found.get("capacity_factors", 8.0)
     factors = [float(f) for f in given] if isinstance(given, list) else [float(given)] * layers
     if len(factors) != layers:
-        raise UserError(f"{where}: capacity_factors has {len(factors)} numbers, and there are {layers} blocks.")
+        raise UserError(
+            f"{where}: capacity_factors has {len(factors)} numbers, and there are {layers} blocks: give one each."
+        )
     of_sparse = tuple(factors[first : stop or layers])
     alike = len(set(of_sparse)) == 1
     return MoESpec(
@@ -186,9 +189,8 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
         pattern = (first, stop == spec.num_blocks - 1)
         fitting = [name for name, known in _STRATEGIES.items() if known == pattern]
         if not fitting or spec.sparse.every != 1 or (stop and not pattern[1]):
-            raise _cannot(
-                "moe.first, every and stop make none of its patterns: 0, 1 or 3 dense blocks, then sparse ones"
-            )
+            here = f"{spec.sparse.first}, {spec.sparse.every} and {spec.sparse.stop}"
+            check_holds(_TITLE, {"moe.first, every and stop": (here, "0, 1 or 3 dense blocks, then sparse ones")})
         strategy = fitting[0]
     ratio = math.ceil(1000 * 3 * spec.hidden / (2 * spec.width)) / 1000  # of which the same inner width comes
     same: dict[str, tuple[Any, Any]] = {
@@ -216,8 +218,7 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
             "moe.shared_width": (moe.shared_width, moe.expert_width),
             "moe.record": (moe.record, False),
         }
-    if wrong := [f"{key} is {ours}, not {theirs}" for key, (ours, theirs) in same.items() if ours != theirs]:
-        raise _cannot("; ".join(wrong))
+    check_holds(_TITLE, same)
     factors = list(moe.capacity_factors or (moe.capacity_factor,) * spec.num_sparse)
     return {
         "_class_name": CLASS,
@@ -241,10 +242,3 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
         "use_sigmoid": moe.score == "sigmoid",
         "route_scale": moe.gate_scale,
     }
-
-
-def _cannot(why: str) -> UserError:
-    return UserError(
-        f"diffusers' Nucleus-Image transformer cannot hold this model: {why}. Export it as safetensors instead "
-        "(--to=safetensors)."
-    )

@@ -1,19 +1,18 @@
 """PixArt-alpha and PixArt-Sigma in diffusers' layout: config.json as a DiTSpec and back, and the names of the tensors."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import fields, supported
 from ec_dit.core.name_map import FLAT, LINEAR, SAME, Rules, Table, patches, table
-from ec_dit.models.published.layers import attention, feed_forward, mlp, within
-from ec_dit.models.spec import DiTSpec
+from ec_dit.models.published.layers import attention, check_holds, feed_forward, mlp, within
+from ec_dit.models.spec import DiTSpec, MoESpec
 
-STEM = "diffusion_pytorch_model"  # of diffusers' weight files
 CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the latter in files of older diffusers
 # Buffers that published files keep and nothing reads: fixed positions, the embedding of dropped captions.
 IGNORED = ("pos_embed.pos_embed", "caption_projection.y_embedding")
+_SIZE_CONDITIONS = "adaln_single.emb.resolution_embedder."
 _LARGE = 128  # sample_size from which the picture's size enters, where the config does not say
 _POSITIONS = 64  # sample_size per unit of interpolation scale, likewise
 
@@ -50,12 +49,18 @@ def entries(names: Iterable[str], spec: DiTSpec) -> Table:
     return table(names, _outside(spec.patch), {"stages/0/blocks/0/": (range(spec.num_blocks), _BLOCK)})
 
 
-def spec_of(found: Mapping[str, Any], where: str) -> DiTSpec:
-    """The structure that a config.json describes.
+def read(found: Mapping[str, Any], names: Collection[str], where: str) -> tuple[DiTSpec, MoESpec]:
+    """The structure that a config.json describes; it is dense.
+
+    Args:
+        names: of the tensors beside it, which say what files of older diffusers do not.
 
     Raises:
         UserError: naming `where` and the key, if it is not a PixArt transformer's or has what is not built here.
     """
+    if names and found.get("use_additional_conditions") is None:
+        sized = any(name.startswith(_SIZE_CONDITIONS) for name in names)
+        found = {**found, "use_additional_conditions": sized}
     supported(
         found,
         where,
@@ -94,7 +99,7 @@ def spec_of(found: Mapping[str, Any], where: str) -> DiTSpec:
         )
     if sizes["out_channels"] not in (channels, 2 * channels):
         raise UserError(f"{where}: out_channels is {sizes['out_channels']}; supported: once or twice in_channels.")
-    return DiTSpec(
+    spec = DiTSpec(
         width=width,
         num_blocks=sizes["num_layers"],
         num_heads=sizes["num_attention_heads"],
@@ -112,32 +117,33 @@ def spec_of(found: Mapping[str, Any], where: str) -> DiTSpec:
         position_fit="sides",
         size_embedding=sizes["use_additional_conditions"],
     )
+    return spec, MoESpec()
 
 
-def config_of(spec: DiTSpec) -> dict[str, Any]:
-    """The config.json with which diffusers loads a model of this structure; the inverse of `spec_of`.
+def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
+    """The config.json with which diffusers loads a model of this structure; the inverse of `read`.
 
     Raises:
         UserError: naming what PixArt's transformer does not have.
     """
-    same = {
-        "block": "cross_attention",
-        "modulation": "adaln_single",
-        "bias": True,
-        "qk_norm": False,
-        "ffn_factor": 4,
-        "num_kv_heads": spec.num_heads,
-        "activation": "gelu",
-        "ffn_width": 0,
-    }
-    same |= {"width": spec.num_heads * spec.head_dim, "sparse": replace(spec.sparse, num_experts=0)}
-    if wrong := [
-        f"{key} is {getattr(spec, key)}, not {value}" for key, value in same.items() if getattr(spec, key) != value
-    ]:
-        raise UserError(
-            f"diffusers' PixArt transformer cannot hold this model: {'; '.join(wrong)}. Export it as safetensors instead "
-            f"(--to=safetensors)."
-        )
+    check_holds(
+        "PixArt",
+        {
+            "moe.routing": (moe.routing, "dense"),
+            "model.block": (spec.block, "cross_attention"),
+            "model.modulation": (spec.modulation, "adaln_single"),
+            "model.bias": (spec.bias, True),
+            "model.qk_norm": (spec.qk_norm, False),
+            "F / D": (spec.hidden / spec.width, 4),
+            "model.num_kv_heads": (spec.num_kv_heads, spec.num_heads),
+            "model.activation": (spec.activation, "gelu"),
+            "model.width": (spec.width, spec.num_heads * spec.head_dim),
+            "model.position": (spec.position, "sincos"),
+            "model.time_embedding": (spec.time_embedding, "dit"),
+            "model.text_norm": (spec.text_norm, False),
+            "text.pooled_width": (spec.pooled_width, 0),
+        },
+    )
     return {
         "_class_name": CLASSES[0],
         "activation_fn": "gelu-approximate",

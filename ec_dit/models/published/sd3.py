@@ -9,7 +9,7 @@ import numpy as np
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import fields, supported
 from ec_dit.core.name_map import FLAT, LINEAR, SAME, Rules, Table, Way, patches, table
-from ec_dit.models.published.layers import attention, feed_forward, mlp, within
+from ec_dit.models.published.layers import attention, check_holds, feed_forward, mlp, within
 from ec_dit.models.spec import DiTSpec, MoESpec
 from ec_dit.models.stages import block_numbers
 from ec_dit.nn.positions import sincos_2d
@@ -134,29 +134,27 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
         UserError: naming what SD3's transformer does not have.
     """
     side = spec.position_grid * spec.patch / spec.position_scale
-    same: dict[str, tuple[Any, Any]] = {
-        "model.block": (spec.block, "mmdit"),
-        "moe.routing": (moe.routing, "dense"),
-        "model.bias": (spec.bias, True),
-        "model.activation": (spec.activation, "gelu"),
-        "F / D": (spec.hidden / spec.width, 4),
-        "model.num_kv_heads": (spec.num_kv_heads, spec.num_heads),
-        "model.width": (spec.width, spec.num_heads * spec.head_dim),
-        "model.position": (spec.position, "sincos"),
-        "model.position_fit": (spec.position_fit, "crop"),
-        "sides of the positions' grid over position_scale": (side, int(side)),
-        "model.text_projection": (spec.text_projection, False),
-        "model.text_norm": (spec.text_norm, False),
-        "model.time_embedding": (spec.time_embedding, "dit"),
-        "model.size_embedding": (spec.size_embedding, False),
-        "model.learned_sigma": (spec.learned_sigma, False),
-        "text.pooled_width above 0": (spec.pooled_width > 0, True),
-    }
-    if wrong := [f"{key} is {ours}, not {theirs}" for key, (ours, theirs) in same.items() if ours != theirs]:
-        raise UserError(
-            f"diffusers' SD3 transformer cannot hold this model: {'; '.join(wrong)}. Export it as safetensors instead "
-            f"(--to=safetensors)."
-        )
+    check_holds(
+        "SD3",
+        {
+            "model.block": (spec.block, "mmdit"),
+            "moe.routing": (moe.routing, "dense"),
+            "model.bias": (spec.bias, True),
+            "model.activation": (spec.activation, "gelu"),
+            "F / D": (spec.hidden / spec.width, 4),
+            "model.num_kv_heads": (spec.num_kv_heads, spec.num_heads),
+            "model.width": (spec.width, spec.num_heads * spec.head_dim),
+            "model.position": (spec.position, "sincos"),
+            "model.position_fit": (spec.position_fit, "crop"),
+            "sides of the positions' grid over position_scale": (side, int(side)),
+            "model.text_projection": (spec.text_projection, False),
+            "model.text_norm": (spec.text_norm, False),
+            "model.time_embedding": (spec.time_embedding, "dit"),
+            "model.size_embedding": (spec.size_embedding, False),
+            "model.learned_sigma": (spec.learned_sigma, False),
+            "text.pooled_width above 0": (spec.pooled_width > 0, True),
+        },
+    )
     return {
         "_class_name": CLASS,
         "sample_size": int(side),
