@@ -172,15 +172,20 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.model.update(
         width=32 * heads_per_kv, num_blocks=4, num_heads=2 * heads_per_kv, num_kv_heads=2, head_dim=16, patch=4
     )
+    c.model.update(ffn_width=0, rope_axes=(), dual_blocks=min(2, c.model.dual_blocks))
     if c.moe.routing != "dense":
         c.moe.num_experts = min(8, c.moe.num_experts)
         c.moe.top_k = min(2, c.moe.top_k)
         c.moe.capacity_factor = min(2.0, c.moe.capacity_factor)
         for key in ("expert_width", "shared_width"):
             c.moe[key] = min(32, c.moe[key])
+        c.moe.update(first=min(1, c.moe.first), stop=0, capacity_factors=())
         c.moe.group_size = "256"  # 8 images x 64 tokens x mask ratio 0.5, as in the paper; 4 images without masking
-    c.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2)
-    c.data.update(source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0)
+    c.text.update(encoder="tower", width=64, length=24, tower_blocks=1, tower_heads=2, pooled_width=0)
+    c.text.update(padding="masked", template="", layer=0)  # of published encoders
+    c.data.update(
+        source="shapes", path="data/shapes_smoke", space="pixels", size=32, channels=3, workers=0, normalize="channel"
+    )
     c.data.options = ConfigDict({"image_size": 48, "train": 256, "validation": 64, "novel": 16})
     c.optimizer.warmup_steps = 5
     c.train.update(steps=10, batch_size=16, accumulate=1)
@@ -190,6 +195,25 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.sample.update(steps=4, batch_size=8)
     c.eval.suites = ()
     return c
+
+
+_SIDES = (256, 512, 1024)  # of pictures, in pixels
+_LATENT_PIXEL = 8
+
+
+def sized(c: ConfigDict, arg: str) -> ConfigDict:
+    """The config of a published model for pictures of another size, or `smoke`.
+
+    Raises:
+        UserError: for another argument.
+    """
+    if arg in map(str, _SIDES):
+        c.data.size = int(arg) // _LATENT_PIXEL
+        c.sample.batch_size *= (max(_SIDES) // int(arg)) ** 2
+        c.name += f"_{arg}"
+    elif arg not in ("", "smoke"):
+        raise UserError(f"config argument ':{arg}': give one of {', '.join(map(str, _SIDES))} pixels, or smoke.")
+    return smoke(c) if arg == "smoke" else c
 
 
 def variant(c: ConfigDict, arg: str) -> ConfigDict:

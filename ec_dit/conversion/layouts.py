@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from ec_dit import config
 from ec_dit.config import RunConfig
 from ec_dit.config.data import DataSpec
 from ec_dit.conversion import schedulers
@@ -123,3 +125,11 @@ LAYOUTS: dict[str, Layout] = {
         _sd3,
     ),
 }
+
+
+def recipe_of(kind: str, found: Mapping[str, Any], name: str) -> ConfigDict:
+    """Gives the config of a published model, by its config.json, for a config file to change."""
+    layout = LAYOUTS[kind]
+    recipe = layout.recipe(*layout.read(found, (), f"{name}'s config.json"), None)
+    length = min(layout.pipelines.values())
+    return config.to_dict(settings.changed(recipe, {"name": name, "text.length": length}))

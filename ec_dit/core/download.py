@@ -127,11 +127,12 @@ def _patterns(inside: str, *, pipeline: bool) -> Iterator[str]:
     folders = {place: _FOLDER}
     if place.name.startswith("text_encoder"):  # in a pipeline its tokenizer lies beside it
         folders[place.with_name(place.name.replace("text_encoder", "tokenizer", 1))] = TOKENIZERS
+        folders[place.with_name("processor")] = TOKENIZERS  # of models that see pictures too
     if pipeline:
         whole = _pipeline_of(place)
         yield from (str(whole / name) for name in ("model_index.json", "scheduler/scheduler_config.json"))
         folders |= {whole / part: _FOLDER for part in _PIPELINE}
-        folders |= {whole / f"tokenizer{end}": TOKENIZERS for end in _TEXTS}
+        folders |= {whole / part: TOKENIZERS for part in (*(f"tokenizer{end}" for end in _TEXTS), "processor")}
     for folder, names in folders.items():
         yield from (str(folder / name) for name in names)
 

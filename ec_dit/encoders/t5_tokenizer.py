@@ -34,13 +34,15 @@ class T5JsonTokenizer:
                 raise UserError(
                     f"{path} is no tokenizer of T5: its model is {found['model']['type']!r}, not 'Unigram'."
                 )
-        self._tokenizer = _read(path)
+        self._tokenizer = read(path)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=0)
         roles = {"eos_token": "</s>", "pad_token": "<pad>"}
         with json_file.whole(str(path.with_name(CONFIG)), hub.AGAIN):
-            self.eos_id, self.pad_id = (self._id(beside.get(role) or token) for role, token in roles.items())
+            self.eos_id, self.pad_id = (
+                token_id(self._tokenizer, beside.get(role) or token) for role, token in roles.items()
+            )
 
     def encode(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encodes captions to fixed length.
@@ -69,16 +71,22 @@ class T5JsonTokenizer:
     def _encode(self, caption: str) -> list[int]:
         return self._tokenizer.encode(caption, add_special_tokens=False).ids
 
-    def _id(self, token: str | Mapping[str, Any]) -> int:
-        word = token if isinstance(token, str) else token["content"]
-        found = self._tokenizer.token_to_id(word)
-        if found is None:
-            raise ValueError(f"the token {word!r} is not in the vocabulary of {JSON}")
-        return found
+
+def token_id(tokenizer: Tokenizer, token: str | Mapping[str, Any]) -> int:
+    """Gives the id of a token as a tokenizer_config.json names it. Raises ValueError where there is none."""
+    word = token if isinstance(token, str) else token["content"]
+    found = tokenizer.token_to_id(word)
+    if found is None:
+        raise ValueError(f"the token {word!r} is not in the vocabulary of {JSON}")
+    return int(found)
 
 
-def _read(path: Path) -> Tokenizer:
-    """The library's tokenizer, which works."""
+def read(path: Path) -> Tokenizer:
+    """The library's tokenizer of a tokenizer.json, which works.
+
+    Raises:
+        DamageError: the library cannot make one of it.
+    """
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         tokenizer.encode("a cat", add_special_tokens=False)

@@ -15,17 +15,23 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.padding import padded
 from ec_dit.data.captions import PLAIN, CaptionSpec, Join
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.encoders import clip, clip_tokenizer, t5, t5_tokenizer
+from ec_dit.encoders import clip, clip_tokenizer, qwen3, qwen3_tokenizer, t5, t5_tokenizer
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
+from ec_dit.encoders.qwen3_tokenizer import Qwen3Tokenizer
 from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 
-Kind = Literal["t5", "clip"]
+Kind = Literal["t5", "clip", "qwen3"]
 States = Literal["last", "penultimate", "none"]
 
 _KINDS: dict[str, Kind] = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}  # by model_type
+_KINDS |= dict.fromkeys(qwen3.KINDS, "qwen3")
 PIPELINE = ("text_encoder", "text_encoder_2", "text_encoder_3")  # folders of a pipeline, in the order of their join
 _T5_TOKENIZER = "spiece.model"
-_TOKENIZERS = {"t5": (_T5_TOKENIZER, t5_tokenizer.JSON), "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB)}
+_TOKENIZERS: dict[Kind, tuple[str, ...]] = {
+    "t5": (_T5_TOKENIZER, t5_tokenizer.JSON),
+    "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB),
+    "qwen3": (t5_tokenizer.JSON,),
+}
 
 
 class Encoded(NamedTuple):
@@ -49,18 +55,19 @@ class TextEncoder:
         path: of the folder, or of one file of weights in it. The tokenizer lies in the folder, or beside it as in diffusers'
             pipelines: that of text_encoder_2 in tokenizer_2.
         dtype: of the parameters in memory and of the computation: float32, or bfloat16 for half the memory.
+        layer: of a decoder: states of so many layers before the last.
 
     Attributes:
-        kind: 't5' or 'clip'.
+        kind: 't5', 'clip' or 'qwen3'.
         width: M.
         limit: most tokens of a text; None: any number.
-        pooled_width: of CLIP's pooled vector; 0 for T5, which has none.
+        pooled_width: of CLIP's pooled vector; 0 for others, which have none.
 
     Raises:
         UserError: if files are missing, damaged, or those of something else; for float16, whose range T5 leaves.
     """
 
-    def __init__(self, path: str | Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, path: str | Path, mesh: Mesh, dtype: jnp.dtype = jnp.float32, *, layer: int = 0):
         if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
             raise UserError(
                 f"text encoders run in float32 or bfloat16, not {jnp.dtype(dtype).name}: T5 leaves its range."
@@ -70,8 +77,12 @@ class TextEncoder:
         self.limit: int | None = None
         self.pooled_width = 0
         self.tokenizer = _tokenizer(self.folder, self.kind)
-        spec: t5.T5Spec | clip.ClipSpec
-        if self.kind == "t5":
+        if layer and self.kind != "qwen3":
+            raise UserError(f"{self.folder} is no decoder: leave text.layer at 0.")
+        spec: t5.T5Spec | clip.ClipSpec | qwen3.Qwen3Spec
+        if self.kind == "qwen3":
+            spec, (graphdef, self._params) = qwen3.load(path, mesh, dtype, layer)
+        elif self.kind == "t5":
             spec, (graphdef, self._params) = t5.load(path, mesh, dtype)
         else:
             spec, (graphdef, self._params) = clip.load(path, mesh, dtype)
@@ -85,7 +96,7 @@ class TextEncoder:
 
         def forward(params: Any, ids_BT: jax.Array, mask_BT: jax.Array, states: States) -> tuple[Any, Any]:
             module = nnx.merge(graphdef, params)
-            if isinstance(module, t5.T5Encoder):
+            if isinstance(module, t5.T5Encoder | qwen3.Qwen3Text):
                 return module(ids_BT, mask_BT), None
             out: clip.ClipOutput = module(ids_BT)
             text_BTM = out.penultimate_BTM if states == "penultimate" else out.last_BTM
@@ -147,7 +158,7 @@ class TextEncoders:
         _check_lengths(encoders, lengths)
         self._encoders, self._lengths, self._spec, join = encoders, lengths, spec, spec.join
         self._clips = [i for i, encoder in enumerate(encoders) if encoder.kind == "clip"]
-        self._t5s = [i for i, encoder in enumerate(encoders) if encoder.kind == "t5"]
+        self._t5s = [i for i, encoder in enumerate(encoders) if encoder.kind != "clip"]  # or others of tokens alone
         if join == "flux" and not (self._clips and self._t5s):
             raise UserError("text encoders joined as flux are a T5, for the tokens, and a CLIP, for the pooled vector.")
         if join == "sd3" and len({lengths[i] for i in self._clips}) > 1:
@@ -179,7 +190,7 @@ class TextEncoders:
         Raises:
             UserError: as this class and TextEncoder do.
         """
-        encoders = [TextEncoder(path, mesh, dtype) for path in paths]
+        encoders = [TextEncoder(path, mesh, dtype, layer=spec.layer) for path in paths]
         if isinstance(lengths, int):
             lengths = _shares(encoders, lengths, spec.join)
         return cls(encoders, lengths, mesh, spec, batch_size)
@@ -233,14 +244,16 @@ def tokenizer_files(path: str | Path) -> list[Path]:
     folder = hub.folder_of(hub.local(path))
     kind = _kind(folder)
     place = _tokenizer_folder(folder, kind)
-    names: Sequence[str] = clip_tokenizer.FILES
+    names: Sequence[str] = clip_tokenizer.FILES if kind == "clip" else qwen3_tokenizer.FILES
     if kind == "t5":
         names = (_T5_TOKENIZER,) if (place / _T5_TOKENIZER).is_file() else t5_tokenizer.FILES
     return [place / name for name in names if (place / name).is_file()]
 
 
-def _tokenizer(folder: Path, kind: Kind) -> Tokenizer | T5JsonTokenizer | ClipTokenizer:
+def _tokenizer(folder: Path, kind: Kind) -> Tokenizer | T5JsonTokenizer | ClipTokenizer | Qwen3Tokenizer:
     place = _tokenizer_folder(folder, kind)
+    if kind == "qwen3":
+        return Qwen3Tokenizer(place)
     if kind == "clip":
         return ClipTokenizer.load(place)
     if (place / _T5_TOKENIZER).is_file():  # what T5 was trained with
@@ -271,7 +284,7 @@ def _kind(folder: Path) -> Kind:
 def _model_type(found: Mapping[str, Any]) -> str:
     """By its architecture, where a config.json does not give it."""
     names = [str(name) for name in found.get("architectures") or ()]
-    return next((kind for kind in ("t5", "clip") for name in names if name.lower().startswith(kind)), "")
+    return next((kind for kind in ("t5", "clip", "qwen3") for name in names if name.lower().startswith(kind)), "")
 
 
 def _tokenizer_folder(folder: Path, kind: Kind) -> Path:
@@ -280,6 +293,7 @@ def _tokenizer_folder(folder: Path, kind: Kind) -> Path:
     places = [folder]
     if own.name.startswith("text_encoder"):
         places.append(own.with_name(own.name.replace("text_encoder", "tokenizer", 1)))
+        places += [own.with_name("processor")] if kind == "qwen3" else []
     for place in places:
         if any((place / name).is_file() for name in _TOKENIZERS[kind]):
             return place
@@ -305,7 +319,7 @@ def _check_lengths(encoders: Sequence[TextEncoder], lengths: Sequence[int]) -> N
     if len(lengths) != len(encoders):
         raise UserError(f"{len(encoders)} text encoders need as many lengths, not {len(lengths)}.")
     for encoder, length in zip(encoders, lengths, strict=True):
-        least = 1 if encoder.kind == "t5" else 2  # the tokens that end, or start and end, a text
+        least = 2 if encoder.kind == "clip" else 1  # the tokens that end, or start and end, a text
         most = length if encoder.limit is None else encoder.limit
         if not least <= length <= most:
             bounds = f"at least {least}" + ("" if encoder.limit is None else f" and at most {encoder.limit}")

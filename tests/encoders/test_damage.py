@@ -11,7 +11,7 @@ import pytest
 from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
-from ec_dit.encoders import clip, clip_vision, dino, t5, text
+from ec_dit.encoders import clip, clip_vision, dino, qwen3, t5, text
 from ec_dit.encoders.autoencoder import Autoencoder
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
 from ec_dit.encoders.pixels import Processor
@@ -19,7 +19,7 @@ from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 from ec_dit.encoders.vae import VaeSpec
 from ec_dit.models.published import nucleus, pixart, sd3
 from tests import damage, published_folders
-from tests.encoders import text_folders, tiny_vae, vision_folders
+from tests.encoders import test_qwen3, text_folders, tiny_vae, vision_folders
 from tests.pixart_folders import SIZES
 
 pytestmark = pytest.mark.slow
@@ -109,6 +109,7 @@ def test_a_damaged_file_is_named(what, tmp_path):
 DESCRIPTIONS = {
     "t5": (text_folders.t5_config(), t5.T5Spec.from_config),
     "clip": (text_folders.clip_config(), clip.ClipSpec.from_config),
+    "qwen3": ({"model_type": "qwen3_vl", "text_config": test_qwen3.SIZES}, qwen3.Qwen3Spec.from_config),
     "a whole clip": (
         {"model_type": "clip", "text_config": text_folders.clip_config(), "projection_dim": 12},
         clip.ClipSpec.from_config,

@@ -16,8 +16,9 @@ from ec_dit.core import hub, name_map
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.settings import narrow
-from ec_dit.core.tree import named_leaves
+from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.encoders import weights
+from ec_dit.models import sizes
 from ec_dit.models.dit import DiT
 from ec_dit.models.published import nucleus, sd3
 from ec_dit.models.spec import SparseSpec
@@ -262,3 +263,61 @@ def test_another_routing_is_not_written(changes, message):
     moe = dataclasses.replace(moe, capacity_factors=(), **changes)
     with pytest.raises(UserError, match=message):
         nucleus.write(dataclasses.replace(spec, sparse=narrow(SparseSpec, moe)), moe)
+
+
+SIZES = {
+    "nucleus": (
+        nucleus,
+        {
+            **NUCLEUS,
+            "in_channels": 64,
+            "out_channels": 16,
+            "num_layers": 32,
+            "attention_head_dim": 128,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "joint_attention_dim": 4096,
+            "axes_dims_rope": [16, 56, 56],
+            "num_experts": 64,
+            "moe_intermediate_dim": 1344,
+            "capacity_factors": [0.0] * 3 + [4.0] * 2 + [2.0] * 27,
+        },
+        16.9e9,  # "17 B, about 2 B activated", 2604.12163
+    ),
+    "sd3_medium": (
+        sd3,
+        {
+            **SD3,
+            "sample_size": 128,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 24,
+            "attention_head_dim": 64,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 192,
+        },
+        2.03e9,  # "2 B", 2403.03206
+    ),
+}
+
+
+@pytest.mark.extra("conformance")
+@pytest.mark.parametrize("name", SIZES)
+def test_full_sizes_have_as_many_parameters_as_diffusers(name):
+    import diffusers
+    import torch
+
+    layout, found, published = SIZES[name]
+    spec, _ = layout.read(found, "here")
+    with torch.device("meta"):
+        theirs = getattr(diffusers, found["_class_name"])(**{key: v for key, v in found.items() if key[0] != "_"})
+    unread = {label for label, _ in layout.unread(dataclasses.replace(spec, position_grid=64))}
+    counted = sum(weight.numel() for label, weight in theirs.named_parameters() if label not in unread)
+    model = nnx.eval_shape(lambda: DiT(spec, rngs=nnx.Rngs(0)))
+    assert num_params(nnx.state(model, nnx.Param)) == counted == sizes.sizes(spec).total
+    assert counted == pytest.approx(published, rel=0.01)
+    if spec.num_sparse:
+        assert sizes.sizes(spec).activated == pytest.approx(2e9, rel=0.1)

@@ -21,6 +21,25 @@ from ec_dit.models.stages import block_numbers
 
 _TITLE = "Nucleus-Image"
 CLASS = "NucleusMoEImageTransformer2DModel"
+IMAGE: dict[str, Any] = {  # the published model: 17 B parameters, about 2 B of which work on a token
+    "_class_name": CLASS,
+    "patch_size": 2,
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 32,
+    "attention_head_dim": 128,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "joint_attention_dim": 4096,
+    "axes_dims_rope": [16, 56, 56],
+    "mlp_ratio": 4.0,
+    "dense_moe_strategy": "leave_first_three_blocks_dense",
+    "num_experts": 64,
+    "moe_intermediate_dim": 1344,
+    "capacity_factors": [0.0] * 3 + [4.0] * 2 + [2.0] * 27,
+    "use_sigmoid": False,
+    "route_scale": 2.5,
+}
 LATENT_SIZE = 128  # rows and columns of the pipeline's own pictures, of 1024 pixels; no matter of the weights
 # dense_moe_strategy -> (dense blocks before the sparse ones, whether the last one is dense too)
 _STRATEGIES = {

@@ -15,6 +15,20 @@ from ec_dit.models.stages import block_numbers
 from ec_dit.nn.positions import sincos_2d
 
 CLASS = "SD3Transformer2DModel"
+MEDIUM: dict[str, Any] = {  # Stable Diffusion 3 medium, 2 B parameters
+    "_class_name": CLASS,
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
 POSITIONS = "pos_embed.pos_embed"  # of every place of the grid, kept in the file
 _TEXT_NAMES = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
