@@ -1,6 +1,7 @@
 """Small tools on pytrees: names, sizes."""
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import jax
@@ -20,3 +21,9 @@ def num_params(tree: Any) -> int:
 def is_key(leaf: Any) -> bool:
     """Whether an array is one of typed random keys."""
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def owner(name: str, names: Container[str]) -> str | None:
+    """Gives which of `names` ends the name of a leaf: the parameter that an optimizer keeps it for; None where none does."""
+    parts = name.split("/")
+    return next((suffix for i in range(len(parts)) if (suffix := "/".join(parts[i:])) in names), None)

@@ -16,6 +16,7 @@ import jax
 import optax
 
 from ec_dit.core.settings import COUNT, key, only
+from ec_dit.core.tree import named_leaves, owner
 
 OptimizerKind = Literal["rmsprop", "adamw", "muon"]
 
@@ -75,7 +76,7 @@ def make_optimizer(spec: OptimizerSpec, steps: int, infos: Any) -> optax.Gradien
     elif spec.name == "adamw":
         main = optax.adam(rate, b1=spec.momentum, b2=spec.decay, eps=spec.eps)
     else:
-        main = optax.contrib.muon(
+        muon = optax.contrib.muon(
             rate,
             beta=spec.momentum,
             eps=spec.eps,
@@ -83,11 +84,35 @@ def make_optimizer(spec: OptimizerSpec, steps: int, infos: Any) -> optax.Gradien
             adam_b2=spec.decay,
             muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, infos),
         )
+        main = _experts_first(muon, infos)
     parts = [optax.clip_by_global_norm(spec.clip_norm), main] if spec.clip_norm else [main]
     if spec.weight_decay:
         # Decoupled: after everything else, each step takes rate x weight_decay of every matrix.
         parts.append(optax.add_decayed_weights(lambda step: -spec.weight_decay * rate(step), is_matrix))
     return optax.chain(*parts)
+
+
+def _experts_first(tx: optax.GradientTransformation, infos: Any) -> optax.GradientTransformation:
+    """Gives what `tx` does where the dimension of experts, behind that of layers, stands before it; its state stays as it was.
+
+    Muon takes all matrices of a parameter as one row of them. A row of layers, each with experts that lie on different devices,
+    cannot be laid over them, so that every device would hold all experts; of experts, each with all layers, it can.
+    """
+    swapped = {name for name, info in named_leaves(infos) if info.axes[:2] == ("layers", "expert")}
+
+    def swap(tree: Any) -> Any:
+        """Of parameters, or of a state that names what it keeps by them; its own inverse."""
+        leaves = [leaf.swapaxes(0, 1) if owner(name, swapped) else leaf for name, leaf in named_leaves(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    def init(params: Any) -> Any:
+        return swap(tx.init(swap(params)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        out, after = tx.update(swap(updates), swap(state), None if params is None else swap(params))
+        return swap(out), swap(after)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _muon_dimensions(info: Any) -> optax.contrib.MuonDimensionNumbers | None:

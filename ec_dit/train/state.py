@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from ec_dit.core import sharding
-from ec_dit.core.tree import named_leaves
+from ec_dit.core.tree import named_leaves, owner
 from ec_dit.nn import param
 
 _SMALL = 64  # optimizer constants of at most so many numbers are copied to every device
@@ -56,11 +56,9 @@ def state_shardings(abstract: TrainState, infos: Any, mesh: Mesh) -> Any:
     by_name = dict(named_leaves(abstract.params))
 
     def of_optimizer(name: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        parts = name.split("/")
-        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
-        owner = next((suffix for suffix in suffixes if suffix in params), None)
-        if owner is not None and leaf.shape == by_name[owner].shape:
-            return params[owner]
+        owned_by = owner(name, params)
+        if owned_by is not None and leaf.shape == by_name[owned_by].shape:
+            return params[owned_by]
         if leaf.size > _SMALL:
             raise ValueError(f"optimizer state {name} of shape {leaf.shape} belongs to no parameter: how to shard it?")
         return everywhere

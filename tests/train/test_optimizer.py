@@ -8,6 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from ec_dit.core import sharding
+from ec_dit.core.mesh import make_mesh
+from ec_dit.nn import param
 from ec_dit.nn.param import ParamInfo
 from ec_dit.train.optimizer import OptimizerSpec, make_optimizer, make_schedule
 
@@ -248,3 +251,24 @@ def test_clipping_bounds_the_gradient_of_all_parameters_together():
         _, state = tx.update({"a": jnp.array([[3.0 * size]]), "b": jnp.array([[4.0 * size]])}, tx.init(params), params)
         first_moments = [float(m[0, 0]) for m in state[1][0].mu.values()]
         assert first_moments == pytest.approx([0.2 * 3 * clipped, 0.2 * 4 * clipped], rel=1e-5)
+
+
+def test_muon_leaves_experts_on_their_devices():
+    """Layers of experts: every device orthogonalises its own, and what it keeps is laid out as the parameter is."""
+    mesh = make_mesh((1, 2, 4, 1))
+    infos = {"w": ParamInfo(("layers", "expert", "expert_embed", "ffn"), "bbio", hidden=True)}
+    weights = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6, 10)), jnp.float32)}
+    tx = make_optimizer(spec(name="muon"), 10, infos)
+    laid = param.shardings(weights, {"w": infos["w"]}, mesh)
+    state = tx.init(weights)
+    assert {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim == 4} == {(3, 4, 6, 10)}
+    where = [laid["w"] if leaf.ndim == 4 else sharding.replicated(mesh) for leaf in jax.tree.leaves(state)]
+    shardings = laid, jax.tree.unflatten(jax.tree.structure(state), where)
+    with jax.set_mesh(mesh):
+        step = jax.jit(tx.update, in_shardings=(*shardings, laid), out_shardings=shardings)
+        compiled = step.lower(weights, state, weights).compile()
+        out, _ = compiled(*jax.device_put((weights, state, weights), (*shardings, laid)))
+    gathered = [line for line in compiled.as_text().splitlines() if " all-gather(" in line or " all-to-all(" in line]
+    assert not any("f32[12," in line or "f32[3,4," in line for line in gathered), gathered
+    expected, _ = tx.update(weights, state, weights)
+    np.testing.assert_allclose(out["w"], expected["w"], rtol=1e-5, atol=1e-6)
