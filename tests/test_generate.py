@@ -34,8 +34,18 @@ def random_params(system):
     return jax.tree_util.tree_map_with_path(draw, system.shapes())
 
 
-# Ways of routing whose training has pools, and what makes sampling of an image alone follow them.
+JOINT_KV = {
+    "model__block": "joint_kv",
+    "model__position": "rope",
+    "model__position_fit": "centred",
+    "sample__guidance_norm": "token",
+    "sample__group_size": "image",
+}
+MMDIT = {"model__block": "mmdit", "model__dual_blocks": 1, "model__position_fit": "crop", "model__position_grid": 6}
+# Ways of routing whose training has pools, and what makes sampling of an image alone follow them; and blocks of other kinds.
 POOLED = {
+    "joint_kv": ("expert_choice", JOINT_KV),
+    "mmdit": ("expert_choice", MMDIT),
     "race": ("expert_race", {"moe__score": "identity"}),
     "race_of_shares": ("expert_race", {"moe__score": "sigmoid", "moe__most": 3.0}),
     "diffmoe": ("diffmoe", {}),

@@ -85,22 +85,32 @@ def test_recommended_layouts_are_found_and_cover_eight_devices():
 
 
 SHARED = {"bias": True, "modulation": "adaln_single"}
+JOINT_KV = {
+    "block": "joint_kv",
+    "position": "rope",
+    "position_fit": "centred",
+    "time_embedding": "wide",
+    "text_norm": True,
+}
+MMDIT = {"block": "mmdit", "dual_blocks": 1, "bias": True, "position_fit": "crop", "position_grid": 6}
 FIRST = (1, 2, 2, 2)  # every axis but data, which only repeats what fsdp does to a batch
 
 
 def cases():
     """Meshes for each kind of model; what the first shows, the others repeat under more layouts."""
-    first = [("expert_choice", {}, FIRST)]
+    first = [("expert_choice", options, FIRST) for options in ({}, JOINT_KV, MMDIT)]
     sparse = dict.fromkeys([(8, 1, 1, 1), (2, 2, 2, 1), (1, 1, 8, 1), *recommended("sparse")])
     more = [("expert_choice", {}, mesh) for mesh in sparse if mesh != FIRST]
     more += [("expert_choice", {"combine": "one_hot"}, FIRST), ("expert_choice", {"accumulate": 2}, (2, 2, 2, 1))]
     more += [("token_choice", SHARED, mesh) for mesh in (FIRST, (2, 1, 2, 2))] + [("token_choice", {}, (1, 1, 8, 1))]
+    more += [("expert_choice", options, mesh) for options in (JOINT_KV, MMDIT) for mesh in ((2, 2, 2, 1), (1, 1, 8, 1))]
     more += [("dense", {}, mesh) for mesh in dict.fromkeys([FIRST, *recommended("dense")])]
 
     def case(routing, options, mesh, *marks):
-        name = "-".join([routing, *map(str, options.values()), ",".join(map(str, mesh))])
+        named = [options["block"]] if "block" in options else list(map(str, options.values()))
+        name = "-".join([routing, *named, ",".join(map(str, mesh))])
         group = pytest.mark.xdist_group(
-            "-".join(["meshes", routing, *options])
+            "-".join(["meshes", routing, *named])
         )  # one worker runs the one device that they share
         return pytest.param(routing, tuple(options.items()), mesh, marks=[group, *marks], id=name)
 
