@@ -16,6 +16,7 @@ from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling import generator
 from ec_dit.sampling.generator import image_noise
 from tests import published_folders
+from tests.encoders import test_qwen3, test_qwen_vae
 from tests.encoders.text_folders import write_clip, write_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra("conformance"), pytest.mark.xdist_group("published")]
@@ -163,6 +164,73 @@ def test_sampling_equals_nucleus_pipeline(nucleus):
     expected = pipeline._unpack_latents(expected, 16, 16, 2, 1)[:, :, 0].permute(0, 2, 3, 1).numpy()
     spread = expected.std()  # a random network drives latents far from 1
     np.testing.assert_allclose(made / spread, expected / spread, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_pictures_of_nucleus_from_prompts(nucleus, tmp_path, capsys):
+    """Its chat round the prompt, states eight layers from the end of Qwen3-VL, and Qwen-Image's autoencoder."""
+    import torch
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, NucleusMoEImagePipeline
+    from diffusers.pipelines.nucleusmoe_image.pipeline_nucleusmoe_image import DEFAULT_SYSTEM_PROMPT
+    from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    root, length = tmp_path / "pipeline", 400
+    torch.manual_seed(0)
+    seen = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24}
+    text = test_qwen3.SIZES | {"hidden_size": 24, "num_hidden_layers": 9}
+    made = Qwen3VLConfig(text_config=text, vision_config=seen | {"deepstack_visual_indexes": [0]})
+    encoder = Qwen3VLForConditionalGeneration(made).eval()
+    vae = AutoencoderKLQwenImage(**test_qwen_vae.CONFIG).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=2.5)
+    for module in (encoder, vae):
+        for weight in module.parameters():
+            weight.data.add_(0.1 * torch.randn_like(weight))
+    encoder.save_pretrained(root / "text_encoder")
+    test_qwen3.write_tokenizer(root / "processor")
+    vae.save_pretrained(root / "vae")
+    scheduler.save_pretrained(root / "scheduler")
+    shutil.copytree(nucleus[1], root / "transformer")
+    (root / "model_index.json").write_text(json.dumps({"_class_name": "NucleusMoEImagePipeline"}))
+
+    words = ["--from=nucleus", f"--path={root}", f"--out={tmp_path / 'run'}", f"--text_length={length}"]
+    assert convert.main(["convert", *words]) == 0, capsys.readouterr().err
+    words = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--num=1", "--steps=4", "--batch_size=2"]
+    assert sample.main(["sample", *words, *(f"--prompt={prompt}" for prompt in PROMPTS)]) == 0, capsys.readouterr().err
+
+    def embed(prompts):
+        start = f"<|im_start|>system\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+        chats = [f"{start}{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in prompts]
+        how = {"pad_token": "<|endoftext|>", "padding_side": "right"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(root / "processor" / "tokenizer.json"), **how)
+        given = tokenizer(chats, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        assert given.attention_mask.sum(1).max() < length
+        with torch.no_grad():
+            out = encoder(given.input_ids, attention_mask=given.attention_mask, output_hidden_states=True)
+        return out.hidden_states[-8], given.attention_mask.bool()
+
+    theirs = NucleusMoEImagePipeline(
+        transformer=nucleus[0], scheduler=scheduler, vae=vae, text_encoder=None, processor=None
+    )
+    theirs.set_progress_bar_config(disable=True)
+    noise = np.stack([image_noise(0, prompt, 0, (16, 16, 4)).transpose(2, 0, 1) for prompt in PROMPTS])
+    embeds, mask = embed(PROMPTS)
+    null_embeds, null_mask = embed(["", ""])
+    expected = theirs(
+        num_inference_steps=4,
+        height=128,
+        width=128,
+        latents=theirs._pack_latents(torch.from_numpy(noise), 2, 4, 16, 16, 2),
+        prompt_embeds=embeds,
+        prompt_embeds_mask=mask,
+        negative_prompt_embeds=null_embeds,
+        negative_prompt_embeds_mask=null_mask,
+        output_type="np",
+    ).images
+    for number, image in enumerate(expected):
+        ours = np.asarray(Image.open(tmp_path / "out" / f"{number:05d}_0000.png"), np.float32)
+        assert ours.std() > 5
+        assert np.abs(ours - 255 * image).max() < 1.01  # rounded to bytes, perhaps the other way
+    assert np.abs(expected[0] - expected[1]).max() > 0.05
 
 
 def test_models_go_back_bit_for_bit_and_load_in_diffusers(nucleus, sd3, tmp_path, capsys):

@@ -92,6 +92,7 @@ class Way:
         else:
             for group in self.groups(len(shape)):
                 if not group:
+                    theirs.append(slice(0, 1))
                     continue
                 first, inner = group[0], math.prod(shape[d] for d in group[1:])
                 low, high, _ = index[first].indices(shape[first])

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ec_dit.core import hub, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.padding import padded
-from ec_dit.encoders import vae, weights
+from ec_dit.encoders import qwen_vae, vae, weights
 from ec_dit.encoders.tiling import decode_tiled
 
 _IMAGE = 3  # channels
@@ -64,12 +64,15 @@ class Autoencoder:
                 f"an autoencoder runs in float32 or bfloat16, not {jnp.dtype(dtype).name}: SDXL's leaves the range of float16."
             )
         files = hub.TensorFiles(path, vae.rename)
-        spec = hub.described(files.path, vae.VaeSpec.from_config)
+        of_videos = hub.config(hub.folder_of(files.path)).get("_class_name") == qwen_vae.CLASS
+        spec = hub.described(files.path, qwen_vae.spec_of if of_videos else vae.VaeSpec.from_config)
 
         def make(rngs: nnx.Rngs) -> vae.Vae:
             return vae.Vae(spec, dtype=dtype, rngs=rngs)
 
-        return cls(spec, weights.load(make, vae.entries, files, mesh, dtype), mesh, dtype)
+        entries = functools.partial(qwen_vae.entries, spec=spec) if of_videos else vae.entries
+        ignored = qwen_vae.unread(spec) if of_videos else ()
+        return cls(spec, weights.load(make, entries, files, mesh, dtype, ignored), mesh, dtype)
 
     def encode(self, image_BYXZ: np.ndarray | jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the latents of images; mean + std * noise is a latent to train on.

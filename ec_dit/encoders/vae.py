@@ -11,7 +11,7 @@ from flax import nnx
 
 from ec_dit.core import hub, name_map
 from ec_dit.core.errors import UserError
-from ec_dit.encoders.vae_layers import Conv, GroupNorm, Level, Middle
+from ec_dit.encoders.vae_layers import Conv, Level, Middle, norm
 from ec_dit.nn import param
 
 _IMAGE = 3  # channels
@@ -26,23 +26,25 @@ class VaeSpec:
         widths: of the levels, from the full resolution down; each level but the last halves it.
         depth: resnets of a level of the encoder; the decoder has one more.
         channels: Z, of the latent.
-        groups: of GroupNorm.
-        scale, shift: a normalised latent is (z - shift) * scale.
+        groups: of GroupNorm; 0: of each pixel's channels by themselves, without their mean (`ChannelNorm`).
+        scale, shift: a normalised latent is (z - shift) * scale; of all channels, or of each.
         quant, post_quant: whether a matrix over channels follows the encoder, and precedes the decoder.
         attention: whether the smallest level has it.
         sample_size: side of the images of training, in pixels.
+        narrows: whether what doubles a level of the decoder also halves its width.
     """
 
     widths: tuple[int, ...]
     depth: int
     channels: int
     groups: int
-    scale: float
-    shift: float
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...]
     quant: bool
     post_quant: bool
     attention: bool
     sample_size: int
+    narrows: bool = False
 
     @property
     def factor(self) -> int:
@@ -124,7 +126,7 @@ class Encoder(nnx.Module):
             for i, d, left in _levels(widths)
         )
         self.mid = Middle(last, spec.groups, spec.attention, dtype=dtype, rngs=rngs)
-        self.norm_out = GroupNorm(last, spec.groups)
+        self.norm_out = norm(last, spec.groups)
         self.conv_out = Conv(last, 2 * spec.channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, image_BYXZ: jax.Array) -> jax.Array:
@@ -144,10 +146,19 @@ class Decoder(nnx.Module):
         self.conv_in = Conv(spec.channels, first, dtype=dtype, rngs=rngs)
         self.mid = Middle(first, spec.groups, spec.attention, dtype=dtype, rngs=rngs)
         self.up = nnx.List(
-            Level(i, d, spec.depth + 1, spec.groups, "double" if left else None, dtype=dtype, rngs=rngs)
-            for i, d, left in _levels(widths)
+            Level(
+                i // 2 if n and spec.narrows else i,
+                d,
+                spec.depth + 1,
+                spec.groups,
+                "double" if left else None,
+                width_out=d // 2 if spec.narrows else d,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for n, (i, d, left) in enumerate(_levels(widths))
         )
-        self.norm_out = GroupNorm(last, spec.groups)
+        self.norm_out = norm(last, spec.groups)
         self.conv_out = Conv(last, _IMAGE, dtype=dtype, rngs=rngs)
 
     def __call__(self, latent_BYXZ: jax.Array) -> jax.Array:
@@ -197,11 +208,12 @@ class Vae(nnx.Module):
             moments_BYXZ = self.quant(moments_BYXZ)
         mean_BYXZ, log_BYXZ = jnp.split(moments_BYXZ.astype(jnp.float32), 2, axis=-1)
         std_BYXZ = jnp.exp(0.5 * jnp.clip(log_BYXZ, *_LOG_VARIANCE))
-        return (mean_BYXZ - self.spec.shift) * self.spec.scale, std_BYXZ * self.spec.scale
+        scale, shift = jnp.asarray(self.spec.scale), jnp.asarray(self.spec.shift)
+        return (mean_BYXZ - shift) * scale, std_BYXZ * scale
 
     def _decode(self, latent_BYXZ: jax.Array) -> jax.Array:
         """The latents of one device."""
-        latent_BYXZ = latent_BYXZ / self.spec.scale + self.spec.shift
+        latent_BYXZ = latent_BYXZ / jnp.asarray(self.spec.scale) + jnp.asarray(self.spec.shift)
         if self.post_quant is not None:
             latent_BYXZ = self.post_quant(latent_BYXZ)
         return self.decoder(latent_BYXZ).astype(jnp.float32)

@@ -83,13 +83,32 @@ class GroupNorm(nnx.Module):
         return wide_BYXD.astype(x_BYXD.dtype)
 
 
+class ChannelNorm(nnx.Module):
+    """x / rms(x) over the channels of each pixel, times a scale; in float32, dtype kept."""
+
+    def __init__(self, width: int):
+        self.scale_D = param.table(jnp.ones(width), (None,))
+
+    def __call__(self, x_BYXD: jax.Array) -> jax.Array:
+        """(B, Y, X, D)."""
+        wide_BYXD = x_BYXD.astype(jnp.float32)
+        length = jnp.linalg.norm(wide_BYXD, axis=-1, keepdims=True)
+        wide_BYXD = wide_BYXD / jnp.maximum(length, 1e-12) * math.sqrt(wide_BYXD.shape[-1])
+        return (wide_BYXD * param.gather(self.scale_D)).astype(x_BYXD.dtype)
+
+
+def norm(width: int, groups: int) -> GroupNorm | ChannelNorm:
+    """Makes the norm of a layer: GroupNorm, or ChannelNorm where there are no groups."""
+    return GroupNorm(width, groups) if groups else ChannelNorm(width)
+
+
 class Resnet(nnx.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), where x goes through a matrix if the width changes."""
 
     def __init__(self, width_in: int, width: int, groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = GroupNorm(width_in, groups)
+        self.norm1 = norm(width_in, groups)
         self.conv1 = Conv(width_in, width, dtype=dtype, rngs=rngs)
-        self.norm2 = GroupNorm(width, groups)
+        self.norm2 = norm(width, groups)
         self.conv2 = Conv(width, width, dtype=dtype, rngs=rngs)
         self.shortcut = Conv(width_in, width, kernel=1, dtype=dtype, rngs=rngs) if width_in != width else None
 
@@ -104,7 +123,7 @@ class PixelAttention(nnx.Module):
     """x + softmax(q k^T / sqrt(D)) v of all pixels, with one head of the full width."""
 
     def __init__(self, width: int, groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm = GroupNorm(width, groups)
+        self.norm = norm(width, groups)
         self.q, self.k, self.v, self.out = (Linear(width, width, dtype=dtype, rngs=rngs) for _ in range(4))
 
     def __call__(self, x_BYXD: jax.Array) -> jax.Array:
@@ -141,6 +160,7 @@ class Level(nnx.Module):
 
     Args:
         resize: 'halve', 'double' or None.
+        width_out: of what doubles; None: as before.
     """
 
     def __init__(
@@ -151,13 +171,14 @@ class Level(nnx.Module):
         groups: int,
         resize: str | None,
         *,
+        width_out: int | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         widths = [width_in] + [width] * depth
         self.resnets = nnx.List(Resnet(i, d, groups, dtype=dtype, rngs=rngs) for i, d in itertools.pairwise(widths))
         self.halve = Conv(width, width, halve=True, dtype=dtype, rngs=rngs) if resize == "halve" else None
-        self.double = Conv(width, width, dtype=dtype, rngs=rngs) if resize == "double" else None
+        self.double = Conv(width, width_out or width, dtype=dtype, rngs=rngs) if resize == "double" else None
 
     def __call__(self, x_BYXI: jax.Array) -> jax.Array:
         """(B, Y, X, D) of the next resolution."""

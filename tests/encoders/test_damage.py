@@ -11,7 +11,7 @@ import pytest
 from ec_dit.core import export, hub
 from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
-from ec_dit.encoders import clip, clip_vision, dino, qwen3, t5, text
+from ec_dit.encoders import clip, clip_vision, dino, qwen3, qwen_vae, t5, text
 from ec_dit.encoders.autoencoder import Autoencoder
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
 from ec_dit.encoders.pixels import Processor
@@ -19,7 +19,7 @@ from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
 from ec_dit.encoders.vae import VaeSpec
 from ec_dit.models.published import nucleus, pixart, sd3
 from tests import damage, published_folders
-from tests.encoders import test_qwen3, text_folders, tiny_vae, vision_folders
+from tests.encoders import test_qwen3, test_qwen_vae, text_folders, tiny_vae, vision_folders
 from tests.pixart_folders import SIZES
 
 pytestmark = pytest.mark.slow
@@ -122,6 +122,7 @@ DESCRIPTIONS = {
     "dino": (vision_folders.dino_config(), dino.DinoSpec.from_config),
     "an image processor": (vision_folders.processor_config(), Processor.from_config),
     "autoencoder": (tiny_vae.BASE, VaeSpec.from_config),
+    "an autoencoder of videos": (test_qwen_vae.CONFIG | {"_class_name": qwen_vae.CLASS}, qwen_vae.spec_of),
     "pixart": (SIZES | {"_class_name": "PixArtTransformer2DModel"}, lambda found, where: pixart.read(found, (), where)),
     "nucleus": (published_folders.NUCLEUS | {"_class_name": nucleus.CLASS}, nucleus.read),
     "sd3": (published_folders.SD3 | published_folders.SD35 | {"_class_name": sd3.CLASS}, sd3.read),
