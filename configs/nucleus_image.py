@@ -15,13 +15,11 @@
 from ml_collections import ConfigDict
 
 from ec_dit import presets
-from ec_dit.conversion.layouts import recipe_of
-from ec_dit.models.published import nucleus
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg is a size in pixels, `smoke` shrinks it."""
-    c = recipe_of("nucleus", nucleus.IMAGE, "nucleus_image")
+    c = presets.published("nucleus_image", "nucleus_image")
     c.flow.caption_dropout = 0.1
     c.optimizer.update(name="muon", learning_rate=3e-4, adam_learning_rate=1e-4, momentum=0.95, decay=0.95)
     c.train.batch_size = 512

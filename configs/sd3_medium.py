@@ -15,13 +15,11 @@
 from ml_collections import ConfigDict
 
 from ec_dit import presets
-from ec_dit.conversion.layouts import recipe_of
-from ec_dit.models.published import sd3
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The run; arg is a size in pixels, `smoke` shrinks it."""
-    c = recipe_of("sd3", sd3.MEDIUM, "sd3_medium")
+    c = presets.published("sd3_medium", "sd3_medium")
     c.optimizer.update(name="adamw", learning_rate=1e-4, warmup_steps=1000)
     c.train.batch_size = 1024
     presets.pod(c, "v5p:4x4x4", fsdp=16, data=-1)

@@ -9,6 +9,7 @@ from ec_dit.core import paths, settings
 from ec_dit.core import topology as topologies
 from ec_dit.core.errors import UserError
 from ec_dit.models.paper import CAPACITY_FACTOR, PAPER
+from ec_dit.recipes import layouts
 
 
 def paper(name: str) -> ConfigDict:
@@ -194,6 +195,13 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.log.update(every=1, validate_every=10, validate_images=16, sample_every=10)
     c.sample.update(steps=4, batch_size=8)
     c.eval.suites = ()
+    return c
+
+
+def published(model: str, name: str) -> ConfigDict:
+    """The recipe of a published model of `recipes.layouts.PUBLISHED`, under another name."""
+    c = config.to_dict(layouts.recipe_of(model))
+    c.name = name
     return c
 
 

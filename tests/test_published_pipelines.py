@@ -128,7 +128,7 @@ def test_sampling_equals_nucleus_pipeline(nucleus):
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, NucleusMoEImagePipeline
 
-    from ec_dit.conversion import schedulers
+    from ec_dit.recipes import schedulers
 
     theirs, _, run_folder = nucleus
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=32, max_image_seq_len=128)

@@ -8,7 +8,6 @@ import numpy as np
 
 from ec_dit import config as config_lib
 from ec_dit.config import checks
-from ec_dit.conversion.layouts import LAYOUTS, Layout, Scheduler
 from ec_dit.conversion.model import CONFIG_KEY, Model, Say, make_system
 from ec_dit.core import export, hub, name_map, processes, settings
 from ec_dit.core.download import Fetched
@@ -16,6 +15,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.encoders import frozen, text
 from ec_dit.models.spec import DiTSpec
+from ec_dit.recipes.layouts import LAYOUTS, Layout, Scheduler
 
 _INDEX = "model_index.json"  # of a pipeline
 _NEAR = 0.02  # how far stored numbers that follow from the config may be off, in bfloat16 too

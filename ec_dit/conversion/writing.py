@@ -10,7 +10,6 @@ import numpy as np
 
 from ec_dit import config as config_lib
 from ec_dit.config import RunConfig, specs
-from ec_dit.conversion.layouts import LAYOUTS
 from ec_dit.conversion.model import CONFIG_KEY, Model, Say, native_table
 from ec_dit.conversion.reading import TOKENIZER
 from ec_dit.core import export, name_map, paths, processes, settings, sharding
@@ -21,6 +20,7 @@ from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.data.layout import ENCODING
 from ec_dit.encoders import frozen
 from ec_dit.models import native
+from ec_dit.recipes.layouts import LAYOUTS
 from ec_dit.runs.workdir import Workdir
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weight files

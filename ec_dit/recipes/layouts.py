@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from ec_dit import config
 from ec_dit.config import RunConfig
 from ec_dit.config.data import DataSpec
-from ec_dit.conversion import schedulers
 from ec_dit.core import settings
 from ec_dit.core.name_map import Table
 from ec_dit.data.captions import CAPTION
 from ec_dit.flow.processes import FlowSpec
 from ec_dit.models.published import nucleus, pixart, sd3
 from ec_dit.models.spec import BlockKind, DiTSpec, ModelSpec, MoESpec, TextSpec
+from ec_dit.recipes import schedulers
 from ec_dit.sampling.settings import SampleSpec
 
 Scheduler = tuple[Mapping[str, Any], str]  # what a scheduler_config.json holds, and where it is
@@ -127,9 +125,13 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def recipe_of(kind: str, found: Mapping[str, Any], name: str) -> ConfigDict:
-    """Gives the config of a published model, by its config.json, for a config file to change."""
+PUBLISHED: dict[str, tuple[str, Mapping[str, Any]]] = {"nucleus_image": ("nucleus", nucleus.IMAGE)}
+PUBLISHED |= {"sd3_medium": ("sd3", sd3.MEDIUM)}  # name -> its layout, its config.json
+
+
+def recipe_of(name: str) -> RunConfig:
+    """Gives the recipe of a published model, by its name in PUBLISHED."""
+    kind, found = PUBLISHED[name]
     layout = LAYOUTS[kind]
     recipe = layout.recipe(*layout.read(found, (), f"{name}'s config.json"), None)
-    length = min(layout.pipelines.values())
-    return config.to_dict(settings.changed(recipe, {"name": name, "text.length": length}))
+    return settings.changed(recipe, {"name": name, "text.length": min(layout.pipelines.values())})
