@@ -20,7 +20,9 @@ from ec_dit.core.mesh import MeshSpec
 from ec_dit.core.settings import COUNT, Use, key, section, shown
 from ec_dit.evaluators.registry import EvalSpec
 from ec_dit.flow.processes import FlowSpec
-from ec_dit.models.spec import MEMORY, ModelSpec, MoESpec, TextSpec
+from ec_dit.models.sparse_spec import MEMORY, MoESpec
+from ec_dit.models.spec import ModelSpec
+from ec_dit.models.text_spec import TextSpec
 from ec_dit.objectives.registry import ObjectiveSpec
 from ec_dit.sampling.settings import SampleSpec
 from ec_dit.train.optimizer import OptimizerSpec

@@ -85,7 +85,7 @@ def _validate_together(config: RunConfig) -> None:
         "sample.room",
         "it is for rules with a pool, and for sample.capacity=matched; leave it at its default",
     )
-    for key in ("moe.capacity_factor", "sample.capacity_factor"):
+    for key in ("moe.capacity_factor", "moe.capacity_until", "sample.capacity_factor"):
         check(
             not config.moe.capacity_factors or settings.get(config, key) == KEYS[key].default,
             key,

@@ -7,13 +7,15 @@ from dataclasses import replace
 from jax.sharding import AbstractMesh, Mesh
 
 from ec_dit.config import RunConfig
-from ec_dit.core import rounding, sharding
+from ec_dit.core import rounding, settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.settings import narrow
 from ec_dit.data.batch import Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.flow.processes import make_process
-from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.nn.routing.rules import RULES, has_thresholds
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
@@ -101,9 +103,26 @@ def train_routing(config: RunConfig) -> RoutingSpec:
     if config.moe.routing != "dense":
         micro_batch = config.train.batch_size // config.train.accumulate
         group = group_tokens(micro_batch * tokens, tokens, spec.group_size)
-        for factor in config.moe.capacity_factors or (spec.capacity_factor,):
+        for factor in config.moe.capacity_factors or (spec.capacity_factor, *config.moe.capacity_until[1::2]):
             check_capacity(group, config.moe.num_experts, factor)
     return spec
+
+
+def capacity_at(config: RunConfig, step: int) -> float:
+    """Gives the capacity factor with which a step is trained, numbered from 0."""
+    until = config.moe.capacity_until
+    pairs = zip(until[::2], until[1::2], strict=True)
+    return next((factor for end, factor in pairs if step < end), config.moe.capacity_factor)
+
+
+def with_capacity(config: RunConfig, factor: float) -> RunConfig:
+    """Gives the config with one capacity factor, and no schedule of it."""
+    return settings.changed(config, {"moe.capacity_factor": factor, "moe.capacity_until": ()})
+
+
+def largest(config: RunConfig) -> RunConfig:
+    """Gives the config of the largest training step, which says what memory a run takes."""
+    return with_capacity(config, max(config.moe.capacity_factor, *config.moe.capacity_until[1::2], 0.0))
 
 
 def by_threshold(config: RunConfig) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from ec_dit.core.name_map import SAME, Entry, Table
-from ec_dit.models.spec import DiTSpec, TowerSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import block_numbers
+from ec_dit.models.text_spec import TowerSpec
 
 STEM = "model"
 

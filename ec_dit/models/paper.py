@@ -6,7 +6,8 @@ choice open (per-block AdaLN, text width 1280), it is the one whose totals agree
 
 from dataclasses import dataclass, replace
 
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.nn.routing.spec import RoutingKind
 
 CAPACITY_FACTOR = 2.0  # f_c, everywhere in the paper

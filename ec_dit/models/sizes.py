@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, replace
 
 from ec_dit.models.dit import DiT
 from ec_dit.models.paper import AUTOENCODER_PARAMS, CAPACITY_FACTOR, PAPER, TEXT_ENCODER_PARAMS
-from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.cost import Load
 

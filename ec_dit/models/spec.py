@@ -4,130 +4,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ec_dit.core.errors import UserError
-from ec_dit.core.settings import COUNT, SIZE, key, only, unless
-from ec_dit.data.captions import CaptionSpec
+from ec_dit.core.settings import SIZE, key, only
+from ec_dit.models.sparse_spec import SparseSpec
 from ec_dit.models.stages import Kind, Stage, stages
 from ec_dit.nn.attention import AttentionKernel
 from ec_dit.nn.embeddings import TimeKind
 from ec_dit.nn.mlp import Activation
 from ec_dit.nn.modulation import ModulationKind
 from ec_dit.nn.positions import PositionFit, PositionKind
-from ec_dit.nn.routing.spec import IMAGE, RouterInput, RoutingKind, RoutingSpec
 
 BlockKind = Literal["cross_attention", "joint_kv", "mmdit"]
 RematPolicy = Literal["none", "dots", "full"]  # from the one that keeps most to the one that keeps least
-_SPARSE = unless("moe.routing", "dense")
-# Instead of what decides more than memory.
-MEMORY = (
-    "with fewer devices, or less memory, give model.remat=full instead, and more of them to mesh.fsdp or mesh.expert than "
-    "to mesh.data"
-)
-
-
-def _factors(value: tuple[object, ...]) -> str | None:
-    good = all(isinstance(f, int | float) and not isinstance(f, bool) and 0 < f <= SIZE for f in value)
-    return None if good else "give a number above 0 for each sparse block, such as (4.0, 2.0, 2.0)"
 
 
 def _axes(value: tuple[object, ...]) -> str | None:
     good = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= SIZE for n in value)
     return None if good and len(value) in (0, 3) else "give three numbers, such as (16, 56, 56)"
-
-
-@dataclass(frozen=True)
-class SparseSpec:
-    """Which blocks are sparse, and what they are made of. num_experts = 0: a dense model.
-
-    Attributes:
-        record: as of `RoutingSpec`.
-        thresholds, predictor, biases: what the rule needs (`nn/routing/rules.py`); no keys of a config.
-
-    Block i is sparse when first <= i < stop and (i - first) is a multiple of every: the paper's 1, 3, 5, ...
-    """
-
-    num_experts: int = key(0, "E, experts of a sparse block; 0: none", at_least=0, at_most=SIZE, params="shape")
-    first: int = key(1, "index of the first sparse block", at_least=0, at_most=SIZE, use=_SPARSE, params="shape")
-    every: int = key(2, "a sparse block every so many", at_least=1, at_most=SIZE, use=_SPARSE, params="shape")
-    stop: int = key(
-        0,
-        "index of the block from which on none is sparse; 0 = no such block",
-        at_least=0,
-        at_most=SIZE,
-        use=_SPARSE,
-        params="shape",
-    )
-    expert_width: int = key(
-        0,
-        "inner width of an expert; 0 = that of a dense block; more and narrower experts at equal compute (DSMoE)",
-        at_least=0,
-        at_most=SIZE,
-        use=_SPARSE,
-        params="shape",
-    )
-    shared_width: int = key(
-        0,
-        "inner width of an expert that works on every token beside the others (several are one of their width); 0 = none",
-        at_least=0,
-        at_most=SIZE,
-        use=_SPARSE,
-        params="shape",
-    )
-    router_input: RouterInput = key(
-        "modulated",
-        "what routers read: modulated, what the experts get (the paper's); normed_time, that without modulation, and the time "
-        "embedding (Nucleus-Image); start, the normalised tokens that enter the block",
-        use=_SPARSE,
-        params="shape",
-    )
-
-    capacity_factors: tuple[float, ...] = key(
-        (),
-        "f_c of each sparse block, in their order; () = moe.capacity_factor in all",
-        check=_factors,
-        use=_SPARSE,
-        params="shape",
-    )
-
-    record: bool = False
-    thresholds: bool = False
-    predictor: bool = False
-    biases: bool = False
-
-    def is_sparse(self, block: int) -> bool:
-        """Tells whether the block of that index has experts."""
-        within = block >= self.first and (not self.stop or block < self.stop)
-        return bool(self.num_experts) and within and (block - self.first) % self.every == 0
-
-
-def _group_size(value: str) -> str | None:
-    number = int(value) if value.isascii() and value.isdigit() and len(value) < 12 else 0
-    return None if value == IMAGE or 1 <= number <= COUNT else f"give a number of tokens, or {IMAGE}"
-
-
-@dataclass(frozen=True)
-class MoESpec(RoutingSpec, SparseSpec):
-    """The `moe` section: where sparse blocks are, and how they route in training."""
-
-    routing: RoutingKind = key(
-        "dense",
-        "expert_choice; token_choice: GShard top-2; top_k: moe.top_k experts; expert_race; diffmoe; dense: no experts",
-        params="shape",
-    )
-    group_size: int | str = key(
-        "1024",
-        "tokens routed together in training: a number, or 'image'",
-        check=_group_size,
-        use=_SPARSE,
-        because=f"it decides which tokens compete for an expert; {MEMORY}",
-    )
-    group_times: Literal["mixed", "sorted"] = key(
-        "mixed",
-        "of the images that are routed together in training: as they are drawn, or sorted, so that those of a group are alike",
-        use=_SPARSE,
-    )
-    aux_weight: float = key(
-        0.01, "of the load-balancing loss", at_least=0, use=only("moe.routing", "token_choice", "top_k")
-    )
 
 
 @dataclass(frozen=True)
@@ -234,6 +126,9 @@ class ModelSpec:
     )
 
 
+_DENSE = SparseSpec()
+
+
 @dataclass(frozen=True)
 class DiTSpec(ModelSpec):
     """A diffusion transformer with its input and its sparse blocks.
@@ -250,7 +145,7 @@ class DiTSpec(ModelSpec):
     channels: int = 4
     text_width: int = 1280
     pooled_width: int = 0
-    sparse: SparseSpec = SparseSpec()
+    sparse: SparseSpec = _DENSE
 
     def __post_init__(self) -> None:
         if min(self.width, self.num_blocks, self.num_kv_heads, self.head_dim, self.patch, self.sparse.every) < 1:
@@ -345,57 +240,3 @@ class DiTSpec(ModelSpec):
     def stages(self) -> list[Stage]:
         """Gives the blocks as scans run through them."""
         return stages(self.kinds(), self.sparse.capacity_factors, self.sparse.every)
-
-
-@dataclass(frozen=True)
-class TextSpec(CaptionSpec):
-    """The `text` section: what the model reads of a caption."""
-
-    encoder: Literal["cached", "tower"] = key(
-        "cached", "embeddings stored with the data, or a small text encoder trained jointly", params="shape"
-    )
-    width: int = key(
-        1280,
-        "M; OpenCLIP bigG's text tower, the nearest public encoder to the paper's",
-        at_least=1,
-        at_most=SIZE,
-        params="shape",
-    )
-    length: int = key(77, "T, tokens per caption", at_least=1, at_most=SIZE, params="shape")
-    pooled_width: int = key(
-        0,
-        "of the vector of a whole caption that CLIP gives, which then enters beside the time (SD3: 2048); 0 = it is not used",
-        at_least=0,
-        at_most=SIZE,
-        use=only("text.encoder", "cached"),
-        params="shape",
-    )
-    path: str = key(
-        "",
-        "folders of the published encoders of cached embeddings, comma-separated; sampling reads prompts with them",
-        use=only("text.encoder", "cached"),
-        resumable=True,
-    )
-    tower_blocks: int = key(
-        2, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"), params="shape"
-    )
-    tower_heads: int = key(
-        4, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"), params="shape"
-    )
-
-
-@dataclass(frozen=True)
-class TowerSpec:
-    """A small text encoder trained together with the model.
-
-    Attributes:
-        vocab_size: V of the data set's tokenizer.
-        width, num_blocks, num_heads: of its transformer.
-        length: T, tokens per caption.
-    """
-
-    vocab_size: int
-    width: int = 128
-    num_blocks: int = 2
-    num_heads: int = 4
-    length: int = 24

@@ -8,7 +8,8 @@ from flax import nnx
 
 from ec_dit.data.batch import Text
 from ec_dit.models.dit import DiT
-from ec_dit.models.spec import DiTSpec, TowerSpec
+from ec_dit.models.spec import DiTSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing.spec import RoutingSpec

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ec_dit.models.spec import TowerSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.nn import param
 from ec_dit.nn.attention import Attention
 from ec_dit.nn.cost import Cost, always

@@ -180,7 +180,7 @@ def lower(config: RunConfig, on: Sequence[Any], what: str) -> Lowered:
     Raises:
         UserError: for a config that does not fit the devices.
     """
-    return (train_step if what == "train" else sample_step)(config, on)
+    return (train_step if what == "train" else sample_step)(specs.largest(config) if what == "train" else config, on)
 
 
 def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:

@@ -13,7 +13,9 @@ from ec_dit.core.name_map import Table
 from ec_dit.data.captions import CAPTION
 from ec_dit.flow.processes import FlowSpec
 from ec_dit.models.published import nucleus, pixart, sd3
-from ec_dit.models.spec import BlockKind, DiTSpec, ModelSpec, MoESpec, TextSpec
+from ec_dit.models.sparse_spec import MoESpec
+from ec_dit.models.spec import BlockKind, DiTSpec, ModelSpec
+from ec_dit.models.text_spec import TextSpec
 from ec_dit.recipes import schedulers
 from ec_dit.sampling.settings import SampleSpec
 

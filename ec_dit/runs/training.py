@@ -125,10 +125,13 @@ def _train(
         progress, save = _callbacks(system, data, loader, writer, checkpointer, begin, say)
         actions = _actions(data, references, subject, scorers, begin, writer, progress, stop, say)
         batches = training_step.stream(system, loader.batches(first_step))
-        step_fn, steps = training_step.make_train_step(system, tx, shardings), config.train.steps
+        step_fn, steps = (
+            training_step.ScheduledStep(system, tx, shardings, first_step, begin.frozen),
+            config.train.steps,
+        )
         state, done, complete = loop.train(
             begin.state,
-            functools.partial(step_fn, frozen=begin.frozen),
+            step_fn,
             batches,
             first_step=first_step,
             steps=steps,
@@ -176,9 +179,13 @@ def _callbacks(
     peak, origin = peak_flops(jax.devices()[0])
     say(f"peak: {peak / 1e12:.2f} TFLOP/s per device ({origin})")
     spec, tower = specs.dit_spec(config), specs.tower_spec(config, system.tokenizer)
-    image_flops = sizes.train_flops_per_image(
-        spec, specs.kept_tokens(config), config.text.length, specs.computed_factor(config, sampling=False), tower
-    )
+
+    def flops(step: int) -> float:
+        factor = specs.computed_factor(specs.with_capacity(config, specs.capacity_at(config, step)), sampling=False)
+        tokens = specs.kept_tokens(config)
+        image = sizes.train_flops_per_image(spec, tokens, config.text.length, factor, tower)
+        return image * config.train.batch_size
+
     schedule = make_schedule(config.optimizer, last, config.optimizer.learning_rate)
     progress = loop.Progress(
         writer,
@@ -187,7 +194,7 @@ def _callbacks(
         must_fetch=save.due,
         total_steps=last,
         images_per_step=config.train.batch_size,
-        flops_per_step=image_flops * config.train.batch_size,
+        flops_of=flops,
         peak_flops=peak * system.mesh.size,
         describe=lambda records: ", ".join(loader.record_ids(records)),
         last_good=lambda: _last_good(checkpointer),

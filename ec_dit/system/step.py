@@ -68,6 +68,33 @@ def make_train_step(system: System, tx: optax.GradientTransformation, shardings:
     return jax.jit(step, out_shardings=outputs, donate_argnums=0, compiler_options=system.compiler_options)
 
 
+class ScheduledStep:
+    """The training step, for each capacity of the config's schedule in its time; compiled when it first comes up.
+
+    Args:
+        first_step: that is trained next.
+        frozen: parameters of an objective's reference.
+    """
+
+    def __init__(
+        self, system: System, tx: optax.GradientTransformation, shardings: TrainState, first_step: int, frozen: Any
+    ):
+        self._system, self._next = system, first_step
+
+        @functools.cache
+        def step_of(capacity_factor: float) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+            now = replace(system, config=specs.with_capacity(system.config, capacity_factor))
+            return functools.partial(make_train_step(now, tx, shardings), frozen=frozen)
+
+        self._step_of = step_of
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Trains the next step."""
+        step = self._step_of(specs.capacity_at(self._system.config, self._next))
+        self._next += 1
+        return step(state, batch)
+
+
 def make_validation(system: System) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Makes the jitted (params, batch, frozen parameters) -> (sum of the images' losses, number of images).
 

@@ -93,7 +93,7 @@ class Progress:
         say: prints a line for people.
         every: steps between lines.
         must_fetch: steps at which metrics are fetched in any case (before a checkpoint is written).
-        images_per_step, flops_per_step, peak_flops: for images/s and MFU.
+        images_per_step, flops_of, peak_flops: for images/s and MFU; FLOPs by the number of a step, from 0.
         describe: names the records of a batch tag, for the message of a non-finite loss.
         last_good: describes the checkpoint to go back to.
         schedule: learning rate at a step.
@@ -108,7 +108,7 @@ class Progress:
         must_fetch: Callable[[int], bool],
         total_steps: int,
         images_per_step: int,
-        flops_per_step: float,
+        flops_of: Callable[[int], float],
         peak_flops: float,
         describe: Callable[[Any], str],
         last_good: Callable[[], str],
@@ -120,7 +120,7 @@ class Progress:
         self._must_fetch = must_fetch
         self._total_steps = total_steps
         self._images_per_step = images_per_step
-        self._flops_per_step = flops_per_step
+        self._flops_of = flops_of
         self._peak_flops = peak_flops
         self._describe = describe
         self._last_good = last_good
@@ -166,7 +166,7 @@ class Progress:
         if done > step:
             rate = (done - step) / (now - clock)
             values["images_per_second"] = rate * self._images_per_step
-            values["mfu"] = rate * self._flops_per_step / self._peak_flops
+            values["mfu"] = rate * self._flops_of(done - 1) / self._peak_flops
             eta = (self._total_steps - done) / rate
             line += f"  {values['images_per_second']:.0f} images/s  MFU {100 * values['mfu']:.1f} %  ETA {_clock(eta)}"
         self._say(line)

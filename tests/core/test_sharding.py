@@ -14,7 +14,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.mesh import make_mesh
 from ec_dit.core.sharding import batch_ways, constrain, named_sharding, partition_spec, replicated
 from ec_dit.models.dit import DiT
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.nn import param
 
 

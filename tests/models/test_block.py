@@ -11,7 +11,8 @@ from flax import nnx
 
 from ec_dit.models.block import Condition, Streams
 from ec_dit.models.cross_attention import CrossAttentionBlock
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import Kind
 from ec_dit.nn.routing.spec import RoutingSpec
 

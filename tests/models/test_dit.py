@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from ec_dit.models.dit import DiT, take_tokens
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import patchify, unpatchify
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec

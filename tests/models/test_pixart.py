@@ -14,7 +14,7 @@ from ec_dit.core.tree import named_leaves
 from ec_dit.encoders import weights
 from ec_dit.models.dit import DiT
 from ec_dit.models.published import pixart
-from ec_dit.models.spec import MoESpec
+from ec_dit.models.sparse_spec import MoESpec
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.routing.spec import RoutingSpec
 from tests.pixart_folders import save_transformer

@@ -21,7 +21,7 @@ from ec_dit.encoders import weights
 from ec_dit.models import sizes
 from ec_dit.models.dit import DiT
 from ec_dit.models.published import nucleus, sd3
-from ec_dit.models.spec import SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.routing.spec import RoutingSpec
 from tests import published_folders

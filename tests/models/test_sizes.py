@@ -19,8 +19,10 @@ from ec_dit.models.blocks import BLOCKS
 from ec_dit.models.cross_attention import CrossAttentionBlock
 from ec_dit.models.dit import DiT
 from ec_dit.models.paper import PAPER
-from ec_dit.models.spec import BlockKind, DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import BlockKind, DiTSpec
 from ec_dit.models.stages import Kind
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.models.text_tower import TextTower
 from ec_dit.nn.cost import Cost, Load
 from ec_dit.nn.routing.spec import RoutingSpec

@@ -6,7 +6,8 @@ import itertools
 import pytest
 
 from ec_dit.core.errors import UserError
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import Kind
 
 SMALL = DiTSpec(width=32, num_blocks=4, num_heads=4, num_kv_heads=2, head_dim=8)

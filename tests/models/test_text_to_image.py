@@ -5,7 +5,8 @@ import numpy as np
 from flax import nnx
 
 from ec_dit.data.batch import Text
-from ec_dit.models.spec import DiTSpec, TowerSpec
+from ec_dit.models.spec import DiTSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.models.text_to_image import TextToImage
 
 DIT = DiTSpec(width=16, num_blocks=1, num_heads=2, num_kv_heads=2, head_dim=8, text_width=16, latent_size=4)

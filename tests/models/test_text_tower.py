@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.models.spec import TowerSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.models.text_tower import TextTower
 
 SPEC = TowerSpec(vocab_size=11, width=16, num_blocks=2, num_heads=4, length=6)

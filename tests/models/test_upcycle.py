@@ -11,7 +11,8 @@ from flax import nnx
 from ec_dit.core.errors import UserError
 from ec_dit.models import upcycle
 from ec_dit.models.dit import DiT
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.nn import param
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from ec_dit.models.dit import DiT
-from ec_dit.models.spec import DiTSpec, SparseSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.nn import param
 from ec_dit.nn.routing import record
 from ec_dit.nn.routing.record import COUNT, KEEP, NOISE_LEVELS, SUM, TABLE

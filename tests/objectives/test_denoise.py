@@ -13,7 +13,9 @@ from ec_dit.core.tree import named_leaves
 from ec_dit.data.batch import Batch, Text
 from ec_dit.flow.ddpm import Ddpm
 from ec_dit.flow.rectified import RectifiedFlow
-from ec_dit.models.spec import DiTSpec, SparseSpec, TowerSpec
+from ec_dit.models.sparse_spec import SparseSpec
+from ec_dit.models.spec import DiTSpec
+from ec_dit.models.text_spec import TowerSpec
 from ec_dit.models.text_to_image import TextToImage, without_variance
 from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.objectives.denoise import Denoise, drop_captions

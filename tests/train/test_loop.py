@@ -39,7 +39,7 @@ def run(tmp_path, losses, saved, lines, param_norms=(1.0,) * STEPS):
             must_fetch=lambda done: done == 4,
             total_steps=STEPS,
             images_per_step=10,
-            flops_per_step=1e9,
+            flops_of=lambda step: 1e9,
             peak_flops=1e12,
             describe=lambda tag: f"records {tag}",
             last_good=lambda: f"Last good checkpoint: step {max(saved, default=None)}.",
@@ -142,7 +142,7 @@ class Writer:
 
 
 def progress_of(writer, every, **options):
-    chosen = {"images_per_step": 10, "flops_per_step": 1e9, "peak_flops": 1e12, "total_steps": STEPS} | options
+    chosen = {"images_per_step": 10, "flops_of": lambda step: 1e9, "peak_flops": 1e12, "total_steps": STEPS} | options
     return loop.Progress(
         writer,
         lambda line: None,

@@ -16,7 +16,8 @@ from ec_dit.core.hub import fields, supported
 from ec_dit.core.name_map import FLAT, LINEAR, LINEAR_PAIRS, PAIRS, SAME, Rules, Table, Way, table
 from ec_dit.core.settings import narrow
 from ec_dit.models.published.layers import attention, check_holds, gated_feed_forward, mlp, within
-from ec_dit.models.spec import DiTSpec, MoESpec, SparseSpec
+from ec_dit.models.sparse_spec import MoESpec, SparseSpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import block_numbers
 
 _TITLE = "Nucleus-Image"

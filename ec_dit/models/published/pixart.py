@@ -7,7 +7,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.hub import fields, supported
 from ec_dit.core.name_map import FLAT, LINEAR, SAME, Rules, Table, patches, table
 from ec_dit.models.published.layers import attention, check_holds, feed_forward, mlp, within
-from ec_dit.models.spec import DiTSpec, MoESpec
+from ec_dit.models.sparse_spec import MoESpec
+from ec_dit.models.spec import DiTSpec
 
 CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")  # the latter in files of older diffusers
 # Buffers that published files keep and nothing reads: fixed positions, the embedding of dropped captions.

@@ -10,7 +10,8 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.hub import fields, supported
 from ec_dit.core.name_map import FLAT, LINEAR, SAME, Rules, Table, Way, patches, table
 from ec_dit.models.published.layers import attention, check_holds, feed_forward, mlp, within
-from ec_dit.models.spec import DiTSpec, MoESpec
+from ec_dit.models.sparse_spec import MoESpec
+from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import block_numbers
 from ec_dit.nn.positions import sincos_2d
 
