@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ec_dit.core.tree import named_leaves
 from ec_dit.nn import param
 from ec_dit.nn.cost import Load
 from ec_dit.nn.moe import MoE, RouterContext
@@ -21,6 +22,7 @@ from tests.nn.test_routing import SIZES, duplicated_scores, softmax_scores, tied
 
 IMAGES, TOKENS, WIDTH, EXPERTS = 2, 6, 8, 4
 # (what differs in the layer, what differs in the routing)
+ROUNDING = 2.0**-8  # of bfloat16, relative: half of its last place
 OPTIONS = {
     "gated": ({"activation": "swiglu"}, {}),
     "gated_with_biases": ({"activation": "swiglu", "bias": True}, {}),
@@ -136,6 +138,36 @@ def test_values_and_gradients_equal_plain_loops(name):
             )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gradients_in_bfloat16_stay_within_their_roundings(name):
+    """Beside those in float32 of the same numbers, all of which bfloat16 holds; routers are float32, and so choose the same."""
+    layer, routing = OPTIONS[name]
+    spec = RoutingSpec(**{"capacity_factor": 2.0, **routing})
+    _, params = make(layer)
+    inputs, target_BSD = given()
+
+    def held(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16).astype(jnp.float32), tree)
+
+    params, inputs, gradients = held(params), held(inputs), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        layers = partial(MoE, WIDTH, 12, EXPERTS, **layer, dtype=dtype)
+        graphdef, _, _ = param.split(nnx.eval_shape(lambda layers=layers: layers(rngs=nnx.Rngs(0))))
+
+        def loss(params, inputs, graphdef=graphdef, dtype=dtype):
+            context = RouterContext(inputs["tokens"], inputs["start"], inputs["time"])
+            out_BSD, stats = nnx.merge(graphdef, params)(inputs["x"].astype(dtype), spec, context)
+            return (out_BSD.astype(jnp.float32) * target_BSD).sum() + sum(stats.losses.values()), stats.experts_BS
+
+        gradients.append(jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, inputs))
+    (exact, experts_BS), (near, experts_too_BS) = gradients
+    np.testing.assert_array_equal(experts_too_BS, experts_BS)
+    for (where, wanted), (_, found) in zip(named_leaves(exact), named_leaves(near), strict=True):
+        error, size = np.abs(np.asarray(found - wanted)).max(), np.abs(np.asarray(wanted)).max()
+        assert error <= 8 * ROUNDING * size, (where, error / size if size else error)
+
+
 @pytest.mark.parametrize("make_scores", [softmax_scores, tied_scores, duplicated_scores])
 @pytest.mark.parametrize(("groups", "tokens", "experts", "room"), SIZES)
 @pytest.mark.parametrize(("choices", "gate"), [(1, "score"), (2, "normalized"), (2, "score"), (3, "normalized")])
@@ -245,3 +277,24 @@ def test_every_option_costs_what_is_built_and_traced(name):
     always += EXPERTS * bool(layer.get("thresholds")) + EXPERTS * bool(layer.get("biases"))
     always += (WIDTH * WIDTH + WIDTH + WIDTH * EXPERTS + EXPERTS) if rule.predicts else 0
     assert cost.activated == router + round(factor * expert) + always
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_compiled_to_no_more_than_its_theory(name):
+    """All that XLA counts, the little beside products too: a router's softmax, gates, activations."""
+    layer, routing = OPTIONS[name]
+    spec = RoutingSpec(**{"capacity_factor": 2.0, **routing})
+    sizes, tokens = (256, 512, 8), 512
+    layer = layer | ({"shared": 16 * layer["shared"]} if "shared" in layer else {})
+    spread = spec.routing == "expert_race" or spec.by_threshold
+    factor = spec.capacity_factor * (spec.most if spread else 1)
+    theory = MoE.cost(*sizes, **layer, load=Load(tokens, 3, factor)).flops
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MoE(*sizes, **layer, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    x_BSD = jnp.zeros((1, tokens, 256))
+
+    def run(state, x_BSD):
+        out_BSD, stats = nnx.merge(graphdef, state)(x_BSD, spec, RouterContext(x_BSD, x_BSD, x_BSD[:, 0]))
+        return out_BSD, stats.losses
+
+    counted = jax.jit(run).lower(state, x_BSD).compile().cost_analysis()["flops"]
+    assert 0.99 * theory < counted < 1.02 * theory
