@@ -91,3 +91,12 @@ def batch(c, step=0):
     text = Text(*LetterTokenizer().encode(captions, c.text.length))
     image_BYXZ = rng.uniform(-1, 1, (size, c.data.size, c.data.size, 3)).astype(np.float32)
     return Batch(image_BYXZ, text, np.arange(size))
+
+
+def assert_drawn(folder, expected):
+    """The first pictures of prompts in a folder of samples are the expected ones, (N, Y, X, 3) in 0..1, to a rounding."""
+    for number, image in enumerate(expected):
+        ours = np.asarray(Image.open(folder / f"{number:05d}_0000.png"), np.float32)
+        assert ours.std() > 5
+        assert np.abs(ours - 255 * image).max() < 1.01  # rounded to bytes, perhaps the other way
+    assert np.abs(expected[0] - expected[1]).max() > 0.05

@@ -266,41 +266,8 @@ def test_another_routing_is_not_written(changes, message):
 
 
 SIZES = {
-    "nucleus": (
-        nucleus,
-        {
-            **NUCLEUS,
-            "in_channels": 64,
-            "out_channels": 16,
-            "num_layers": 32,
-            "attention_head_dim": 128,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 4,
-            "joint_attention_dim": 4096,
-            "axes_dims_rope": [16, 56, 56],
-            "num_experts": 64,
-            "moe_intermediate_dim": 1344,
-            "capacity_factors": [0.0] * 3 + [4.0] * 2 + [2.0] * 27,
-        },
-        16.9e9,  # "17 B, about 2 B activated", 2604.12163
-    ),
-    "sd3_medium": (
-        sd3,
-        {
-            **SD3,
-            "sample_size": 128,
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": 24,
-            "attention_head_dim": 64,
-            "num_attention_heads": 24,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "pos_embed_max_size": 192,
-        },
-        2.03e9,  # "2 B", 2403.03206
-    ),
+    "nucleus": (nucleus, nucleus.IMAGE, 16.9e9),  # "17 B, about 2 B activated", 2604.12163
+    "sd3_medium": (sd3, sd3.MEDIUM, 2.03e9),  # "2 B", 2403.03206
 }
 
 
