@@ -278,3 +278,14 @@ def test_another_pipeline_or_other_times_are_refused(sd3, nucleus, tmp_path, cap
     positions["pos_embed.pos_embed"] = positions["pos_embed.pos_embed"] * 0.9
     save_file(positions, tmp_path / "sd3" / "transformer" / WEIGHTS)
     assert "pos_embed.pos_embed holds other positions than the sines and cosines" in message("sd3", tmp_path / "sd3")
+
+
+def test_sd3_with_experts_starts_as_it_is(sd3, tmp_path, capsys):
+    """Blocks with attention of their own, plain ones and the last: each expert is a copy of its block's layer of the image."""
+    words = ["--from=sd3", f"--path={sd3[1] / 'transformer'}", "--text_length=7", "--upcycle", "--experts=4", "--every=1"]
+    assert convert.main(["convert", *words, f"--out={tmp_path / 'run'}"]) == 0, capsys.readouterr().err
+    told = json.loads((tmp_path / "run" / "conversion.json").read_text())["upcycled"]["first_outputs"]
+    assert told["every expert takes every token"]["relative"] < 1e-6
+    words = ["--from=workdir", f"--path={tmp_path / 'run'}", "--to=diffusers", f"--out={tmp_path / 'back'}"]
+    assert convert.main(["convert", *words]) == 2
+    assert "cannot hold this model: moe.routing is expert_choice, not dense" in capsys.readouterr().err
