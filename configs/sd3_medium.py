@@ -22,5 +22,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c = presets.published("sd3_medium", "sd3_medium")
     c.optimizer.update(name="adamw", learning_rate=1e-4, warmup_steps=1000)
     c.train.batch_size = 1024
+    c.model.remat = "full"
     presets.pod(c, "v5p:4x4x4", fsdp=16, data=-1)
     return presets.sized(c, arg)

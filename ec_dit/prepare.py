@@ -33,6 +33,7 @@ _CAPTIONS |= {"text_template": "template", "text_layer": "layer"}
 _OF_ENCODED = (
     *("resolution", "buckets", "bucket_step", "bucket_aspect", "text_length", "text_type", "flip"),
     *_CAPTIONS,
+    "text_like",
     *("encoder_dtype", "batch_size", "mesh"),
 )
 
@@ -125,6 +126,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum("text_type", "bfloat16", ["bfloat16", "int8"], "How embeddings are stored.", flag_values=values)
     switch("flip", "Store a second latent, of the mirror image, where the caption allows it.")
     switch("lower", "Captions in lower case, as PixArt's.")
+    place("text_like", "Read captions as the model of this workdir does: their length, and what the flags below say.")
     text("text_join", "Of several text encoders: sd3 (CLIPs side by side, T5 behind them) or flux.")
     text("text_padding", "What fills up a short caption: masked, or read, as SD3 does.")
     text("text_template", "What encoders read in place of a caption, with {caption} where it stands.")
@@ -232,7 +234,8 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     if step is None:
         step = 64 if side >= 512 else 32
     shapes = resolution.buckets(side, step, values.bucket_aspect) if values.buckets else resolution.square(side)
-    if values.batch_size < 1 or values.text_length < 1:
+    spec, length = _captions(values)
+    if values.batch_size < 1 or length < 1:
         raise UserError("--batch_size and --text_length must be at least 1")
     mesh = make_mesh([cli.mesh_of(values)[axis] for axis in MESH_AXES], jax.local_devices())  # each process for itself
     on_cpu = jax.local_devices()[0].platform == "cpu"
@@ -240,9 +243,9 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     encoders = FrozenEncoders(
         values.vae,
         folders(values.text_encoder),
-        values.text_length,
+        length,
         mesh,
-        spec=_caption_spec(values),
+        spec=spec,
         dtype=jnp.dtype(dtype),
     )
     for shape in shapes:
@@ -263,22 +266,32 @@ def _encoding(values: flags.FlagValues) -> "EncodingPlan":
     return EncodingPlan(encoders, facts, shapes, values.batch_size, values.text_type, values.flip)
 
 
-def _caption_spec(values: flags.FlagValues) -> "CaptionSpec":
-    """How captions are read.
+def _captions(values: flags.FlagValues) -> tuple["CaptionSpec", int]:
+    """How captions are read, and in how many tokens.
 
     Raises:
-        UserError: naming a flag whose value is none.
+        UserError: naming a flag whose value is none, or that another one decides.
     """
     from ec_dit.core import settings
     from ec_dit.data.captions import CaptionSpec
 
-    given: dict[str, Any] = {
+    if values.text_like:
+        from ec_dit import config
+
+        if given := [flag for flag in (*_CAPTIONS, "text_length") if values[flag].present]:
+            raise UserError(f"--{given[0]} is what --text_like takes from the workdir: leave one of them out")
+        path = paths.at(values.text_like) / "config.json"
+        if not path.exists():
+            raise UserError(f"--text_like={values.text_like}: there is no workdir, no {path}")
+        text = config.from_json(path.read_text(), str(path)).text
+        return settings.narrow(CaptionSpec, text), text.length
+    chosen: dict[str, Any] = {
         name: values[flag].value for flag, name in _CAPTIONS.items() if values[flag].value is not None
     }
     for flag, name in _CAPTIONS.items():
-        if name in given and (problem := settings.keys(CaptionSpec)[name].problem(given[name])):
-            raise UserError(f"--{flag}={given[name]}: {problem}")
-    return CaptionSpec(**given)
+        if name in chosen and (problem := settings.keys(CaptionSpec)[name].problem(chosen[name])):
+            raise UserError(f"--{flag}={chosen[name]}: {problem}")
+    return CaptionSpec(**chosen), values.text_length
 
 
 def main(argv: Sequence[str]) -> int:

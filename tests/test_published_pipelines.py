@@ -250,6 +250,25 @@ def test_models_go_back_bit_for_bit_and_load_in_diffusers(nucleus, sd3, tmp_path
         getattr(diffusers, name).from_pretrained(back)
 
 
+def test_what_a_layout_does_not_say_comes_back(sd3, tmp_path, capsys):
+    """Another way to read captions, other tokens, another sampling than the pipeline's."""
+    words = ["--from=sd3", f"--path={sd3[1] / 'transformer'}", "--text_length=7", f"--out={tmp_path / 'run'}"]
+    assert convert.main(["convert", *words]) == 0
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["text"]["padding"], config["sample"]["steps"], config["flow"]["time_mean"] = "masked", 11, 0.5
+    path.write_text(json.dumps(config))
+    (tmp_path / "run" / "digests.json").unlink()  # changed on purpose
+    words = ["--from=workdir", f"--path={tmp_path / 'run'}", "--to=diffusers", f"--out={tmp_path / 'back'}"]
+    assert convert.main(["convert", *words]) == 0, capsys.readouterr().err
+    assert convert.main(["convert", "--from=sd3", f"--path={tmp_path / 'back'}", f"--out={tmp_path / 'again'}"]) == 0
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    config["text"]["path"] = again["text"]["path"] = ""  # of the pipeline round it, which the export has not
+    assert {part: again[part] for part in ("text", "sample", "flow")} == {
+        part: config[part] for part in ("text", "sample", "flow")
+    }
+
+
 def test_another_pipeline_or_other_times_are_refused(sd3, nucleus, tmp_path, capsys):
     folder = sd3[1]
     shutil.copytree(folder, tmp_path / "sd3")
@@ -282,7 +301,14 @@ def test_another_pipeline_or_other_times_are_refused(sd3, nucleus, tmp_path, cap
 
 def test_sd3_with_experts_starts_as_it_is(sd3, tmp_path, capsys):
     """Blocks with attention of their own, plain ones and the last: each expert is a copy of its block's layer of the image."""
-    words = ["--from=sd3", f"--path={sd3[1] / 'transformer'}", "--text_length=7", "--upcycle", "--experts=4", "--every=1"]
+    words = [
+        "--from=sd3",
+        f"--path={sd3[1] / 'transformer'}",
+        "--text_length=7",
+        "--upcycle",
+        "--experts=4",
+        "--every=1",
+    ]
     assert convert.main(["convert", *words, f"--out={tmp_path / 'run'}"]) == 0, capsys.readouterr().err
     told = json.loads((tmp_path / "run" / "conversion.json").read_text())["upcycled"]["first_outputs"]
     assert told["every expert takes every token"]["relative"] < 1e-6

@@ -58,6 +58,7 @@ def test_steps_are_those_of_runs_with_each_factor():
         ({"moe__capacity_until": (3, 8.0, 2, 4.0)}, "give rising steps"),
         ({"moe__capacity_until": (2.5, 8.0)}, "give rising steps"),
         ({"moe__capacity_until": (2, 0.0)}, "give rising steps"),
+        ({"moe__capacity_until": (float("inf"), 2.0)}, "give rising steps"),
         ({"moe__capacity_until": (2, 3.3)}, "must be a whole number"),
         ({"moe__capacity_until": (2, 4.0), "moe__capacity_factors": (2.0,)}, "every sparse block has its own"),
     ],

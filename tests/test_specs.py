@@ -143,3 +143,9 @@ def test_the_balancing_loss_counts_for_token_choice_alone():
         made = specs.training_objective(config, null)
         assert isinstance(made, Denoise) and made.aux_weight == weight and made.null_text is null
         assert made.routing == specs.train_routing(config) and made.mask_ratio == config.flow.mask_ratio
+
+
+def test_a_text_tower_gives_no_pooled_vectors():
+    c = helpers.tiny_config(text__pooled_width=12)
+    assert specs.dit_spec(c).pooled_width == 0
+    assert specs.dit_spec(helpers.change(c, text__encoder="cached")).pooled_width == 12

@@ -32,7 +32,7 @@ def dit_spec(config: RunConfig) -> DiTSpec:
         latent_size=config.data.size,
         channels=config.data.channels,
         text_width=config.text.width,
-        pooled_width=config.text.pooled_width,
+        pooled_width=config.text.pooled,
         sparse=narrow(SparseSpec, config.moe, **_needs(config)),
     )
 

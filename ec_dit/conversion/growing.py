@@ -122,8 +122,8 @@ def _outputs(model: Model, routing: RoutingSpec) -> tuple[np.ndarray, float]:
         text = Text(*system.tokenizer.encode([_PROMPT] * images, t.length))
     else:
         text = Text(rng.standard_normal((images, t.length, t.width), np.float32), np.ones((images, t.length), bool))
-        if t.pooled_width:
-            text = text._replace(pooled_BM=rng.standard_normal((images, t.pooled_width), np.float32))
+        if t.pooled:
+            text = text._replace(pooled_BM=rng.standard_normal((images, t.pooled), np.float32))
 
     def predict(params: Any, x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> tuple[jax.Array, jax.Array]:
         made: TextToImage = nnx.merge(system.graphdef, params)

@@ -49,8 +49,9 @@ def from_published(kind: str, path: str, mesh: Mapping[str, int], text_length: i
         recipe = config_lib.to_tree(layout.recipe(spec, moe, scheduler))
         config = config_lib.from_tree(_merged(recipe, told))
     known = layout.pipelines.get(pipeline.get("_class_name", ""))
-    length = text_length or known or min(layout.pipelines.values())
-    if not text_length and not known:
+    noted = told.get("text", {}).get("length") if isinstance(told.get("text"), dict) else None
+    length = text_length or known or noted or min(layout.pipelines.values())
+    if not text_length and not known and not noted:
         others = ", ".join(f"{name} {count}" for name, count in layout.pipelines.items())
         say(f"text tokens: {length}; pipelines have: {others} (--text_length)")
     places, encoders = _find_encoders(folder.parent, fetched, say) if pipeline else ({}, {})

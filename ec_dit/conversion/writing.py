@@ -17,6 +17,7 @@ from ec_dit.core.download import Name
 from ec_dit.core.errors import UserError
 from ec_dit.core.hub import flag_names
 from ec_dit.core.tree import named_leaves, num_params
+from ec_dit.data.captions import caption_facts
 from ec_dit.data.layout import ENCODING
 from ec_dit.encoders import frozen
 from ec_dit.models import native
@@ -57,13 +58,14 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
     config, spec = model.config(), specs.dit_spec(model.system.config)
     layout = next(layout for layout in LAYOUTS.values() if layout.block == config.model.block)
     found = layout.write(spec, config.moe)
-    theirs = layout.recipe(spec, config.moe, None).flow
-    if (config.flow.path, config.flow.prediction) != (theirs.path, theirs.prediction):
+    recipe = layout.recipe(spec, config.moe, None)
+    if (config.flow.path, config.flow.prediction) != (recipe.flow.path, recipe.flow.prediction):
         say(
             f"note: this model was not trained with {layout.title}'s noise; diffusers will load it, but its pipelines draw "
             "nothing with it"
         )
-        found[CONFIG_KEY] = {part: config_lib.to_tree(config)[part] for part in ("flow", "sample")}
+    if unsaid := _unsaid(config, recipe):
+        found[CONFIG_KEY] = unsaid
     if model.system.encoding is not None and config.data.normalize == "channel":
         mean_Z, std_Z = model.system.latent_scale
         say(
@@ -76,6 +78,18 @@ def to_diffusers(model: Model, path: str, dtype: str, say: Say) -> None:
     unread = layout.unread(spec) if processes.is_first() else ((name, None) for name, _ in layout.unread(spec))
     tensors = itertools.chain(name_map.tensors(params, table), unread)
     _finish(path, export.write(path, STEM, _cast(tensors, dtype)), {}, found)
+
+
+def _unsaid(config: RunConfig, recipe: RunConfig) -> dict[str, Any]:
+    """What a model of this layout is otherwise not read back with: its noise, its sampling, how it reads captions."""
+    ours, theirs = config_lib.to_tree(config), config_lib.to_tree(recipe)
+    captions = dict.fromkeys((*caption_facts(config.text), "length"))
+    parts = {"flow": ours["flow"], "sample": ours["sample"], "text": captions}
+    changed = {
+        part: {key: ours[part][key] for key in keys if ours[part][key] != theirs[part][key]}
+        for part, keys in parts.items()
+    }
+    return {part: keys for part, keys in changed.items() if keys}
 
 
 def to_safetensors(model: Model, path: str, dtype: str) -> None:

@@ -98,8 +98,8 @@ _FACTS = {
 
 
 def _kind(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that a model depends on: the encoders, and what they were given; not where they lay, or how text is stored."""
+    """The facts that a model depends on: the encoders, and what they were given; not where they lay, or what is stored how."""
     return {
-        part: {key: value for key, value in facts[part].items() if key not in ("path", "paths", "type")}
+        part: {key: value for key, value in facts[part].items() if key not in ("path", "paths", "type", "pooled")}
         for part in ("autoencoder", "text")
     }

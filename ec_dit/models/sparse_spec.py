@@ -1,5 +1,6 @@
 """Which blocks have experts, what those are made of, and how they route in training: the `moe` section."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +86,9 @@ class SparseSpec:
 
 
 def _schedule(value: tuple[Any, ...]) -> str | None:
-    good = len(value) % 2 == 0 and all(isinstance(n, int | float) and not isinstance(n, bool) for n in value)
+    good = len(value) % 2 == 0 and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value
+    )
     if good:
         ends, factors = value[::2], value[1::2]
         whole = all(n == int(n) and 0 < n <= COUNT for n in ends)

@@ -168,6 +168,10 @@ class DiTSpec(ModelSpec):
             raise UserError(
                 f"moe.capacity_factors has {len(factors)} numbers, and the model {self.num_sparse} sparse blocks: give one each."
             )
+        if self.sparse.num_experts and not self.num_sparse and self.sparse.first < self.num_blocks:
+            raise UserError(
+                f"moe.first {self.sparse.first} and moe.stop {self.sparse.stop} leave no block with experts."
+            )
         if self.sparse.num_experts and not 0 <= self.sparse.first < self.num_blocks:
             raise UserError(f"model: first sparse block {self.sparse.first} is not among {self.num_blocks} blocks.")
 

@@ -43,6 +43,11 @@ class TextSpec(CaptionSpec):
         4, "of the tower", at_least=1, at_most=SIZE, use=only("text.encoder", "tower"), params="shape"
     )
 
+    @property
+    def pooled(self) -> int:
+        """M of the pooled vectors that the model reads; 0: none, as beside a tower, which gives none."""
+        return self.pooled_width if self.encoder == "cached" else 0
+
 
 @dataclass(frozen=True)
 class TowerSpec:

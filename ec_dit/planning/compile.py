@@ -253,7 +253,7 @@ def batch_shapes(system: System, images: int, *, pairs: bool = False) -> Batch:
         tokens = _on(system, (images, t.length), jnp.int32)
     else:
         tokens = _on(system, (images, t.length, t.width), jnp.float32)
-    pooled = _on(system, (images, t.pooled_width), jnp.float32) if t.pooled_width else None
+    pooled = _on(system, (images, t.pooled), jnp.float32) if t.pooled else None
     text = Text(tokens, _on(system, (images, t.length), jnp.bool_), pooled)
     return Batch(x, text, rejected_BYXZ=x if pairs else None)
 

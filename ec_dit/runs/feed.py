@@ -96,13 +96,16 @@ def _check_encoding(config: RunConfig, data: Dataset) -> None:
         "text.width": (facts["text"]["width"], "embeddings"),
         **{f"text.{name}": (facts["text"][name], "captions") for name in caption_facts(config.text)},
     }
-    if config.text.pooled_width:
+    if config.text.pooled:
         found["text.pooled_width"] = (facts["text"]["pooled"], "pooled vectors of captions")
     wrong = [
         f"{what}: {key} {made} in the data, {settings.get(config, key)} in the config"
         for key, (made, what) in found.items()
         if made != settings.get(config, key)
     ]
+    grid, patch = config.model.position_grid, config.model.patch
+    if config.model.position_fit == "crop" and (side := max(map(max, data.shapes()), default=0)) > grid * patch:
+        wrong.append(f"latents of {side} a side: model.position_grid {grid} has room for {grid * patch}")
     if path := config.data.autoencoder:
         wrong += filter(None, [frozen.autoencoder_difference(facts, path)])
     if config.text.path:
@@ -136,7 +139,7 @@ def make_loader(system: System, data: Dataset | None) -> Loader | SyntheticLoade
             (d.size, d.size, d.channels),
             t.length,
             t.width,
-            t.pooled_width,
+            t.pooled,
             batch_size=config.train.batch_size,
             seed=config.seed,
             share=system.share,
@@ -162,7 +165,7 @@ def make_rows(system: System, data: Dataset, split: str, *, augment: bool) -> Ro
             std_Z=std_Z,
             posterior=d.posterior,
             flip=augment and d.flip,
-            pooled=system.config.text.pooled_width > 0,
+            pooled=system.config.text.pooled > 0,
         )
     assert system.tokenizer is not None
     return PictureRows(

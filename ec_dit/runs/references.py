@@ -183,7 +183,7 @@ class References:
             return text
         split, number = self._stored[caption]
         record = self.data[split][number]
-        pooled_M = np.float32(record.pooled[0]) if self.system.config.text.pooled_width else None
+        pooled_M = np.float32(record.pooled[0]) if self.system.config.text.pooled else None
         return Text(np.float32(record.text_TM()), record.texts[0][1], pooled_M)
 
     def _encode(self, captions: Sequence[str]) -> Text:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ec_dit.nn.embeddings import patchify, unpatchify
 
 GuidanceNorm = Literal["none", "token"]
+_TINY = 1e-12  # of a length: a prediction of zeros stays zeros
 PredictFn = Callable[[jax.Array, jax.Array, Any], jax.Array]  # (x, t_B, condition) -> prediction
 
 
@@ -26,7 +27,7 @@ def token_lengths(out_BYXZ: jax.Array, like_BYXZ: jax.Array, patch: int) -> jax.
     out_BSP, like_BSP = patchify(out_BYXZ, patch), patchify(like_BYXZ, patch)
     length_BS, wanted_BS = (jnp.linalg.norm(tokens, axis=-1, keepdims=True) for tokens in (out_BSP, like_BSP))
     rows, columns = (side // patch for side in out_BYXZ.shape[1:3])
-    return unpatchify(out_BSP * (wanted_BS / length_BS), patch, rows, columns)
+    return unpatchify(out_BSP * (wanted_BS / jnp.maximum(length_BS, _TINY)), patch, rows, columns)
 
 
 def guide(

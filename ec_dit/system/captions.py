@@ -26,7 +26,7 @@ class Captions:
         t = self._system.config.text
         if self._encoders is not None:
             text = Text(*self._encoders.encode(captions))
-            return text if t.pooled_width else text._replace(pooled_BM=None)
+            return text if t.pooled else text._replace(pooled_BM=None)
         assert self._system.tokenizer is not None
         return Text(*self._system.tokenizer.encode(captions, t.length))
 
@@ -62,9 +62,9 @@ def load_encoders(system: System) -> TextEncoders:
             f"{', '.join(paths)} gives {encoders.length} embeddings of {encoders.width} numbers, but this model was made for "
             f"{t.length} of {t.width} (config keys text.length, text.width)."
         )
-    if t.pooled_width not in (0, encoders.pooled_width):
+    if t.pooled not in (0, encoders.pooled_width):
         raise UserError(
             f"{', '.join(paths)} gives pooled vectors of {encoders.pooled_width} numbers, but this model was made for "
-            f"{t.pooled_width} (config key text.pooled_width)."
+            f"{t.pooled} (config key text.pooled_width)."
         )
     return encoders

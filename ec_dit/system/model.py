@@ -103,10 +103,10 @@ class System:
         """Gives the empty caption, without a batch dimension; zeros for synthetic embeddings, which no encoder made."""
         t = self.config.text
         if self.encoding is not None:
-            pooled_M = self.encoding.null_pooled_M if t.pooled_width else None
+            pooled_M = self.encoding.null_pooled_M if t.pooled else None
             return Text(self.encoding.null_text_TM, self.encoding.null_mask_T, pooled_M)
         if self.tokenizer is None:
-            pooled_M = np.zeros(t.pooled_width, np.float32) if t.pooled_width else None
+            pooled_M = np.zeros(t.pooled, np.float32) if t.pooled else None
             return Text(np.zeros((t.length, t.width), np.float32), np.arange(t.length) == 0, pooled_M)
         return jax.tree.map(lambda a: a[0], Text(*self.tokenizer.encode([""], t.length)))
 

@@ -81,5 +81,6 @@ def test_the_difference_names_what_makes_latents_or_embeddings_of_another_kind()
         changed("text", "paths", value=["/c", "/d"]),
         changed("pictures", "resolution", value=128),
         changed("computed", "jax", value="2"),
+        changed("text", "pooled", value=6),  # stored beside the text, for models that read it
     ]
-    assert [encoding().difference(other) for other in same] == [[]] * 4
+    assert [encoding().difference(other) for other in same] == [[]] * 5

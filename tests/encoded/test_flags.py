@@ -1,5 +1,6 @@
 """prepare with encoders: wrong flags, captions that are cut, and what was interrupted."""
 
+import json
 import re
 import shutil
 
@@ -113,6 +114,35 @@ def test_captions_that_real_encoders_cut_are_counted(place, tmp_path):
     encoders = FrozenEncoders(*folders, 6, make_mesh((1, 1, 1, 1), jax.devices()[:1]), spec=CaptionSpec(lower=True))
     lower = [text.strip().lower() for text in captions]
     assert encoders.cut(captions) == cut(lower) and 0 < cut(lower) < cut(captions) < 12
+
+
+def test_captions_read_as_a_model_does(place, trained, tmp_path, capsys):
+    """Of a workdir; beside it no flag says what it says."""
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    told = json.loads((trained / "config.json").read_text())
+    told["text"] |= {"lower": True, "padding": "read", "template": "say {caption}!", "length": 9}
+    path.write_text(json.dumps(told))
+    like = f"--text_like={path.parent}"
+
+    def run(out, *more):
+        words = sets.arguments(place / "tars", tmp_path / out, place / "encoders", *SQUARE, *more)
+        return prepare.main(["prepare", *(word for word in words if word != "--text_length=20")])
+
+    assert run("set", like) == 0
+    facts, wanted = dataset.open(tmp_path / "set").encoding.facts["text"], told["text"]
+    assert {key: facts[key] for key in ("lower", "padding", "template", "length", "join", "layer")} == {
+        key: wanted[key] for key in ("lower", "padding", "template", "length", "join", "layer")
+    }
+    for more, message in (
+        ([like, "--lower"], "--lower is what --text_like takes from the workdir"),
+        ([like, "--text_length=7"], "--text_length is what --text_like takes"),
+        ([f"--text_like={tmp_path}"], "there is no workdir"),
+        (["--text_template=say"], "--text_template=say: .*give a text with {caption} in it, once"),
+        (["--text_padding=none"], "--text_padding=none"),
+    ):
+        assert run("other", *more) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_what_was_interrupted_goes_on_with_the_same_settings_only(place, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """A dense DiT with the weights of a tiny random PixArt, read from the folder that diffusers wrote, gives diffusers' outputs."""
 
+import dataclasses
 import json
 
 import jax
@@ -147,3 +148,11 @@ def test_tables_name_every_parameter_once():
     theirs = [name for entry in table.values() for name in entry.names]
     assert len(set(theirs)) == len(theirs)
     assert json.dumps(sorted(theirs)).count("transformer_blocks.0.") == 21
+
+
+@pytest.mark.parametrize("fit", ["crop", "centred"])
+def test_positions_that_diffusers_does_not_have_are_not_written(fit):
+    spec, moe = pixart.read(BASE, (), "here")
+    pixart.write(spec, moe)
+    with pytest.raises(UserError, match="position_fit area or sides is False, not True"):
+        pixart.write(dataclasses.replace(spec, position_fit=fit, position_grid=16), moe)

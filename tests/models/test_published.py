@@ -288,3 +288,12 @@ def test_full_sizes_have_as_many_parameters_as_diffusers(name):
     assert counted == pytest.approx(published, rel=0.01)
     if spec.num_sparse:
         assert sizes.sizes(spec).activated == pytest.approx(2e9, rel=0.1)
+
+
+def test_experts_as_wide_as_dense_layers_are_written_by_their_width():
+    spec, moe = nucleus.read(NUCLEUS, "here")
+    moe = dataclasses.replace(moe, expert_width=0, shared_width=128, stop=6)
+    written = nucleus.write(dataclasses.replace(spec, sparse=narrow(SparseSpec, moe)), moe)
+    assert written["moe_intermediate_dim"] == 128
+    with pytest.raises(UserError, match=r"moe\.shared_width is 0"):
+        nucleus.write(spec, dataclasses.replace(moe, shared_width=0))

@@ -107,6 +107,12 @@ def test_blocks_with_a_text_stream_part_where_they_differ():
     ("changes", "words"),
     [
         ({"num_heads": 5}, ("2 key-value heads", "5 heads")),
+        ({"sparse": SparseSpec(4, first=3, stop=2)}, ("moe.first 3", "moe.stop 2", "no block with experts")),
+        ({"block": "mmdit", "modulation": "adaln_single"}, ("adaln_single", "mmdit")),
+        ({"block": "joint_kv", "text_projection": True}, ("text_projection", "joint_kv")),
+        ({"dual_blocks": 9}, ("dual_blocks is 9", "4 blocks")),
+        ({"position": "rope", "rope_axes": (2, 2, 2)}, ("rope_axes (2, 2, 2)", "head_dim, 8")),
+        ({"position_fit": "crop", "position_grid": 3}, ("position_grid is 3", "16 patches")),
         ({"patch": 3}, ("patch 3", "32")),
         ({"width": 34}, ("width 34", "multiple of 4")),
         ({"sparse": SparseSpec(4, first=4)}, ("block 4", "4 blocks")),

@@ -204,6 +204,8 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
         UserError: naming what Nucleus-Image's transformer does not have.
     """
     sparse, first, stop = spec.num_sparse > 0, spec.sparse.first, spec.sparse.stop
+    stop = 0 if stop >= spec.num_blocks else stop
+    inner = spec.sparse.expert_width or spec.hidden
     strategy = "all_dense"
     if sparse:
         pattern = (first, stop == spec.num_blocks - 1)
@@ -235,7 +237,7 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
             "moe.gate": (moe.gate, "normalized"),
             "moe.router": (moe.router, "linear"),
             "moe.router_input": (moe.router_input, "normed_time"),
-            "moe.shared_width": (moe.shared_width, moe.expert_width),
+            "moe.shared_width": (moe.shared_width, inner),
             "moe.record": (moe.record, False),
         }
     check_holds(_TITLE, same)
@@ -255,7 +257,7 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
         "moe_enabled": sparse,
         "dense_moe_strategy": strategy,
         "num_experts": moe.num_experts,
-        "moe_intermediate_dim": moe.expert_width,
+        "moe_intermediate_dim": inner,
         "capacity_factors": [0.0] * first + factors + [0.0] * (spec.num_blocks - first - len(factors))
         if sparse
         else 8.0,

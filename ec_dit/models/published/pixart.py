@@ -140,6 +140,7 @@ def write(spec: DiTSpec, moe: MoESpec) -> dict[str, Any]:
             "model.activation": (spec.activation, "gelu"),
             "model.width": (spec.width, spec.num_heads * spec.head_dim),
             "model.position": (spec.position, "sincos"),
+            "model.position_fit area or sides": (spec.position_fit in ("area", "sides"), True),
             "model.time_embedding": (spec.time_embedding, "dit"),
             "model.text_norm": (spec.text_norm, False),
             "text.pooled_width": (spec.pooled_width, 0),
