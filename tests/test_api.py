@@ -107,7 +107,7 @@ def expected_routes(run, kind, group, steps, guidance, seed):
     times = np.linspace(1, 0, steps + 1)
     routes = []
     for t, t_next in itertools.pairwise(times):
-        out, ((scores_BSE, _),) = plain.dit(spec, params["dit"], (np.stack([x, x]), [t, t], *text))
+        out, ((scores_BSE, _),) = plain.dit(spec, params["dit"], (np.stack([x, x]), [t, t], text.tokens, text.mask_BT))
         together = scores_BSE.reshape(-1, EXPERTS) if group == "pair" else scores_BSE[0]
         choose = {"expert_choice": plain.algorithm_1, "token_choice": plain.gshard_top2}[kind]
         gate_SE = np.full((len(together), EXPERTS), np.nan)

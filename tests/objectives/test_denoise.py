@@ -128,8 +128,8 @@ def plain_inputs(goal, x0_BYXZ, text):
     """What the network gets and what it should answer: ((x_t, t, text, kept tokens), noise)."""
     t_B, noise_BYXZ, keep_BS, drop_B = plain_draws(KEY, goal, x0_BYXZ.shape)
     assert t_B.min() < FLOOR < t_B.max() and 0 < drop_B.sum() < BATCH  # or half of these tests would test nothing
-    seen = Text(*(np.array(leaf) for leaf in text))
-    seen.tokens[drop_B], seen.mask_BT[drop_B] = NULL
+    seen = Text(*(np.array(leaf) for leaf in text[:2]))
+    seen.tokens[drop_B], seen.mask_BT[drop_B] = NULL[:2]
     return (plain_path(x0_BYXZ, noise_BYXZ, t_B), np.float32(t_B), seen, keep_BS), noise_BYXZ
 
 
@@ -284,13 +284,17 @@ def test_the_loss_of_ddpm_equals_numpy(random_model):
 @pytest.mark.parametrize("rate", [0.1, 0.7])
 def test_dropped_captions_become_the_null_caption_tokens_and_mask(width, rate):
     batch, rng = 4000, np.random.default_rng(0)
-    text = Text(rng.integers(1, 8, (batch, LENGTH, *width)), np.arange(LENGTH) < rng.integers(2, 6, (batch, 1)))
-    null = Text(np.full((LENGTH, *width), 9), np.arange(LENGTH) == 0)
-    tokens, mask_BT = (np.asarray(leaf) for leaf in drop_captions(jax.random.key(0), text, null, rate))
+    mask_BT = np.arange(LENGTH) < rng.integers(2, 6, (batch, 1))
+    text = Text(rng.integers(1, 8, (batch, LENGTH, *width)), mask_BT, rng.integers(1, 8, (batch, 2)) if width else None)
+    null = Text(np.full((LENGTH, *width), 9), np.arange(LENGTH) == 0, np.full(2, 9) if width else None)
+    dropped = drop_captions(jax.random.key(0), text, null, rate)
+    tokens, mask_BT = np.asarray(dropped.tokens), np.asarray(dropped.mask_BT)
     dropped_B = (tokens == 9).reshape(batch, -1).all(1)
     np.testing.assert_array_equal(tokens[~dropped_B], text.tokens[~dropped_B])
     np.testing.assert_array_equal(mask_BT[~dropped_B], text.mask_BT[~dropped_B])
     np.testing.assert_array_equal(mask_BT[dropped_B], np.tile(null.mask_BT, (dropped_B.sum(), 1)))
+    if width:  # with the vector of the whole caption
+        np.testing.assert_array_equal((np.asarray(dropped.pooled_BM) == 9).all(1), dropped_B)
     assert dropped_B.mean() == pytest.approx(rate, abs=0.03)  # four standard deviations
 
 
@@ -353,20 +357,20 @@ def test_the_validation_loss_of_an_image_depends_on_its_position_and_on_no_neigh
     position_B = np.arange(10, 10 + BATCH, dtype=np.int32)
     loss_B = run(params, Batch(x0_BYXZ, text, position_B=position_B))
 
-    x0, tokens, mask, positions = (a[::-1] for a in (x0_BYXZ, *text, position_B))
+    x0, tokens, mask, positions = (a[::-1] for a in (x0_BYXZ, *text[:2], position_B))
     np.testing.assert_allclose(
         run(params, Batch(x0, Text(tokens, mask), position_B=positions)), loss_B[::-1], rtol=1e-5
     )
 
     others, of_others = example(seed=1)  # the first image stays, between other images at other positions
     x0 = np.concatenate([x0_BYXZ[:1], others[1:]])
-    tokens, mask = (np.concatenate([a[:1], b[1:]]) for a, b in zip(text, of_others, strict=True))
+    tokens, mask = (np.concatenate([a[:1], b[1:]]) for a, b in zip(text[:2], of_others[:2], strict=True))
     positions = np.concatenate([position_B[:1], position_B[1:] + 100])
     alone_B = run(params, Batch(x0, Text(tokens, mask), position_B=positions))
     np.testing.assert_allclose(alone_B[0], loss_B[0], rtol=1e-5)
     assert (np.abs(alone_B[1:] - loss_B[1:]) > 1e-3).all()
 
-    x0, tokens, mask = (np.repeat(a[:1], BATCH, axis=0) for a in (x0_BYXZ, *text))
+    x0, tokens, mask = (np.repeat(a[:1], BATCH, axis=0) for a in (x0_BYXZ, *text[:2]))
     same_B = run(params, Batch(x0, Text(tokens, mask), position_B=position_B))
     np.testing.assert_allclose(same_B[0], loss_B[0], rtol=1e-5)
     assert len(set(np.asarray(same_B).round(4).tolist())) == BATCH  # one image, eight positions

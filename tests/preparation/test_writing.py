@@ -237,14 +237,14 @@ def test_latents_and_texts_are_those_of_the_encoders(mixed):
     for split in mixed.splits:
         for record in mixed[split]:
             np.testing.assert_array_equal(record.latents, sets.latents_of(source[record.id]))
-            text_BTM, mask_BT = encoders.texts(record.captions)
+            text_BTM, mask_BT, _ = encoders.texts(record.captions)
             assert len(record.texts) == len(record.captions)
             for (tokens, mask_T), text_TM, wanted_T in zip(record.texts, text_BTM, mask_BT, strict=True):
                 np.testing.assert_array_equal(mask_T, wanted_T)
                 np.testing.assert_allclose(tokens.astype(np.float32), text_TM[wanted_T], rtol=2**-8)
     assert mixed.report.kept == {"train": 23, "validation": 7} and mixed.report.vocab_size == 0
     assert mixed.report.shapes == {"train": {"2x2": 13, "2x3": 7, "3x2": 3}, "validation": {"2x2": 5, "2x3": 2}}
-    null_BTM, null_mask_BT = encoders.texts([""])
+    null_BTM, null_mask_BT, _ = encoders.texts([""])
     np.testing.assert_array_equal(mixed.encoding.null_text_TM, null_BTM[0])
     np.testing.assert_array_equal(mixed.encoding.null_mask_T, null_mask_BT[0])
     assert mixed.encoding.facts == sets.plan().facts
@@ -270,7 +270,7 @@ def test_pictures_are_encoded_in_batches_of_one_size(tmp_path):
 def test_int8_texts(tmp_path):
     write(MixedSource(), tmp_path / "set", encoding=sets.plan(text_type="int8"))
     record = dataset.open(tmp_path / "set")["train"][0]
-    text_BTM, mask_BT = BlockEncoders().texts(record.captions)
+    text_BTM, mask_BT, _ = BlockEncoders().texts(record.captions)
     for (tokens, _), text_TM, mask_T in zip(record.texts, text_BTM, mask_BT, strict=True):
         largest = np.abs(text_TM[mask_T]).max(1, keepdims=True)
         assert (np.abs(tokens - text_TM[mask_T]) <= largest / 254 * 1.001).all()
