@@ -122,7 +122,7 @@ def with_capacity(config: RunConfig, factor: float) -> RunConfig:
 
 def largest(config: RunConfig) -> RunConfig:
     """Gives the config of the largest training step, which says what memory a run takes."""
-    return with_capacity(config, max(config.moe.capacity_factor, *config.moe.capacity_until[1::2], 0.0))
+    return with_capacity(config, max((config.moe.capacity_factor, *config.moe.capacity_until[1::2])))
 
 
 def by_threshold(config: RunConfig) -> bool:

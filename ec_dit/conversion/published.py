@@ -14,7 +14,6 @@ from ec_dit.core.download import Fetched
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves, num_params
 from ec_dit.encoders import frozen, text
-from ec_dit.models.spec import DiTSpec
 from ec_dit.recipes.layouts import LAYOUTS, Layout, Scheduler
 
 _INDEX = "model_index.json"  # of a pipeline
@@ -61,10 +60,11 @@ def from_published(kind: str, path: str, mesh: Mapping[str, int], text_length: i
     config = settings.changed(config, settings.prefixed("mesh", mesh))
     system = make_system(config, None)
     abstract = system.abstract_params()["dit"]
-    _check_unread(files, layout, spec)
+    unread = dict(layout.unread(spec))
+    _check_unread(files, unread)
     say(f"reading {num_params(abstract):,} parameters from {folder}")
     table = layout.entries([name for name, _ in named_leaves(abstract)], spec)
-    params = name_map.load(files, table, abstract, layout.ignored(spec))
+    params = name_map.load(files, table, abstract, [*layout.ignored, *unread])
     where = str(Path(path).absolute() if fetched is None else fetched.name)
     return Model(system, {"dit": params}, origin={"from": kind, "path": where, "encoders": encoders})
 
@@ -76,13 +76,13 @@ def _merged(tree: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_unread(files: hub.TensorFiles, layout: Layout, spec: DiTSpec) -> None:
+def _check_unread(files: hub.TensorFiles, unread: Mapping[str, np.ndarray]) -> None:
     """Positions that stand in a file have to be those that follow from its config.
 
     Raises:
         UserError: naming the tensor.
     """
-    for name, expected in layout.unread(spec):
+    for name, expected in unread.items():
         if name.endswith("pos_embed") and name in files.tensors:
             found = files.read(name).astype(np.float32)
             if found.shape != expected.shape or not np.abs(found - expected).max() < _NEAR:

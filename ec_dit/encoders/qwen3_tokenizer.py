@@ -9,13 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ec_dit.core import hub, json_file
-from ec_dit.core.errors import UserError
-from ec_dit.encoders import t5_tokenizer
-from ec_dit.encoders.t5_tokenizer import CONFIG, JSON
-
-FILES = (JSON, CONFIG)
-_PAD = "<|endoftext|>"
+from ec_dit.encoders import json_tokenizer
 
 
 class Qwen3Tokenizer:
@@ -26,18 +20,8 @@ class Qwen3Tokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        path = hub.local(folder) / JSON
-        found = hub.read_json(path)
-        beside = hub.read_json(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
-        with json_file.whole(str(path), hub.AGAIN):
-            if found["model"]["type"] != "BPE":
-                raise UserError(f"{path} is no tokenizer of Qwen: its model is {found['model']['type']!r}, not 'BPE'.")
-        self._tokenizer = t5_tokenizer.read(path)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=0)
-        with json_file.whole(str(path.with_name(CONFIG)), hub.AGAIN):
-            self.pad_id = t5_tokenizer.token_id(self._tokenizer, beside.get("pad_token") or _PAD)
+        self._tokenizer, (self.pad_id,) = json_tokenizer.load(folder, "BPE", "Qwen", {"pad_token": "<|endoftext|>"})
+        self.vocab_size = json_tokenizer.vocab_size(self._tokenizer)
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encodes texts to fixed length.

@@ -3,18 +3,12 @@
 Ids are those of transformers' T5Tokenizer. As there, a special token spelled out in a caption is that token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from ec_dit.core import hub, json_file
-from ec_dit.core.errors import UserError
-
-JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
-FILES = (JSON, CONFIG)
+from ec_dit.encoders import json_tokenizer
 
 
 class T5JsonTokenizer:
@@ -26,23 +20,9 @@ class T5JsonTokenizer:
         Raises:
             UserError: if it is missing, damaged, or another model's.
         """
-        path = hub.local(folder) / JSON
-        found = hub.read_json(path)
-        beside = hub.read_json(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
-        with json_file.whole(str(path), hub.AGAIN):
-            if found["model"]["type"] != "Unigram":
-                raise UserError(
-                    f"{path} is no tokenizer of T5: its model is {found['model']['type']!r}, not 'Unigram'."
-                )
-        self._tokenizer = read(path)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=0)
         roles = {"eos_token": "</s>", "pad_token": "<pad>"}
-        with json_file.whole(str(path.with_name(CONFIG)), hub.AGAIN):
-            self.eos_id, self.pad_id = (
-                token_id(self._tokenizer, beside.get(role) or token) for role, token in roles.items()
-            )
+        self._tokenizer, (self.eos_id, self.pad_id) = json_tokenizer.load(folder, "Unigram", "T5", roles)
+        self.vocab_size = json_tokenizer.vocab_size(self._tokenizer)
 
     def encode(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encodes captions to fixed length.
@@ -70,28 +50,3 @@ class T5JsonTokenizer:
 
     def _encode(self, caption: str) -> list[int]:
         return self._tokenizer.encode(caption, add_special_tokens=False).ids
-
-
-def token_id(tokenizer: Tokenizer, token: str | Mapping[str, Any]) -> int:
-    """Gives the id of a token as a tokenizer_config.json names it. Raises ValueError where there is none."""
-    word = token if isinstance(token, str) else token["content"]
-    found = tokenizer.token_to_id(word)
-    if found is None:
-        raise ValueError(f"the token {word!r} is not in the vocabulary of {JSON}")
-    return int(found)
-
-
-def read(path: Path) -> Tokenizer:
-    """The library's tokenizer of a tokenizer.json, which works.
-
-    Raises:
-        DamageError: the library cannot make one of it.
-    """
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        tokenizer.encode("a cat", add_special_tokens=False)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library panics past Exception
-        raise json_file.damaged(str(path), f"it holds no tokenizer: {str(error)[:200]}", hub.AGAIN) from error
-    return tokenizer

@@ -15,7 +15,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.padding import padded
 from ec_dit.data.captions import PLAIN, CaptionSpec, Join
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.encoders import clip, clip_tokenizer, qwen3, qwen3_tokenizer, t5, t5_tokenizer
+from ec_dit.encoders import clip, clip_tokenizer, json_tokenizer, qwen3, t5
 from ec_dit.encoders.clip_tokenizer import ClipTokenizer
 from ec_dit.encoders.qwen3_tokenizer import Qwen3Tokenizer
 from ec_dit.encoders.t5_tokenizer import T5JsonTokenizer
@@ -28,9 +28,9 @@ _KINDS |= dict.fromkeys(qwen3.KINDS, "qwen3")
 PIPELINE = ("text_encoder", "text_encoder_2", "text_encoder_3")  # folders of a pipeline, in the order of their join
 _T5_TOKENIZER = "spiece.model"
 _TOKENIZERS: dict[Kind, tuple[str, ...]] = {
-    "t5": (_T5_TOKENIZER, t5_tokenizer.JSON),
+    "t5": (_T5_TOKENIZER, json_tokenizer.JSON),
     "clip": (clip_tokenizer.JSON, clip_tokenizer.VOCAB),
-    "qwen3": (t5_tokenizer.JSON,),
+    "qwen3": (json_tokenizer.JSON,),
 }
 
 
@@ -244,9 +244,9 @@ def tokenizer_files(path: str | Path) -> list[Path]:
     folder = hub.folder_of(hub.local(path))
     kind = _kind(folder)
     place = _tokenizer_folder(folder, kind)
-    names: Sequence[str] = clip_tokenizer.FILES if kind == "clip" else qwen3_tokenizer.FILES
+    names: Sequence[str] = clip_tokenizer.FILES if kind == "clip" else json_tokenizer.FILES
     if kind == "t5":
-        names = (_T5_TOKENIZER,) if (place / _T5_TOKENIZER).is_file() else t5_tokenizer.FILES
+        names = (_T5_TOKENIZER,) if (place / _T5_TOKENIZER).is_file() else json_tokenizer.FILES
     return [place / name for name in names if (place / name).is_file()]
 
 

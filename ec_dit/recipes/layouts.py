@@ -40,7 +40,7 @@ class Layout:
         write: the inverse, without names.
         entries: where our parameters stand.
         unread: tensors beside them, which are written and not read.
-        ignored: starts of the names of tensors that are not read.
+        ignored: starts of the names of further tensors that are not read.
         pipelines: class of a pipeline -> tokens of a caption.
         recipe: (structure, routing, the pipeline's scheduler) -> what it is trained and sampled with.
     """
@@ -51,7 +51,7 @@ class Layout:
     write: Callable[[DiTSpec, MoESpec], dict[str, Any]]
     entries: Callable[[Iterable[str], DiTSpec], Table]
     unread: Callable[[DiTSpec], Iterator[tuple[str, np.ndarray]]]
-    ignored: Callable[[DiTSpec], Collection[str]]
+    ignored: Collection[str]
     pipelines: Mapping[str, int]
     recipe: Callable[[DiTSpec, MoESpec, Scheduler | None], RunConfig]
 
@@ -98,7 +98,7 @@ LAYOUTS: dict[str, Layout] = {
         pixart.write,
         pixart.entries,
         lambda _: iter(()),
-        lambda _: pixart.IGNORED,
+        pixart.IGNORED,
         {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300},  # by their papers
         _pixart,
     ),
@@ -109,7 +109,7 @@ LAYOUTS: dict[str, Layout] = {
         nucleus.write,
         nucleus.entries,
         nucleus.unread,
-        lambda spec: [name for name, _ in nucleus.unread(spec)],
+        (),
         {"NucleusMoEImagePipeline": 256},
         _nucleus,
     ),
@@ -120,7 +120,7 @@ LAYOUTS: dict[str, Layout] = {
         sd3.write,
         sd3.entries,
         sd3.unread,
-        lambda spec: [name for name, _ in sd3.unread(spec)],
+        (),
         {"StableDiffusion3Pipeline": 77 + 256},  # CLIP's, and its pipeline's of T5
         _sd3,
     ),

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ec_dit.core import download
 from ec_dit.core.download import Name
-from ec_dit.encoders import clip_tokenizer, t5_tokenizer, text
+from ec_dit.encoders import clip_tokenizer, json_tokenizer, text
 from tests import hub_server
 
 pytestmark = pytest.mark.slow
@@ -193,7 +193,7 @@ def test_a_file_that_is_there_is_no_name(tmp_path, monkeypatch):
 def test_every_file_of_a_tokenizer_is_fetched():
     read = {
         *clip_tokenizer.FILES,
-        *t5_tokenizer.FILES,
+        *json_tokenizer.FILES,
         *(name for names in text._TOKENIZERS.values() for name in names),
     }
     assert read == set(download.TOKENIZERS)
