@@ -184,14 +184,15 @@ def _choices_of(values, likely, passed, spec, bias_E=0):
     if spec.routing == "expert_race":
         least = np.full(experts, sorted(values.ravel())[-experts * slots]) if passed is None else passed
         wins = [[s for s in best[e] if values[s, e] >= least[e]] for e in range(experts)]
-        return [(s, e, None) for e in range(experts) for s in wins[e][:room]], sum(map(len, wins)), least, None
-    if passed is not None and likely is None:  # expert choice, matched to training
+        if passed is None:
+            return [(s, e, None) for e in range(experts) for s in wins[e][:room]], sum(map(len, wins)), least, None
+    elif passed is not None and likely is None:  # expert choice, matched to training
         wins = [[s for s in best[e] if values[s, e] >= passed[e]] for e in range(experts)]
-        return [(s, e, None) for e in range(experts) for s in wins[e][:room]], sum(map(len, wins)), passed, None
-    if passed is not None:  # DiffMoE, of an image alone
-        counts = [int((likely[:, e] > passed[e]).sum()) for e in range(experts)]
-        taken = [(s, e, None) for e in range(experts) for s in best[e][: min(counts[e], room)]]
-        return taken, sum(counts), passed, None
+    elif passed is not None:  # DiffMoE, of an image alone
+        wins = [best[e][: int((likely[:, e] > passed[e]).sum())] for e in range(experts)]
+    if passed is not None:
+        taken = sorted(((s, e, None) for e in range(experts) for s in wins[e][:room]), key=lambda t: -values[t[:2]])
+        return taken[: experts * slots], sum(map(len, wins)), passed, None
     by = values if likely is None else likely
     least = [sorted(by[:, e])[-slots] for e in range(experts)] if spec.record or likely is not None else None
     return [(s, e, None) for s, e, _ in algorithm_1(values, slots)], experts * slots, least, None

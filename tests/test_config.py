@@ -84,8 +84,8 @@ EXPERTS = {"moe__routing": "expert_choice", "moe__num_experts": 8}
             r"moe.capacity_factor=4.0: every sparse block has its own, moe.capacity_factors",
         ),
         (
-            {**EXPERTS, "sample__room": 2.0},
-            r"sample.room=2.0: it is for rules with a pool, and for sample.capacity=matched",
+            {**EXPERTS, "sample__room": 3.0},
+            r"sample.room=3.0: it is for rules with a pool, and for sample.capacity=matched",
         ),
         ({**EXPERTS, "sample__capacity": "matched"}, r"sample.capacity='matched': it goes by what training recorded"),
         ({"moe__routing": "token_choice"}, r"moe.num_experts=0: routing 'token_choice' needs >= 2"),

@@ -132,10 +132,13 @@ def by_threshold(config: RunConfig) -> bool:
 
 
 def computed_factor(config: RunConfig, *, sampling: bool) -> float:
-    """Gives the slots of a token that are computed, filled or not: more than f_c where thresholds decide how many are filled."""
+    """Gives the slots of a token that are computed, filled or not.
+
+    More than f_c where thresholds decide how many of an expert's are filled, unless a device has all experts.
+    """
     factor = (sampling and config.sample.capacity_factor) or config.moe.capacity_factor
     if sampling and by_threshold(config):
-        return factor * config.sample.room
+        return factor * (config.sample.room if config.mesh.expert != 1 else 1)
     return factor * config.moe.most if config.moe.routing == "expert_race" else factor
 
 

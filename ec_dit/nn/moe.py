@@ -1,12 +1,10 @@
 """The sparse feed-forward layer: router, dispatch, experts, combine.
 
-`dispatch` and `combine` are an inverse pair over slots: the first gathers each slot's token, the second adds each slot's
-gated output back to its token. A token in no slot gets zero, and the block's residual carries it (Algorithm 1).
+A token that no expert took gets zero, and the block's residual carries it (Algorithm 1).
 """
 
-import functools
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +12,20 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ec_dit.core import sharding
-from ec_dit.nn import cost, param
+from ec_dit.nn import cost, param, rows
 from ec_dit.nn.cost import Cost, Load
+from ec_dit.nn.dispatch import combine, dispatch, exchange
 from ec_dit.nn.mlp import Activation, Mlp, gelu, is_gated, swiglu
 from ec_dit.nn.norms import layer_norm
 from ec_dit.nn.routing import losses, record, scores
 from ec_dit.nn.routing.expert_choice import least_scores
 from ec_dit.nn.routing.rules import RULES, has_thresholds, route
 from ec_dit.nn.routing.slots import Routing, gates_by_token
-from ec_dit.nn.routing.spec import CombineKind, RouterInput, RoutingSpec, group_tokens
+from ec_dit.nn.routing.spec import RouterInput, RoutingSpec, capacity, group_tokens
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
+
+Multiply = Callable[[jax.Array, jax.Array], jax.Array]
 
 UP, DOWN = ("expert", "expert_embed", "ffn"), ("expert", "ffn", "expert_embed")
 UP_BIAS, DOWN_BIAS = ("expert", "ffn"), ("expert", "expert_embed")
@@ -86,58 +87,12 @@ class RouterContext(NamedTuple):
     time_BD: jax.Array
 
 
-def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
-    """Gathers the token of every slot, experts first: (E, G, C, D)."""
-    slots_GECD = jax.vmap(lambda tokens_SD, index_EC: tokens_SD[index_EC])(tokens_GSD, index_GEC)
-    return slots_GECD.transpose(1, 0, 2, 3)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def combine(
-    slots_EGCD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, group_size: int, how: CombineKind = "scatter"
-) -> jax.Array:
-    """Sums gate x output over the slots that hold a token: (G, S, D), summed in float32, returned in the slots' dtype.
-
-    Its gradient is a gather, however it sums. 'one_hot' rounds gates to the slots' dtype, 'scatter' does not.
-    """
-    if how == "one_hot":
-        place_GECS = jax.nn.one_hot(index_GEC, group_size) * gate_GEC[..., None]
-        place_GECS = place_GECS.astype(slots_EGCD.dtype)
-        out_GSD = jnp.einsum("EGCD,GECS->GSD", slots_EGCD, place_GECS, preferred_element_type=jnp.float32)
-        return out_GSD.astype(slots_EGCD.dtype)
-
-    gated_EGCD = slots_EGCD.astype(jnp.float32) * gate_GEC.transpose(1, 0, 2)[..., None]
-
-    def add(gated_ECD: jax.Array, index_EC: jax.Array) -> jax.Array:
-        return jnp.zeros((group_size, gated_ECD.shape[-1]), gated_ECD.dtype).at[index_EC].add(gated_ECD)
-
-    return jax.vmap(add, in_axes=(1, 0))(gated_EGCD, index_GEC).astype(slots_EGCD.dtype)
-
-
-def _combine_forward(
-    slots_EGCD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, group_size: int, how: CombineKind
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return combine(slots_EGCD, index_GEC, gate_GEC, group_size, how), (slots_EGCD, index_GEC, gate_GEC)
-
-
-def _combine_backward(
-    _group_size: int, _how: CombineKind, kept: tuple[jax.Array, jax.Array, jax.Array], grad_GSD: jax.Array
-) -> tuple[jax.Array, None, jax.Array]:
-    slots_EGCD, index_GEC, gate_GEC = kept
-    grad_EGCD = dispatch(grad_GSD, index_GEC).astype(jnp.float32)
-    gate_EGC = gate_GEC.transpose(1, 0, 2)
-    grad_gate_EGC = (grad_EGCD * slots_EGCD.astype(jnp.float32)).sum(-1)
-    return (grad_EGCD * gate_EGC[..., None]).astype(slots_EGCD.dtype), None, grad_gate_EGC.transpose(1, 0, 2)
-
-
-combine.defvjp(_combine_forward, _combine_backward)
-
-
 class MoE(nnx.Module):
     """E feed-forward experts behind a router without bias, and perhaps one more that works on every token.
 
     Every device routes the groups of its own images. One all-to-all takes each slot's token to the expert's device and one
-    brings the output back; the experts' weights are gathered over the axes that shard them beyond 'expert'.
+    brings the output back; the experts' weights are gathered over the axes that shard them beyond 'expert'. Where thresholds
+    decide how many slots are filled, and a device has all experts, empty slots are not computed (`nn/rows.py`).
 
     Args:
         hidden: inner width of an expert.
@@ -204,9 +159,8 @@ class MoE(nnx.Module):
         routing = route(scores_GSE, spec, threshold_E, predicted_GSE, bias_E)
         if self.threshold_E is not None and routing.threshold_E is None:
             routing = routing._replace(threshold_E=least_scores(scores_GSE, routing.index_GEC))
-        slots_EGCD = _exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
-        slots_EGCD = _exchange(self._experts(slots_EGCD), "to groups")
-        out_GSD = combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, group_size, spec.combine)
+        by_rows = spec.by_threshold and not sharding.mesh_axes("expert")
+        out_GSD = self._by_rows(groups_GSD, routing, spec) if by_rows else self._by_slots(groups_GSD, routing, spec)
         share_GSE = scores_GSE if spec.score == "softmax" else jax.nn.softmax(logits_GSE, axis=-1)
         counted = losses.losses(spec, logits_GSE, routing, predicted_GSE)
         stats = _stats(routing, share_GSE, (images, tokens))._replace(losses=counted)
@@ -233,23 +187,48 @@ class MoE(nnx.Module):
         time_BSE = jnp.broadcast_to(time_BSE, (*read_BSD.shape[:2], logits_GSE.shape[-1]))
         return logits_GSE + time_BSE.reshape(logits_GSE.shape)
 
-    def _experts(self, slots_EGCD: jax.Array) -> jax.Array:
-        """Each expert's feed-forward layer on its own slots."""
-        up = self._inner(slots_EGCD, self.w_up_EDF, self.b_up_EF)
-        inner = (
-            gelu(up)
-            if self.w_gate_EDF is None
-            else swiglu(self._inner(slots_EGCD, self.w_gate_EDF, self.b_gate_EF), up)
+    def _by_slots(self, groups_GSD: jax.Array, routing: Routing, spec: RoutingSpec) -> jax.Array:
+        """Sends every slot's token to its expert, wherever that is, and its output back."""
+        slots_EGCD = exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
+        slots_EGCD = self._experts(
+            slots_EGCD,
+            lambda slots_EGCX, w_EXY: jnp.einsum("EGCX,EXY->EGCY", slots_EGCX, w_EXY),
+            lambda b_EY: b_EY[:, None, None],
         )
-        down = jnp.einsum("EGCF,EFD->EGCD", inner, param.gather(self.w_down_EFD, self.dtype))
-        down = checkpoint_name(sharding.psum(down, "ffn"), EXPERT_PRODUCT)
-        return down if self.b_down_ED is None else down + param.gather(self.b_down_ED, self.dtype)[:, None, None]
+        slots_EGCD = exchange(slots_EGCD, "to groups")
+        return combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, groups_GSD.shape[1], spec.combine)
 
-    def _inner(self, slots_EGCD: jax.Array, w_EDF: nnx.Param, b_EF: nnx.Param | None) -> jax.Array:
-        """A product of each expert's slots with one of its matrices, (E, G, C, F)."""
-        product = jnp.einsum("EGCD,EDF->EGCF", slots_EGCD, param.gather(w_EDF, self.dtype))
-        product = checkpoint_name(product, EXPERT_PRODUCT)
-        return product if b_EF is None else product + param.gather(b_EF, self.dtype)[:, None, None]
+    def _by_rows(self, groups_GSD: jax.Array, routing: Routing, spec: RoutingSpec) -> jax.Array:
+        """Takes no more slots than a fixed capacity would fill, where all experts are on this device."""
+        groups, group_size, width = groups_GSD.shape
+        experts = routing.index_GEC.shape[1]
+        places = groups * experts * capacity(group_size, experts, spec.capacity_factor)
+        chosen = rows.rows(routing, group_size, places)
+        out_ND = self._experts(
+            groups_GSD.reshape(-1, width)[chosen.token_N].astype(self.dtype),
+            lambda rows_NX, w_EXY: rows.product(rows_NX, w_EXY, chosen.counts_E),
+            lambda b_EY: b_EY[chosen.expert_N],
+        )
+        return rows.add_up(out_ND, chosen, groups * group_size).reshape(groups_GSD.shape)
+
+    def _experts(self, tokens: jax.Array, multiply: Multiply, spread: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Each expert's feed-forward layer on its own tokens, however they are laid out.
+
+        Args:
+            tokens: (..., D).
+            multiply: tokens (..., X) with matrices of the experts (E, X, Y): (..., Y).
+            spread: gives biases of the experts (E, Y) to their tokens.
+        """
+
+        def inner(w_EDF: nnx.Param, b_EF: nnx.Param | None) -> jax.Array:
+            product = checkpoint_name(multiply(tokens, param.gather(w_EDF, self.dtype)), EXPERT_PRODUCT)
+            return product if b_EF is None else product + spread(param.gather(b_EF, self.dtype))
+
+        up = inner(self.w_up_EDF, self.b_up_EF)
+        hidden = gelu(up) if self.w_gate_EDF is None else swiglu(inner(self.w_gate_EDF, self.b_gate_EF), up)
+        down = sharding.psum(multiply(hidden, param.gather(self.w_down_EFD, self.dtype)), "ffn")
+        down = checkpoint_name(down, EXPERT_PRODUCT)
+        return down if self.b_down_ED is None else down + spread(param.gather(self.b_down_ED, self.dtype))
 
     @staticmethod
     def cost(
@@ -286,13 +265,6 @@ class MoE(nnx.Module):
         if shared:
             working += Mlp.cost(width, shared, bias=bias, gated=gated, rows=load.tokens)
         return router + working
-
-
-def _exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) -> jax.Array:
-    """(E, G of this device, C, D) <-> (E of this device, G of all that share the experts, C, D)."""
-    axes = sharding.mesh_axes("expert")
-    split, join = (0, 1) if way == "to experts" else (1, 0)
-    return jax.lax.all_to_all(slots_EGCD, axes, split, join, tiled=True) if axes else slots_EGCD
 
 
 def _stats(routing: Routing, share_GSE: jax.Array, shape: tuple[int, int]) -> RouterStats:

@@ -77,8 +77,9 @@ class SampleSpec:
         resumable=True,
     )
     room: float = key(
-        1.5,
-        "slots of an expert over its even share, where thresholds decide how many of them it fills",
+        2.0,
+        "what an expert may take of an image over its even share, where thresholds decide how much; all of them together take no "
+        "more than the even shares",
         at_least=1,
         at_most=SIZE,
         use=_SPARSE,

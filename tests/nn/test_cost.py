@@ -24,9 +24,16 @@ S, T, D, M = 8, 5, 16, 12  # tokens, text tokens, their widths
 
 
 def traced_flops(jaxpr) -> int:
-    """2 x multiply-adds of every dot_general in a jaxpr, scans counted as often as they run."""
+    """2 x multiply-adds of every product in a jaxpr, scans counted as often as they run; of branches by platform, the TPU's."""
     total = 0
     for equation in jaxpr.eqns:
+        if equation.primitive.name == "ragged_dot_general":
+            (num, width), (_, _, out) = (each.aval.shape for each in equation.invars[:2])
+            total += 2 * num * width * out
+        if equation.primitive.name == "cond" and "branches_platforms" in equation.params:
+            (index,) = (i for i, names in enumerate(equation.params["branches_platforms"]) if names and "tpu" in names)
+            total += traced_flops(equation.params["branches"][index].jaxpr)
+            continue
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from ec_dit.nn import param
+from ec_dit.nn.dispatch import combine, dispatch
 from ec_dit.nn.mlp import Mlp
-from ec_dit.nn.moe import MoE, combine, dispatch
+from ec_dit.nn.moe import MoE
 from ec_dit.nn.routing import scores
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 from tests import plain

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ec_dit.nn.moe import combine
+from ec_dit.nn.dispatch import combine
 from ec_dit.nn.routing.spec import RoutingSpec
 from tests import plain
 from tests.nn.test_moe import make

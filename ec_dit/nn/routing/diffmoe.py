@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ec_dit.nn.routing.expert_choice import expert_choice
 from ec_dit.nn.routing.slots import Routing
-from ec_dit.nn.routing.thresholds import filled, room
+from ec_dit.nn.routing.thresholds import filled, fullest, room
 
 
 def diffmoe(
@@ -26,9 +26,10 @@ def diffmoe(
     if threshold_E is None:
         least_GE = jax.lax.top_k(likely_GES, slots)[0][..., -1]
         return expert_choice(scores_GSE, slots)._replace(threshold_E=jax.lax.stop_gradient(least_GE.mean(0)))
-    group_size = scores_GSE.shape[1]
+    _, group_size, experts = scores_GSE.shape
     count_GE = (likely_GES > threshold_E[:, None]).sum(-1)
     gate_GEC, index_GEC = jax.lax.top_k(scores_GSE.swapaxes(1, 2), room(slots, most, group_size))
-    filled_GEC = jnp.arange(gate_GEC.shape[-1]) < count_GE[..., None]
+    wanted_GEC = jnp.arange(gate_GEC.shape[-1]) < count_GE[..., None]
+    filled_GEC = fullest(wanted_GEC, gate_GEC, experts * slots)
     routing = filled(gate_GEC, index_GEC, filled_GEC, count_GE.sum(-1), group_size)
     return routing._replace(threshold_E=threshold_E)

@@ -26,14 +26,18 @@ def least_scores(scores_GSE: jax.Array, index_GEC: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(jnp.take_along_axis(scores_GSE, last_GE[:, None], axis=1)[:, 0].mean(0))
 
 
-def by_thresholds(scores_GSE: jax.Array, threshold_E: jax.Array, room: int, gate: GateKind = "score") -> Routing:
+def by_thresholds(
+    scores_GSE: jax.Array, threshold_E: jax.Array, room: int, places: int, gate: GateKind = "score"
+) -> Routing:
     """Gives each expert of an image alone the tokens that it would have taken in training, among those of several images.
 
     Args:
         threshold_E: running means of `least_scores`.
         room: slots of an expert.
+        places: of all experts of a group.
     """
-    routing, filled_GEC = above(scores_GSE, jnp.broadcast_to(threshold_E, (len(scores_GSE), len(threshold_E))), room)
+    threshold_GE = jnp.broadcast_to(threshold_E, (len(scores_GSE), len(threshold_E)))
+    routing, filled_GEC = above(scores_GSE, threshold_GE, room, places)
     if gate == "normalized":
         share_GEC = _normalized(scores_GSE, routing.index_GEC, filled_GEC)
         routing = routing._replace(gate_GEC=jnp.where(filled_GEC, share_GEC, 0))

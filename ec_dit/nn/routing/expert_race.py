@@ -20,9 +20,10 @@ def expert_race(scores_GSE: jax.Array, slots: int, most: float, threshold_E: jax
         threshold_E: of training; None: that of each group.
     """
     groups, group_size, experts = scores_GSE.shape
+    places = None if threshold_E is None else experts * slots
     if threshold_E is None:
         best_GR, _ = jax.lax.top_k(scores_GSE.reshape(groups, group_size * experts), experts * slots)
         threshold_E = best_GR[:, -1:]
     threshold_GE = jax.lax.stop_gradient(jnp.broadcast_to(threshold_E, (groups, experts)))
-    routing, _ = above(scores_GSE, threshold_GE, room(slots, most, group_size))
+    routing, _ = above(scores_GSE, threshold_GE, room(slots, most, group_size), places)
     return routing._replace(threshold_E=threshold_GE.mean(0))

@@ -59,7 +59,8 @@ def _expert_choice(asked: Asked) -> Routing:
     if asked.threshold_E is None:
         return expert_choice(scores_GSE, asked.slots, spec.gate)
     most = room(asked.slots, spec.most, scores_GSE.shape[1])
-    return by_thresholds(scores_GSE, asked.threshold_E, most, spec.gate)
+    places = asked.slots * scores_GSE.shape[2]
+    return by_thresholds(scores_GSE, asked.threshold_E, most, places, spec.gate)
 
 
 def _diffmoe(asked: Asked) -> Routing:
