@@ -109,16 +109,17 @@ def nucleus(tmp_path_factory):
     return theirs, root / "transformer", root / "run"
 
 
-def inputs(width, images=2):
+def inputs(width, images=2, shape=(16, 16)):
     """(noise, text, null text)."""
     rng = np.random.default_rng(0)
-    noise_BYXZ = rng.standard_normal((images, 16, 16, 4), np.float32)
+    noise_BYXZ = rng.standard_normal((images, *shape, 4), np.float32)
     mask_BT = np.arange(7) < np.array([[6], [3]])
     text = Text(rng.standard_normal((images, 7, width), np.float32), mask_BT)
     return noise_BYXZ, text, Text(rng.standard_normal((7, width), np.float32), np.arange(7) < 2)
 
 
-def test_sampling_equals_nucleus_pipeline(nucleus):
+@pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
+def test_sampling_equals_nucleus_pipeline(nucleus, shape):
     """Guidance that keeps the length of tokens, images and their unconditional copies routed apart, a shift by image size."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, NucleusMoEImagePipeline
@@ -130,25 +131,25 @@ def test_sampling_equals_nucleus_pipeline(nucleus):
     times = schedulers.flow_match(
         {"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler.config}, "here", 64, sigmas_given=True
     )
-    assert times["time_shift"] == pytest.approx(np.exp(0.5 + 0.65 * 32 / 96))
+    assert times["time_shift"] == pytest.approx(np.exp(0.5 + 0.65 * 32 / 96))  # of the config's 64 tokens
     workdir = Workdir(str(run_folder))
     config = workdir.config()
     assert (config.sample.guidance, config.sample.guidance_norm, config.sample.group_size) == (4.0, "token", "image")
     c = settings.changed(config, settings.prefixed("sample", {"steps": 5, **times}))
     system, params, _ = workdir.load(c)
-    noise_BYXZ, text, null = inputs(24)
-    made = generator.sample(system.graphdef, specs.sample_settings(c), params, noise_BYXZ, text, null)
+    noise_BYXZ, text, null = inputs(24, shape=shape)
+    made = generator.sample(system.graphdef, specs.sample_settings(c, shape), params, noise_BYXZ, text, null)
 
     pipeline = NucleusMoEImagePipeline(
         transformer=theirs, scheduler=scheduler, vae=None, text_encoder=None, processor=None
     )
     pipeline.set_progress_bar_config(disable=True)
-    packed = pipeline._pack_latents(torch.from_numpy(noise_BYXZ.transpose(0, 3, 1, 2).copy()), 2, 4, 16, 16, 2)
+    packed = pipeline._pack_latents(torch.from_numpy(noise_BYXZ.transpose(0, 3, 1, 2).copy()), 2, 4, *shape, 2)
     expected = pipeline(
         num_inference_steps=5,
         guidance_scale=4.0,
-        height=128,
-        width=128,
+        height=8 * shape[0],
+        width=8 * shape[1],
         latents=packed,
         prompt_embeds=torch.from_numpy(text.tokens),
         prompt_embeds_mask=torch.from_numpy(text.mask_BT),
@@ -156,7 +157,7 @@ def test_sampling_equals_nucleus_pipeline(nucleus):
         negative_prompt_embeds_mask=torch.from_numpy(np.broadcast_to(null.mask_BT, text.mask_BT.shape).copy()),
         output_type="latent",
     ).images
-    expected = pipeline._unpack_latents(expected, 16, 16, 2, 1)[:, :, 0].permute(0, 2, 3, 1).numpy()
+    expected = pipeline._unpack_latents(expected, *shape, 2, 1)[:, :, 0].permute(0, 2, 3, 1).numpy()
     spread = expected.std()  # a random network drives latents far from 1
     np.testing.assert_allclose(made / spread, expected / spread, rtol=1e-4, atol=1e-4)
 

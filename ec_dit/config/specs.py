@@ -174,6 +174,9 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
         for group in {size, alone} if s.guidance != 1 else {alone}:
             for factor in config.moe.capacity_factors or (base.capacity_factor,):
                 check_capacity(group, config.moe.num_experts, factor)
+    if s.time_shift_rise:
+        rise = s.time_shift_rise * (tokens - image_tokens(config))
+        s = replace(s, time_shift=s.time_shift * math.exp(rise))
     return narrow(
         SampleSettings,
         s,

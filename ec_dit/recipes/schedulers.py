@@ -29,10 +29,12 @@ def check_ddpm(found: Mapping[str, Any], where: str) -> None:
 
 
 def flow_match(found: Mapping[str, Any], where: str, tokens: int, *, sigmas_given: bool) -> dict[str, float]:
-    """Gives sample.time_shift and sample.final_time of a flow-matching scheduler.
+    """Gives sample.time_shift, time_shift_rise and final_time of a flow-matching scheduler.
+
+    A dynamic shift of type 'linear' stays as it is for `tokens`; no pipeline of ours has one.
 
     Args:
-        tokens: of an image, by which a dynamic shift goes.
+        tokens: of an image of the config's size.
         sigmas_given: whether the pipeline lays the times itself, in even steps; otherwise the scheduler does, down to the least
             time of a thousand, which it has shifted once before.
 
@@ -57,11 +59,11 @@ def flow_match(found: Mapping[str, Any], where: str, tokens: int, *, sigmas_give
         max_image_seq_len=4096,
         time_shift_type="exponential",
     )
-    least, shift = 1 / 1000, float(told["shift"])
+    least, shift, rise = 1 / 1000, float(told["shift"]), 0.0
     if told["use_dynamic_shifting"]:
-        rise = (told["max_shift"] - told["base_shift"]) / (told["max_image_seq_len"] - told["base_image_seq_len"])
-        mu = told["base_shift"] + rise * (tokens - told["base_image_seq_len"])
-        shift = math.exp(mu) if told["time_shift_type"] == "exponential" else mu
+        slope = (told["max_shift"] - told["base_shift"]) / (told["max_image_seq_len"] - told["base_image_seq_len"])
+        mu = told["base_shift"] + slope * (tokens - told["base_image_seq_len"])
+        shift, rise = (math.exp(mu), slope) if told["time_shift_type"] == "exponential" else (mu, 0.0)
     else:
         least = shift * least / (1 + (shift - 1) * least)
-    return {"time_shift": shift, "final_time": 0.0 if sigmas_given else least}
+    return {"time_shift": shift, "time_shift_rise": rise, "final_time": 0.0 if sigmas_given else least}

@@ -49,6 +49,15 @@ class SampleSpec:
         use=only("flow.path", "rectified"),
         resumable=True,
     )
+    time_shift_rise: float = key(
+        0.0,
+        "by how much the logarithm of time_shift grows with each token that an image has more than the config's (schedulers "
+        "with a dynamic shift)",
+        at_least=0,
+        at_most=1,
+        use=only("flow.path", "rectified"),
+        resumable=True,
+    )
     final_time: float = key(
         0.0,
         "where, before the shift, the last step to data begins (SD3's pipeline: 0.003); 0 = all steps are alike",
