@@ -31,6 +31,8 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
     # The `emoji` data source.
     "emoji": ["emoji>=2.15,<3"],
+    # The `icons` data source draws SVG.
+    "icons": ["resvg-py>=0.4,<0.6"],
     # Detectors and what answers questions, for the suites geneval, dsg and dpg.
     "geneval": ["torch>=2.13,<3", "transformers>=5.23,<6"],
     # Only for the tests that compare with other implementations.

@@ -33,6 +33,7 @@ flags.FLAGS.mark_as_parsed()  # the loader's worker processes read absl flags
 _EXTRAS = {
     "conformance": ("torch", "torchvision", "transformers", "diffusers", "pytorch_fid", "cleanfid"),
     "emoji": ("emoji",),
+    "icons": ("resvg_py",),
     "notebook": ("nbclient", "ipykernel", "matplotlib"),
 }
 

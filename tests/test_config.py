@@ -49,7 +49,7 @@ EXPERTS = {"moe__routing": "expert_choice", "moe__num_experts": 8}
         ({"optimizer__name": "sgd"}, r"optimizer.name='sgd': choose one of rmsprop, adamw, muon"),
         (
             {"data__source": "shape"},
-            r"data.source='shape': choose one of emoji, shapes, coco, folder, .*did you mean shapes",
+            r"data.source='shape': choose one of emoji, icons, shapes, coco, folder, .*did you mean shapes",
         ),
         ({"train__steps": 0}, r"train.steps=0: must be at least 1"),
         ({"optimizer__clip_norm": -1.0}, r"optimizer.clip_norm=-1.0: must not be negative"),

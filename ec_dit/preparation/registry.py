@@ -21,7 +21,7 @@ def _modules(folder: str) -> tuple[str, ...]:
     return tuple(module.name for module in pkgutil.iter_modules([str(_HERE / folder)]))
 
 
-DRAWN = _modules("drawn")  # need nothing from the user, and have an image_size of their own
+DRAWN = _modules("drawn")  # draw their pictures, at an image_size of their own
 FOUND = _modules("found")  # read pictures that are there
 KINDS = (*DRAWN, *FOUND)
 _NAMED = "tfds"  # What follows its colon is the option `dataset`.

@@ -101,7 +101,7 @@ def test_an_option_given_twice():
         (
             "shaeps",
             {},
-            "no source 'shaeps' .did you mean shapes.*emoji, shapes, coco, folder, parquet, tfds:NAME, webdataset",
+            "no source 'shaeps' .did you mean shapes.*emoji, icons, shapes, coco, folder, parquet, tfds:NAME, webdataset",
         ),
         ("shapes", {"sed": 1}, "no option 'sed' .did you mean seed"),
         ("folder", {}, "needs the option 'path'"),

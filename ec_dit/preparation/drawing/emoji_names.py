@@ -78,9 +78,12 @@ class Glyph:
     @property
     def flip(self) -> bool:
         """Whether mirroring leaves the caption true. The order of two skin tones says who stands where."""
-        drawn = ord(self.text[0])
-        living = any(first <= drawn <= last for first, last in _MIRROR)
-        return living and len(self.tones) < 2 and may_mirror(self.caption)
+        return is_living(ord(self.text[0])) and len(self.tones) < 2 and may_mirror(self.caption)
+
+
+def is_living(code_point: int) -> bool:
+    """Tells whether an emoji that begins so shows people, animals, plants or food, of which mirror images are true."""
+    return any(first <= code_point <= last for first, last in _MIRROR)
 
 
 def all_glyphs() -> list[Glyph]:
@@ -112,22 +115,22 @@ def held_out(glyphs: Iterable[Glyph]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     pairs = {match[2] for base in toned if (match := _GENDERED.fullmatch(base))}
     activities = sorted(
-        (activity for activity in pairs if all(f"{who}_{activity}" in toned for who in ("man", "woman"))), key=_rank
+        (activity for activity in pairs if all(f"{who}_{activity}" in toned for who in ("man", "woman"))), key=rank
     )
     for number, activity in enumerate(activities[: len(activities) // _GENDER_ONE_IN]):
         base = f"{('woman', 'man')[number % 2]}_{activity}"
         family = toned.pop(base) + [plain[base]] * (base in plain)
         chosen |= {glyph.id: "gender" for glyph in family}
     for base, family in toned.items():
-        ranked = sorted(family, key=lambda glyph: _rank(glyph.id))
+        ranked = sorted(family, key=lambda glyph: rank(glyph.id))
         if len(family) == 5:
-            held = ranked[: _rank(base) % _TONE_ONE_IN == 0]
+            held = ranked[: rank(base) % _TONE_ONE_IN == 0]
         else:
             held = ranked[:_PAIRS] if len(family) > 5 else []
         chosen |= {glyph.id: "tone" for glyph in held}
     return chosen
 
 
-def _rank(text: str) -> int:
-    """A number that looks random and is the same everywhere."""
+def rank(text: str) -> int:
+    """Gives a number below 2^64 that looks random and is the same everywhere."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
