@@ -107,7 +107,7 @@ def _flags() -> flags.FlagValues:
 
     whole(
         "image_size",
-        "Of pictures: side of what shapes and emoji draw; others are shrunk to it, if their shorter side is longer.",
+        "Of pictures: side of what shapes, emoji and icons draw; others are shrunk to it, if their shorter side is longer.",
         most=_LARGEST,
     )
     whole("vocab_size", "Of pictures: pieces of the tokenizer, at most.", 4096)

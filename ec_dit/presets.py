@@ -95,6 +95,17 @@ def emoji() -> ConfigDict:
     return c
 
 
+def icons() -> ConfigDict:
+    """The icons of configs/icons.py, at their size."""
+    c = emoji()
+    c.name = "icons"
+    c.model.update(width=128, num_heads=4, num_kv_heads=4, patch=4)
+    c.text.update(width=128, length=24, tower_heads=4)
+    c.data.update(source="icons", path="data/icons", size=32)
+    c.data.options = ConfigDict({"path": "node_modules/@iconify-json", "image_size": 32})
+    return c
+
+
 # Routers that were published after the paper, at the activated compute of a small config whose experts are as wide as its dense
 # layers (F) and of which two work on a token: what each changes. Widths are shares of F. Formulas: docs/routers.md.
 ROUTERS: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ _KEYS = (
     "guidance",
     "guidance_norm",
     "time_shift",
+    "time_shift_rise",
     "final_time",
     "spacing",
     "capacity",
@@ -43,6 +44,8 @@ def define(flag_values: flags.FlagValues) -> None:
     meaning = "Two times between which guidance acts, e.g. 0.1,0.9."
     flags.DEFINE_list("guidance_interval", None, meaning, flag_values=flag_values)
     cli.define_float("time_shift", None, "> 1 spends more steps near noise.", flag_values=flag_values)
+    meaning = "By how much the logarithm of time_shift grows with each token more than the run's own pictures have."
+    cli.define_float("time_shift_rise", None, meaning, flag_values=flag_values)
     meaning = "Where the last step to data begins, before the shift; 0 = all steps are alike."
     cli.define_float("final_time", None, meaning, flag_values=flag_values)
     text("guidance_norm", "token: guided predictions of tokens keep the length of the conditional ones; or none.")

@@ -83,10 +83,6 @@ EXPERTS = {"moe__routing": "expert_choice", "moe__num_experts": 8}
             {**EXPERTS, "moe__capacity_factors": (2.0,) * 14, "moe__capacity_factor": 4.0},
             r"moe.capacity_factor=4.0: every sparse block has its own, moe.capacity_factors",
         ),
-        (
-            {**EXPERTS, "sample__room": 3.0},
-            r"sample.room=3.0: it is for rules with a pool, and for sample.capacity=matched",
-        ),
         ({**EXPERTS, "sample__capacity": "matched"}, r"sample.capacity='matched': it goes by what training recorded"),
         ({"moe__routing": "token_choice"}, r"moe.num_experts=0: routing 'token_choice' needs >= 2"),
         ({"model__patch": 3}, r"data.size=32: model.patch 3 must divide it"),

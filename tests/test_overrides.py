@@ -149,6 +149,7 @@ def test_every_key_can_be_overridden(key):
             "--config.data.options.cells: options are those of a source, and --config.data.source is 'synthetic'",
         ),
         (["--config.text.lower=true"], "--config.text.lower=True has no effect with text.encoder='tower'"),
+        (["--config.sample.room=3"], "--config.sample.room=3 has no effect: it is for rules with a pool"),
     ],
 )
 def test_a_mistake_has_a_message(arguments, message, capsys):

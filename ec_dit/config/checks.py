@@ -44,6 +44,11 @@ def check_use(config: RunConfig, start: RunConfig) -> None:
                 f"{use.other} {'other than ' if use.excluded else ''}{kinds}. Leave it at {before!r}, or change "
                 f"{use.other}."
             )
+    if config.sample.room != start.sample.room and not specs.by_threshold(config):
+        raise UserError(
+            f"--config.sample.room={config.sample.room:g} has no effect: it is for rules with a pool, and for "
+            f"sample.capacity=matched. Leave it at {start.sample.room:g}."
+        )
 
 
 def _validate_together(config: RunConfig) -> None:
@@ -79,11 +84,6 @@ def _validate_together(config: RunConfig) -> None:
         config.sample.capacity == "fixed" or config.moe.record,
         "sample.capacity",
         "it goes by what training recorded: train with moe.record=True",
-    )
-    check(
-        config.sample.room == KEYS["sample.room"].default or specs.by_threshold(config),
-        "sample.room",
-        "it is for rules with a pool, and for sample.capacity=matched; leave it at its default",
     )
     for key in ("moe.capacity_factor", "moe.capacity_until", "sample.capacity_factor"):
         check(

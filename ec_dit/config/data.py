@@ -22,7 +22,7 @@ class DataSpec:
     )
     path: str = key(
         "",
-        "prepared data set (python -m ec_dit.prepare); made by itself for shapes and emoji where it is missing",
+        "prepared data set (python -m ec_dit.prepare); made by itself for shapes, emoji and icons where it is missing",
         use=_PREPARED,
         resumable=True,
     )

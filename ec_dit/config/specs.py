@@ -21,6 +21,7 @@ from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tok
 from ec_dit.objectives.base import Objective
 from ec_dit.sampling.settings import PAIR, SampleSettings
 
+_MOST_RISE = 10.0  # of the logarithm of time_shift: far beyond any scheduler's, and far from overflow
 Shape = tuple[int, int]  # rows and columns of what the model denoises: latent pixels, or pixels
 
 
@@ -176,6 +177,11 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
                 check_capacity(group, config.moe.num_experts, factor)
     if s.time_shift_rise:
         rise = s.time_shift_rise * (tokens - image_tokens(config))
+        if abs(rise) > _MOST_RISE:
+            raise UserError(
+                f"--config.sample.time_shift_rise={s.time_shift_rise:g}: for {tokens} tokens ({_named(config, shape)}) "
+                f"time_shift would be e^{rise:.1f} times that of the config's {image_tokens(config)}. Lower it."
+            )
         s = replace(s, time_shift=s.time_shift * math.exp(rise))
     return narrow(
         SampleSettings,

@@ -87,7 +87,8 @@ class ClipText(nnx.Module):
         key = rngs.params()
         self.position_TM = param.table(jax.random.normal(key, (spec.length, spec.width)) * 0.02, (None, "embed"))
         self.stack = Stack(
-            lambda rngs: ClipBlock(spec, causal=True, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs
+            lambda key: ClipBlock(spec, causal=True, dtype=dtype, rngs=nnx.Rngs(key)),
+            jax.random.split(rngs.params(), spec.num_blocks),
         )
         self.norm_out = LayerNorm(spec.width, eps=spec.eps)
         if spec.projection is not None:

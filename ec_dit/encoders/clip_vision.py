@@ -68,7 +68,8 @@ class ClipVision(nnx.Module):
         self.tokens = PictureTokens(spec.width, spec.patch, grid, bias=False, dtype=dtype, rngs=rngs)
         self.norm_in = LayerNorm(spec.width, eps=spec.eps)
         self.stack = Stack(
-            lambda rngs: ClipBlock(spec, causal=False, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs
+            lambda key: ClipBlock(spec, causal=False, dtype=dtype, rngs=nnx.Rngs(key)),
+            jax.random.split(rngs.params(), spec.num_blocks),
         )
         self.norm_out = LayerNorm(spec.width, eps=spec.eps)
         if spec.projection is not None:

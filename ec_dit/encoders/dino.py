@@ -140,7 +140,10 @@ class Dino(nnx.Module):
         self.spec, self.dtype = spec, dtype
         grid = spec.size // spec.patch
         self.tokens = PictureTokens(spec.width, spec.patch, grid, bias=True, dtype=dtype, rngs=rngs)
-        self.stack = Stack(lambda rngs: DinoBlock(spec, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs)
+        self.stack = Stack(
+            lambda key: DinoBlock(spec, dtype=dtype, rngs=nnx.Rngs(key)),
+            jax.random.split(rngs.params(), spec.num_blocks),
+        )
         self.norm_out = LayerNorm(spec.width, eps=spec.eps)
 
     def __call__(self, pixels_BYXZ: jax.Array) -> jax.Array:

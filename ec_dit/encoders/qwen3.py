@@ -124,7 +124,10 @@ class Qwen3Text(nnx.Module):
         self.spec, self.dtype = spec, dtype
         key = rngs.params()
         self.token_VM = param.table(jax.random.normal(key, (spec.vocab_size, spec.width)), (None, "embed"))
-        self.stack = Stack(lambda rngs: Qwen3Block(spec, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs)
+        self.stack = Stack(
+            lambda key: Qwen3Block(spec, dtype=dtype, rngs=nnx.Rngs(key)),
+            jax.random.split(rngs.params(), spec.num_blocks),
+        )
         self.norm_out = RMSNorm(spec.width) if spec.is_whole else None
 
     def __call__(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

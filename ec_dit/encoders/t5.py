@@ -127,7 +127,9 @@ class T5Encoder(nnx.Module):
         self.token_VM = param.table(jax.random.normal(key, (spec.vocab_size, spec.width)), (None, "embed"))
         # V counts classes of distance. Published with block 0, used by all.
         self.distance_VH = param.table(jnp.zeros((spec.distances, spec.num_heads)), (None, "heads"))
-        self.stack = Stack(lambda rngs: T5Block(spec, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs)
+        self.stack = Stack(
+            lambda key: T5Block(spec, dtype=dtype, rngs=nnx.Rngs(key)), jax.random.split(rngs.params(), spec.num_blocks)
+        )
         self.norm_out = RMSNorm(spec.width, eps=spec.eps)
 
     def __call__(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

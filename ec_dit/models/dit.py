@@ -1,6 +1,7 @@
 """A diffusion transformer, the paper's or another's by its blocks: noisy latent, time and text in; velocity out."""
 
 import functools
+import itertools
 from dataclasses import replace
 
 import jax
@@ -53,12 +54,19 @@ class DiT(nnx.Module):
         self.text_embed = TextEmbed(spec.text_width, width, dtype=dtype, rngs=rngs) if enters else None
         self.text_norm = RMSNorm(spec.text_width) if spec.text_norm else None
 
-        def make_blocks(pattern: tuple[Kind, ...], rngs: nnx.Rngs) -> nnx.List:
-            return nnx.List(BLOCKS[spec.block](spec, kind, dtype=dtype, rngs=rngs) for kind in pattern)
+        def make_blocks(pattern: tuple[Kind, ...], keys: jax.Array) -> nnx.List:
+            blocks = zip(pattern, keys, strict=True)
+            return nnx.List(BLOCKS[spec.block](spec, kind, dtype=dtype, rngs=nnx.Rngs(key)) for kind, key in blocks)
 
+        keys_L = jax.random.split(rngs.params(), spec.num_blocks)  # by number: what is alike in two models begins alike
+        numbers = itertools.accumulate((len(stage.pattern) * stage.repeats for stage in spec.stages()), initial=0)
         self.stages = nnx.List(
-            Stack(functools.partial(make_blocks, stage.pattern), stage.repeats, remat=spec.remat, rngs=rngs)
-            for stage in spec.stages()
+            Stack(
+                functools.partial(make_blocks, stage.pattern),
+                keys_L[first : first + len(stage.pattern) * stage.repeats].reshape(stage.repeats, -1),
+                remat=spec.remat,
+            )
+            for first, stage in zip(numbers, spec.stages(), strict=False)
         )
         self.out_modulation = modulation.make(spec.modulation, width, _OUT_VECTORS, dtype=dtype, rngs=rngs)
         out_numbers = patch_numbers * spec.out_channels

@@ -40,12 +40,12 @@ class MMDiTBlock(Block):
         self.modulation = TimeModulation(width, VECTORS + (_DUAL if kind.dual else 0), **common)
         self.attention = attention()
         self.dual_attention = attention() if kind.dual else None
-        self.ffn = make_feed_forward(spec, kind.sparse, **common)
         self.text_modulation = TimeModulation(width, _LAST if kind.last else VECTORS, **common)
         self.text_attention: KeysValues = (
             KeysValues(width, spec.num_kv_heads, spec.head_dim, **how) if kind.last else attention()
         )
         self.text_ffn = None if kind.last else make_feed_forward(spec, False, **common)
+        self.ffn = make_feed_forward(spec, kind.sparse, **common)  # last: all else begins alike, dense or sparse
 
     def __call__(
         self, streams: Streams, condition: Condition, routing: RoutingSpec

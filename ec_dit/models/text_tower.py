@@ -43,7 +43,10 @@ class TextTower(nnx.Module):
         self.token_VM = param.table(jax.random.normal(key, (spec.vocab_size, spec.width)) * 0.5, (None, "embed"))
         key = rngs.params()
         self.position_TM = param.table(jax.random.normal(key, (spec.length, spec.width)) * 0.5, (None, "embed"))
-        self.stack = Stack(lambda rngs: TowerBlock(spec, dtype=dtype, rngs=rngs), spec.num_blocks, rngs=rngs)
+        self.stack = Stack(
+            lambda key: TowerBlock(spec, dtype=dtype, rngs=nnx.Rngs(key)),
+            jax.random.split(rngs.params(), spec.num_blocks),
+        )
 
     def __call__(self, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Embeds captions of at most `spec.length` tokens; what `mask_BT` hides is not attended to."""

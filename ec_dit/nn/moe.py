@@ -209,7 +209,7 @@ class MoE(nnx.Module):
             lambda rows_NX, w_EXY: rows.product(rows_NX, w_EXY, chosen.counts_E),
             lambda b_EY: b_EY[chosen.expert_N],
         )
-        return rows.add_up(out_ND, chosen, groups * group_size).reshape(groups_GSD.shape)
+        return rows.add_up(out_ND, chosen, groups * group_size, spec.combine).reshape(groups_GSD.shape)
 
     def _experts(self, tokens: jax.Array, multiply: Multiply, spread: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Each expert's feed-forward layer on its own tokens, however they are laid out.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ec_dit.nn.routing.slots import Routing
+from ec_dit.nn.routing.spec import CombineKind
 
 _TILE = (8, 128)  # rows of a tile, at least and at most
 
@@ -62,29 +63,32 @@ def product(rows_ND: jax.Array, w_EDF: jax.Array, counts_E: jax.Array) -> jax.Ar
 
 
 def by_tiles(rows_ND: jax.Array, w_EDF: jax.Array, counts_E: jax.Array) -> jax.Array:
-    """Gives the same by tiles of rows, each of one expert, as many at a time as there are experts.
+    """Gives the same by tiles of rows, each of one expert.
 
     A tile is an eighth of an expert's even share, so that tiles that are not full cost about an eighth more.
     """
     num, experts = len(rows_ND), len(counts_E)
     share = max(1, num // (8 * experts))
     tile = min(max(_TILE[0], 1 << share.bit_length() - 1), _TILE[1])
-    rounds = -(-(num // tile + experts) // experts)  # each expert has at most one that is not full
+    tiles = num // tile + experts  # each expert has at most one that is not full
 
     end_E, last_tile_E = jnp.cumsum(counts_E), jnp.cumsum(-(-counts_E // tile))
     expert_N = (jnp.arange(num)[:, None] >= end_E).sum(1)
     rank_N = jnp.arange(num) - (end_E - counts_E)[expert_N]
     place_N = (last_tile_E - -(-counts_E // tile))[expert_N] * tile + rank_N
-    owner_T = (jnp.arange(rounds * experts)[:, None] >= last_tile_E).sum(1).clip(max=experts - 1)
+    owner_T = (jnp.arange(tiles)[:, None] >= last_tile_E).sum(1).clip(max=experts - 1)
 
-    tiles_RD = jnp.zeros((rounds * experts * tile, rows_ND.shape[1]), rows_ND.dtype).at[place_N].set(rows_ND)
-    tiles = (tiles_RD.reshape(rounds, experts, tile, -1), owner_T.reshape(rounds, experts))
-    out = jax.lax.map(lambda one: jnp.einsum("TND,TDF->TNF", one[0], w_EDF[one[1]]), tiles)
+    padded_ND = jnp.zeros((tiles * tile, rows_ND.shape[1]), rows_ND.dtype).at[place_N].set(rows_ND)
+    out = jax.lax.map(lambda one: one[0] @ w_EDF[one[1]], (padded_ND.reshape(tiles, tile, -1), owner_T))
     return out.reshape(-1, w_EDF.shape[-1])[place_N]
 
 
-def add_up(out_ND: jax.Array, chosen: Rows, num_tokens: int) -> jax.Array:
-    """Sums gate x output over the rows of every token, in float32; (tokens, D) in the dtype of the outputs."""
-    gated_ND = out_ND.astype(jnp.float32) * chosen.gate_N[:, None]
+def add_up(out_ND: jax.Array, chosen: Rows, num_tokens: int, how: CombineKind = "scatter") -> jax.Array:
+    """Sums gate x output over the rows of every token, in float32; (tokens, D) in the dtype of the outputs.
+
+    With 'one_hot' gates are rounded to it, as `dispatch.combine` does; in either way outputs are added up one by one.
+    """
+    gate_N = chosen.gate_N.astype(out_ND.dtype) if how == "one_hot" else chosen.gate_N
+    gated_ND = out_ND.astype(jnp.float32) * gate_N[:, None]
     summed_ND = jnp.zeros((num_tokens, out_ND.shape[1]), jnp.float32).at[chosen.token_N].add(gated_ND)
     return summed_ND.astype(out_ND.dtype)

@@ -20,27 +20,27 @@ POLICIES: dict[str, Callable[..., bool]] = {
 
 
 class Stack(nnx.Module):
-    """`repeats` copies of the module that `make` builds, each with weights of its own.
+    """Copies of the module that `make` builds, each with weights of its own.
 
     Args:
-        make: builds one repeat from its own random stream.
-        repeats: L.
+        make: builds one repeat from its random keys.
+        keys_L: of every repeat, one key or several.
         remat: 'none', 'dots' or 'full': what the backward pass recomputes.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], repeats: int, *, remat: str = "none", rngs: nnx.Rngs):
+    def __init__(self, make: Callable[[jax.Array], nnx.Module], keys_L: jax.Array, *, remat: str = "none"):
         if remat != "none" and remat not in POLICIES:
             raise UserError(f"remat '{remat}': choose none, {', '.join(POLICIES)}.")
         self.remat = remat
-        self.repeats = repeats
+        self.repeats = len(keys_L)
         graphdefs = list[nnx.GraphDef]()  # of the one trace of `make`: large models take seconds to trace
 
-        def weights(key: jax.Array) -> nnx.State:
-            graphdef, state = nnx.split(make(nnx.Rngs(key)))
+        def weights(keys: jax.Array) -> nnx.State:
+            graphdef, state = nnx.split(make(keys))
             graphdefs.append(graphdef)
             return state
 
-        weights_L = jax.vmap(weights)(jax.random.split(rngs.params(), repeats))
+        weights_L = jax.vmap(weights)(keys_L)
         self.blocks = nnx.merge(graphdefs[0], weights_L)
 
     def __call__(self, carry: Any, apply: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -43,6 +43,8 @@ def open_data(config: RunConfig, say: Callable[[str], None]) -> Dataset | None:
     _check_kind(config, data)
     noted = {"source": data.report.source} | dict(data.report.options)
     wanted = ({"source": source} if source else {}) | dict(config.data.options)
+    if source in registry.DRAWN:
+        wanted.pop("path", None)  # of what was drawn; it is not read again, and may lie elsewhere now
     plain = json.loads(json.dumps(wanted))  # tuples become lists, as they are in the report
     wrong = [f"{each.name} {each.old} instead of {each.new}" for each in differences(noted, noted | plain)]
     if wrong:
@@ -53,7 +55,7 @@ def open_data(config: RunConfig, say: Callable[[str], None]) -> Dataset | None:
 
 
 def _prepare(config: RunConfig, say: Callable[[str], None]) -> None:
-    """Makes the data set of a source that needs nothing from the user."""
+    """Makes the data set of a source that draws its pictures."""
     name, path = config.data.source, config.data.path
     say(f"preparing {name} in {path}")
     source = registry.make_source(name, dict(config.data.options))

@@ -53,7 +53,7 @@ class SampleSpec:
         0.0,
         "by how much the logarithm of time_shift grows with each token that an image has more than the config's (schedulers "
         "with a dynamic shift)",
-        at_least=0,
+        at_least=-1,
         at_most=1,
         use=only("flow.path", "rectified"),
         resumable=True,

@@ -57,10 +57,9 @@ def emoji(tmp_path_factory):
         sets[f"blur{radius}"] = [
             np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius))) for picture in half
         ]
-    for noise in (60, 120):
-        sets[f"noise{noise}"] = [
-            np.clip(picture + rng.normal(0, noise, picture.shape), 0, 255).astype(np.uint8) for picture in half
-        ]
+    sets["noise120"] = [
+        np.clip(picture + rng.normal(0, 120, picture.shape), 0, 255).astype(np.uint8) for picture in half
+    ]
     place = tmp_path_factory.mktemp("emoji")
     for name, made in sets.items():
         (place / name).mkdir()
@@ -121,17 +120,14 @@ def test_fid_is_small_between_halves_and_rises_with_blur_noise_and_wrong_classes
     fids = {}
     statistics = tmp_path / "a.npz"
     fids["b"] = score(tmp_path, weights, emoji / "b", emoji / "a", f"fid:bootstrap=0,batch_size=3,write={statistics}")
-    for name in ("blur1", "blur2", "noise60", "noise120", "flags"):
+    for name in ("blur1", "blur2", "noise120", "flags"):
         fids[name] = score(tmp_path, weights, emoji / name, statistics)
     values = {name: found["score"] for name, found in fids.items()}
     assert values["b"] < values["blur1"] < values["blur2"]
-    assert values["b"] < values["noise60"] < values["noise120"]
+    assert values["b"] < values["noise120"]
     assert values["flags"] > 2 * values["b"]
-    kid = {
-        name: score(tmp_path, weights, emoji / name, emoji / "a", "kid:subset_size=20,batch_size=3")["score"]
-        for name in ("b", "blur2")
-    }
-    assert abs(kid["b"]) < 0.2 * kid["blur2"]
+    kid = score(tmp_path, weights, emoji / "flags", emoji / "a", "kid:subset_size=20,batch_size=3")
+    assert kid["score"] > 2 * kid["standard_error"] > 0
 
 
 @pytest.mark.parametrize(

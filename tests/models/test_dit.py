@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ec_dit.core.tree import named_leaves
 from ec_dit.models.dit import DiT, take_tokens
 from ec_dit.models.sparse_spec import SparseSpec
 from ec_dit.models.spec import DiTSpec
+from ec_dit.models.stages import block_numbers
 from ec_dit.nn import param
 from ec_dit.nn.embeddings import patchify, unpatchify
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
@@ -80,6 +82,35 @@ def test_the_model_equals_float64(randomise, num_blocks, first, every, parts):
         np.testing.assert_array_equal(stats.experts_BS[layer], experts_BS)
         entropy = -(scores_BSE * np.log(scores_BSE)).sum(-1).mean()
         np.testing.assert_allclose(stats.gate_entropy[layer], entropy, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", ["cross_attention", "joint_kv", "mmdit"])
+@pytest.mark.parametrize("sparse", [SparseSpec(4, first=1, every=2), SparseSpec(4, first=0, every=3)])
+def test_a_dense_and_a_sparse_twin_begin_alike_but_for_their_feed_forward_layers(block, sparse):
+    """Whatever scans their blocks are parted into; each block begins otherwise than its neighbours."""
+    spec = dataclasses.replace(SPEC, block=block, num_blocks=5)
+    twins = [_by_block(dataclasses.replace(spec, sparse=each)) for each in (SparseSpec(), sparse)]
+    common = set.intersection(*map(set, twins))
+    assert all("/ffn/" in name for name in set(twins[0]) ^ set(twins[1]))
+    assert sum("attention" in name for name in common) >= 5 * 4
+    for name in common:
+        np.testing.assert_array_equal(*(twin[name] for twin in twins), err_msg=name)
+    first = next(name for name in common if name.startswith("0/attention/w_"))
+    assert not np.array_equal(twins[0][first], twins[0]["1" + first[1:]])
+
+
+def _by_block(spec):
+    """Fresh parameters by names with the block's number in place of where it is stacked."""
+    params = param.split(build(spec)())[1]
+    stacked = block_numbers(spec.stages())
+    found = {}
+    for name, leaf in named_leaves(params):
+        start = next((start for start in stacked if name.startswith(start)), None)
+        if start is None:
+            found[name] = np.asarray(leaf)
+        else:
+            found |= {f"{n}/{name.removeprefix(start)}": np.asarray(leaf[i]) for i, n in enumerate(stacked[start])}
+    return found
 
 
 def test_the_output_starts_at_zero():

@@ -17,8 +17,8 @@ WIDTH = 6
 
 
 def build(repeats, remat="none"):
-    layer = lambda rngs: Mlp(WIDTH, 12, bias=True, dtype=jnp.float32, rngs=rngs)  # noqa: E731
-    return lambda: Stack(layer, repeats, remat=remat, rngs=nnx.Rngs(0))
+    layer = lambda key: Mlp(WIDTH, 12, bias=True, dtype=jnp.float32, rngs=nnx.Rngs(key))  # noqa: E731
+    return lambda: Stack(layer, jax.random.split(jax.random.key(0), repeats), remat=remat)
 
 
 def apply(mlp, x_BD):

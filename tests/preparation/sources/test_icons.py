@@ -1,6 +1,7 @@
 """Icons of several artists from packages that are written here: what is drawn, named, mirrored and held out."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -33,7 +34,8 @@ def package(root, name, icons, **more):
 def three(root, things=("dog-face", "flag-for-france", "red-apple", "woman-light-skin-tone")):
     """Three packages of the same things, one of which names code points."""
     for name, colour in STYLES.items():
-        folder = package(root, name, {thing: {"body": square(colour)} for thing in things}, width=16, height=16)
+        icons = {thing: {"body": f"{square(colour)}<desc>{thing}</desc>"} for thing in things}
+        folder = package(root, name, icons, width=16, height=16)
         (folder / "info.json").write_text(json.dumps({"license": {"title": f"licence of {name}"}}))
     (root / "warm" / "chars.json").write_text(json.dumps(CHARS))
     return root
@@ -109,6 +111,33 @@ def test_one_hand_of_a_thing_is_held_out_and_things_of_few_hands_are_not(tmp_pat
     assert not any(record.split == "validation" for record in records(tmp_path, held_out=0.0)[0].values())
 
 
+def test_a_hand_is_held_out_with_all_skin_tones(tmp_path):
+    tones = ("", "-light-skin-tone", "-medium-dark-skin-tone", "-dark-skin-tone-light-skin-tone")
+    three(tmp_path, [f"figure-{i}{tone}" for i in range(60) for tone in tones])
+    found, _ = records(tmp_path, held_out=0.5)
+    held = {}
+    for record in found.values():
+        if record.split == "validation":
+            bare = "-".join(record.meta["thing"].split("-")[:2])
+            held.setdefault(bare, set()).add(record.meta["style"])
+    assert 10 < len(held) < 50 and all(len(styles) == 1 for styles in held.values())
+    assert sum(record.split == "validation" for record in found.values()) == len(tones) * len(held)
+
+
+def test_what_is_drawn_like_a_trained_picture_is_not_held_out(tmp_path):
+    things = [f"thing-{i}" for i in range(60)]
+    for name, colour in STYLES.items():
+        package(tmp_path, name, {thing: {"body": square(colour)} for thing in things})
+    found, _ = records(tmp_path, held_out=0.5)
+    assert {record.split for record in found.values()} == {"train"}
+
+
+def test_neighbours_are_of_several_hands(tmp_path):
+    found, _ = records(three(tmp_path, [f"thing-{i}" for i in range(100)]))
+    styles = [record.meta["style"] for record in found.values()]
+    assert sum(a == b for a, b in itertools.pairwise(styles)) < 0.5 * len(styles)
+
+
 def test_the_same_ones_are_held_out_whatever_else_is_there(tmp_path):
     things = [f"thing-{i}" for i in range(60)]
     one, _ = records(three(tmp_path / "a", things))
@@ -121,7 +150,11 @@ def test_the_same_ones_are_held_out_whatever_else_is_there(tmp_path):
     [
         ('<image href="/etc/hostname"/>', "names a file beside it"),
         ('<use xlink:href="other.svg#a"/>', "names a file beside it"),
-        ("<path", "cannot be drawn"),
+        ("<path", "it is no XML"),
+        ("<rect/>" * 2 + "</g>", "it is no XML"),
+        ("<g>" * 300 + "</g>" * 300, "too deep within each other"),
+        ('<filter id="a"><feTurbulence numOctaves="100000"/></filter>', "noise is too fine"),
+        ('<filter id="a"><feTurbulence numOctaves="x"/></filter>', "no number of octaves"),
         ("", "nothing is to be seen"),
         (square("#ffffff"), "nothing is to be seen on white"),
     ],
@@ -131,6 +164,22 @@ def test_what_cannot_be_drawn_is_named(tmp_path, body, words):
     found, skipped = records(tmp_path)
     assert list(found) == ["ink:good"]
     assert [each.id for each in skipped] == ["ink:bad"] and words in skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("bad", {"rotate": 1}, "kept turned"),
+        ("bad", {"width": 0}, "has no size"),
+        ("bad", {"height": float("nan")}, "has no size"),
+        ("", {}, "name is no word"),
+        ("a\u202eb", {}, "name is no word"),
+    ],
+)
+def test_odd_icons_are_named(tmp_path, name, more, words):
+    package(tmp_path, "ink", {name: {"body": square("#000"), **more}})
+    found, skipped = records(tmp_path)
+    assert not found and words in skipped[0].reason
 
 
 @pytest.mark.parametrize(
@@ -146,6 +195,23 @@ def test_a_damaged_package_is_named(tmp_path, text, words):
     (tmp_path / "ink").mkdir()
     (tmp_path / "ink" / "icons.json").write_text(text)
     with pytest.raises(UserError, match=rf"icons: .*ink/icons.json.*{words}|{words} .*ink/icons.json"):
+        records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("info.json", "[1]"),
+        ("info.json", '{"license": "MIT"}'),
+        ("chars.json", '["x"]'),
+        ("chars.json", '{"zz": "a"}'),
+        ("icons.json", "[" * 100_000),
+    ],
+)
+def test_damaged_files_beside_it_are_named(tmp_path, file, text):
+    folder = package(tmp_path, "ink", {"a": {"body": square("#000")}})
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=r"^icons: "):
         records(tmp_path)
 
 

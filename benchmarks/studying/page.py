@@ -1,0 +1,244 @@
+"""A study as people read it: tables and plots, in a section of a page of Markdown whose other text stays as it is."""
+
+import itertools
+import math
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from studying import figures, plan, runs
+from studying.figures import Difference
+from studying.plan import Study
+
+# Told apart in grey too.
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_MARKS = "osd^vPX*"
+_GREYS = ("#000000", "#c0392b", "#2471a3", "#7d8a2e", "#8e44ad", "#b9770e", "#148f77", "#7f8c8d")
+_HEADLINE = f"eval/{plan.HEADLINE}/score"
+_IN_GROUPS = "eval/val_loss_in_groups/score"
+_TRAINED, _HELD_OUT = "validation_loss/train", "validation_loss/validation"
+
+
+class Outcome:
+    """The finished runs of a study, by variant and seed.
+
+    Args:
+        compiled: of variants, the FLOPs of the compiled training step over those of the formulas.
+    """
+
+    def __init__(self, study: Study, done: Sequence[runs.Run], compiled: Mapping[str, float]):
+        self.study, self.compiled = study, compiled
+        self.runs = {name: {run.seed: run for run in done if run.variant.name == name} for name in study.variants}
+        self._facts = {name: {seed: runs.facts(run) for seed, run in own.items()} for name, own in self.runs.items()}
+        self.names = {key for own in self._facts.values() for facts in own.values() for key in facts}
+        self.sizes = {name: plan.size_of(study, variant) for name, variant in study.variants.items()}
+        self.batch = study.config_of(study.variants[study.reference]).train.batch_size
+
+    def last(self, name: str, figure: str) -> dict[int, float]:
+        """Gives a figure at the end of a variant's runs, by seed; without runs that do not have it."""
+        return {seed: facts[figure] for seed, facts in self._facts[name].items() if figure in facts}
+
+    def curves(self, name: str, figure: str = _HEADLINE) -> dict[int, dict[int, float]]:
+        """Gives a figure by seed and step."""
+        return {seed: run.curve(figure) for seed, run in self.runs[name].items()}
+
+    def against_reference(self, name: str, figure: str) -> Difference:
+        """Compares a figure at the end with the reference's, seed by seed."""
+        return figures.difference(self.last(name, figure), self.last(self.study.reference, figure))
+
+    def convergence(self, name: str) -> str:
+        """Tells after which share of the steps a variant has the reference's least loss: the median of seeds that reach it."""
+        goals, curves = self.curves(self.study.reference), self.curves(name)
+        seeds = sorted(goals.keys() & curves.keys())
+        reached = [figures.first_below(curves[seed], min(goals[seed].values())) / self.study.steps for seed in seeds]
+        finite = sorted(share for share in reached if math.isfinite(share))
+        if not finite:
+            return "not reached" if reached else ""
+        return f"{100 * statistics.median(finite):.0f} %" + (
+            "" if len(finite) == len(reached) else f" ({len(finite)} of {len(reached)})"
+        )
+
+
+def section(outcome: Outcome, rates: Mapping[str, float], images: Path, page: Path, how: str) -> str:
+    """Draws the plots into `images` and gives the section's text.
+
+    Args:
+        how: the command.
+    """
+    study = outcome.study
+    names = [name for name in study.variants if outcome.runs[name]]
+    plots = {
+        "loss": ("Held-out loss over images", _over_images),
+        "levels": ("Held-out loss beside the reference's, by noise level", _by_level),
+    }
+    lines = [
+        f"### {study.title}",
+        "",
+        *([study.question, ""] if study.question else []),
+        how,
+        "",
+        _choices(outcome, rates),
+        "",
+    ]
+    lines += [*_costs(outcome, rates), "", *_results(outcome, names), ""]
+    for plot, (title, draw) in plots.items():
+        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        draw(outcome, names, axes)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        path = images / f"study_{study.name}_{plot}.png"
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+        lines += [f"![{title}]({_relative(path, page)})", ""]
+    return "\n".join(lines)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Replaces the section of a study in a page, or adds it behind the rest."""
+    start, end = f"<!-- study {name}: written by benchmarks/study.py -->", f"<!-- end of study {name} -->"
+    whole = page.read_text(encoding="utf-8") if page.exists() else "# Studies\n"
+    new = f"{start}\n\n{text.strip()}\n\n{end}"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    whole = pattern.sub(lambda _: new, whole) if pattern.search(whole) else f"{whole.rstrip()}\n\n{new}\n"
+    page.write_text(whole, encoding="utf-8")
+
+
+def _choices(outcome: Outcome, rates: Mapping[str, float]) -> str:
+    study = outcome.study
+    machines = sorted(
+        {run.note.get("machine", "an unknown machine") for own in outcome.runs.values() for run in own.values()}
+    )
+    said = [
+        f"{study.steps} steps of {outcome.batch} images, seeds {', '.join(map(str, study.seeds))}, on {'; '.join(machines)}."
+    ]
+    if len(study.sweep.rates) > 1:
+        rates_told = ", ".join(f"{rate:g}" for rate in study.sweep.rates)
+        said.append(
+            f"Learning rates are the best of x {rates_told} after {study.sweep.steps} steps with seed {study.sweep.seed}, by the "
+            "same held-out loss."
+        )
+        edges = [name for name, rate in rates.items() if rate in (min(study.sweep.rates), max(study.sweep.rates))]
+        if edges:
+            said.append(f"At an edge of that choice: {', '.join(study.variants[name].label for name in edges)}.")
+    said.append(
+        f"Intervals are {100 * figures.CONFIDENCE:.0f} % by Student's t over seeds; differences are taken seed by seed, p values "
+        "by paired t-tests, adjusted for all of a column by Holm."
+    )
+    return " ".join(said)
+
+
+def _costs(outcome: Outcome, rates: Mapping[str, float]) -> list[str]:
+    reference = outcome.sizes[outcome.study.reference]
+    titles = (
+        "variant",
+        "parameters",
+        "on a token",
+        "training FLOPs of an image",
+        "compiled, of that",
+        "learning rate",
+        "runs",
+    )
+    lines = _head(titles)
+    for name, size in outcome.sizes.items():
+        cells = [
+            outcome.study.variants[name].label,
+            f"{size.total / 1e6:.2f} M",
+            f"{size.activated / 1e6:.2f} M",
+            f"{size.flops / 1e6:.1f} M ({100 * (size.flops / reference.flops - 1):+.1f} %)",
+            f"{outcome.compiled[name]:.3f}" if name in outcome.compiled else "",
+            f"x {rates[name]:g}" if name in rates else "",
+            len(outcome.runs[name]),
+        ]
+        lines.append(_row(cells))
+    return lines
+
+
+def _results(outcome: Outcome, names: Sequence[str]) -> list[str]:
+    """A row for each variant, and for each capacity that it was also scored with."""
+    study = outcome.study
+    rows = [(name, None) for name in names]
+    rows = [row for name, _ in rows for row in ((name, None), *((name, also) for also in study.variants[name].also))]
+    columns: list[list[object]] = []
+    for figure in (_HEADLINE, _IN_GROUPS):
+        means, apart, chances = list[object](), list[object](), list[float]()
+        for name, also in rows:
+            own = outcome.last(
+                name, figure if also is None else f"{also}/{plan.HEADLINE}" if figure == _HEADLINE else ""
+            )
+            found = figures.difference(own, outcome.last(study.reference, figure))
+            is_reference = name == study.reference and also is None
+            means.append(figures.mean(list(own.values())))
+            apart.append("" if is_reference else found)
+            chances.append(math.nan if is_reference else found.p)
+        columns += [means, apart, ["" if math.isnan(p) else f"{p:.2g}" for p in figures.holm(chances)]]
+    for figure in (_TRAINED, _HELD_OUT):
+        columns.append(["" if also else figures.mean(list(outcome.last(name, figure).values())) for name, also in rows])
+    columns.append(["" if also else outcome.convergence(name) for name, also in rows])
+    titles = (
+        "variant",
+        "held-out loss, drawn alone",
+        "beside the reference",
+        "p",
+        "in training's groups",
+        "beside the reference",
+    )
+    titles += ("p", "random times: trained on", "held out", "steps to the reference's least loss")
+    labels = [study.variants[name].label + (f", capacity {also}" if also else "") for name, also in rows]
+    return [*_head(titles), *(_row(cells) for cells in zip(labels, *columns, strict=True))]
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [_row(titles), "|---" * len(titles) + "|"]
+
+
+def _row(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, object]]:
+    cycle = zip(itertools.cycle(_LINES), itertools.cycle(_MARKS), itertools.cycle(_GREYS), strict=False)
+    return {
+        name: {"linestyle": line, "marker": mark, "color": colour, "markersize": 4}
+        for name, (line, mark, colour) in zip(names, cycle, strict=False)
+    }
+
+
+def _over_images(outcome: Outcome, names: Sequence[str], axes: Axes) -> None:
+    styles = _styles(names)
+    for name in names:
+        curves = outcome.curves(name)
+        steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+        values = [[curve[step] for curve in curves.values()] for step in steps]
+        x = [step * outcome.batch for step in steps]
+        middle = [sum(each) / len(each) for each in values]
+        axes.plot(x, middle, label=outcome.study.variants[name].label, **styles[name])
+        if len(curves) > 1:
+            low, high = [min(each) for each in values], [max(each) for each in values]
+            axes.fill_between(x, low, high, color=styles[name]["color"], alpha=0.15)
+    axes.set(xlabel="training images", ylabel="held-out loss", yscale="log")
+
+
+def _by_level(outcome: Outcome, names: Sequence[str], axes: Axes) -> None:
+    study = outcome.study
+    styles = _styles(names)
+    prefix = "eval/val_loss/times/t="
+    levels = sorted((float(key.removeprefix(prefix)), key) for key in outcome.names if key.startswith(prefix))
+    for name in names:
+        if name == study.reference:
+            continue
+        apart = [100 * outcome.against_reference(name, key).mean.value for _, key in levels]
+        axes.plot([level for level, _ in levels], apart, label=study.variants[name].label, **styles[name])
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="t, 0 = data", ylabel=f"loss beside {study.variants[study.reference].label}, %")
+
+
+def _relative(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()

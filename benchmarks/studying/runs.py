@@ -1,0 +1,292 @@
+"""The runs of a study: which there are, what is known of them, and doing what is missing, each in a process of its own."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ec_dit.core.errors import UserError
+from ec_dit.train.metrics import read_metrics
+from studying.plan import HEADLINE, ROOT, Study, Variant
+
+_STOPPED = (75, -signal.SIGTERM, -signal.SIGINT, 130)  # what was told to stop, or may be started again
+_DIVERGED = "gradient norm"  # words of the trainer, of a loss or norm that is not finite
+_NOTE = "study.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        rate: times the config's learning rates.
+        folder: its workdir.
+        scores: figures that it has at its end.
+    """
+
+    variant: Variant
+    seed: int
+    rate: float
+    steps: int
+    folder: Path
+    scores: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """Names it in a line of progress."""
+        return f"{self.variant.name}, seed {self.seed}, rate x {self.rate:g}"
+
+    def curve(self, name: str = f"eval/{HEADLINE}/score") -> dict[int, float]:
+        """Gives a figure by step, as far as the run has come."""
+        if not (self.folder / "metrics.jsonl").exists():
+            return {}
+        return {int(row["step"]): float(row[name]) for row in read_metrics(str(self.folder)) if name in row}
+
+    @property
+    def is_done(self) -> bool:
+        """Tells whether it has come to its end, which is its last step, and has all scores there."""
+        return all(max(self.curve(name), default=0) == self.steps for name in self.scores)
+
+    @property
+    def note(self) -> Mapping[str, Any]:
+        """Gives what was written when it was begun: its arguments, the machine, whether it diverged."""
+        path = self.folder / _NOTE
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def put_note(self, **facts: Any) -> None:
+        """Adds to the note."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _NOTE).write_text(json.dumps({**self.note, **facts}, indent=2) + "\n")
+
+    def score_of(self, capacity: str) -> Path:
+        """Names the folder of its end's scores with another capacity in sampling."""
+        return self.folder / f"scored_{capacity}"
+
+    @property
+    def missing(self) -> list[str]:
+        """Lists the capacities that its end was not yet scored with."""
+        return [each for each in self.variant.also if not list(self.score_of(each).glob("eval_*.json"))]
+
+
+def sweep_of(study: Study, folder: Path) -> list[Run]:
+    """Lists the runs that learning rates are chosen by; none where there is no choice."""
+    if len(study.sweep.rates) < 2:
+        return []
+    sweep, scores = study.sweep, study.scores
+    return [
+        Run(variant, sweep.seed, rate, sweep.steps, folder / "sweep" / f"{variant.name}_{rate:g}", scores)
+        for rate in sweep.rates
+        for variant in study.variants.values()
+    ]
+
+
+def rates_of(study: Study, folder: Path) -> dict[str, float]:
+    """Gives the learning rate of every variant whose sweep is finished: that of the least loss at its end.
+
+    Raises:
+        UserError: where no rate of a variant leads to a finite loss.
+    """
+    runs = sweep_of(study, folder)
+    if not runs:
+        return dict.fromkeys(study.variants, study.sweep.rates[0])
+    found = {}
+    for name in study.variants:
+        own = [run for run in runs if run.variant.name == name]
+        if not all(run.is_done or run.note.get("diverged") for run in own):
+            continue
+        losses = {run.rate: run.curve()[run.steps] for run in own if run.is_done}
+        finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+        if not finite:
+            raise UserError(f"{name} diverges at every learning rate of the sweep: give lower ones")
+        found[name] = min(finite, key=lambda rate: finite[rate])
+    return found
+
+
+def main_runs(study: Study, folder: Path, rates: Mapping[str, float], seeds: Sequence[int]) -> list[Run]:
+    """Lists the runs that count, all variants of one seed before those of the next."""
+    return [
+        Run(
+            variant,
+            seed,
+            rates[variant.name],
+            study.steps,
+            folder / "runs" / f"{variant.name}_seed{seed}",
+            study.scores,
+        )
+        for seed in seeds
+        for variant in study.variants.values()
+        if variant.name in rates
+    ]
+
+
+def check(study: Study, runs: Sequence[Run]) -> None:
+    """Raises UserError where the folder of a run has one of other settings."""
+    for run in runs:
+        before, now = run.note.get("arguments"), training(study, run)
+        if before is not None and before != now:
+            apart = [each for each in now if each not in before] or ["fewer settings"]
+            raise UserError(
+                f"{run.folder} was begun with other settings than the study has now ({', '.join(apart)}): give another --out, or "
+                "remove that folder"
+            )
+
+
+def training(study: Study, run: Run) -> list[str]:
+    """Gives the arguments of a training run, without its folder."""
+    every = min(study.score_every, run.steps)
+    optimizer = study.config_of(run.variant).optimizer
+    changes: dict[str, Any] = {
+        **study.common,
+        **run.variant.changes,
+        "seed": run.seed,
+        "train.steps": run.steps,
+        "optimizer.learning_rate": run.rate * optimizer.learning_rate,
+        "log.validate_every": every,
+        "log.sample_every": 0,
+        "checkpoint.every": every,
+        "eval.suites": tuple(f"{suite}{',' if ':' in suite else ':'}every={every}" for suite in study.suites),
+    }
+    if optimizer.adam_learning_rate:
+        changes["optimizer.adam_learning_rate"] = run.rate * optimizer.adam_learning_rate
+    return [f"--config={study.config}", *(f"--config.{key}={_written(value)}" for key, value in changes.items())]
+
+
+class Worker:
+    """Does runs until there is no time left.
+
+    Args:
+        study: whose runs they are.
+        until: of time.monotonic(), when no more is begun and what runs is told to stop; it goes on the next time.
+        say: prints a line.
+    """
+
+    def __init__(self, study: Study, until: float, say: Callable[[str], None]):
+        self._study, self._until, self._say = study, until, say
+
+    def do(self, runs: Sequence[Run]) -> bool:
+        """Does what is missing of the runs, in turn; tells whether nothing is.
+
+        Raises:
+            UserError: where a command of the package fails; a loss that is not finite is noted, and the next run begun.
+        """
+        check(self._study, runs)
+        left = [run for run in runs if not (run.is_done or run.note.get("diverged")) or (run.is_done and run.missing)]
+        for number, run in enumerate(left):
+            if time.monotonic() >= self._until:
+                return False
+            self._say(f"[{number + 1} of {len(left)}] {run.label}")
+            if not run.is_done:
+                arguments = training(self._study, run)
+                run.put_note(arguments=arguments, machine=machine())
+                try:
+                    if not self._start("ec_dit.main", [*arguments, f"--workdir={run.folder}"]):
+                        return False
+                except _DivergedError:
+                    run.put_note(diverged=True)
+                    self._say(f"{run.label}: diverged")
+                    continue
+            for capacity in run.missing:
+                if not self._start("ec_dit.evaluate", self._scoring(run, capacity)):
+                    return False
+        return True
+
+    def compile(self, folder: Path) -> None:
+        """Compiles the training step of every variant for one CPU device, as far as that was not done; the data are there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, settings in _compilations(self._study, folder).values():
+            if not path.exists() and time.monotonic() < self._until:
+                how = ["--what=train", "--topology=cpu:1", "--notry", f"--json={path}"]
+                self._start("ec_dit.plan", [f"--config={self._study.file}", *settings, *how])
+
+    def _scoring(self, run: Run, capacity: str) -> list[str]:
+        out = run.score_of(capacity)
+        return [
+            f"--workdir={run.folder}",
+            "--suite=" + ",".join(suite for suite in self._study.suites if "routed" not in suite),
+            f"--capacity={capacity}",
+            f"--out={out}",
+        ]
+
+    def _start(self, module: str, arguments: Sequence[str]) -> bool:
+        """Runs a command of the package; False where the time was up before its end.
+
+        Raises:
+            UserError: where it fails.
+        """
+        command = [sys.executable, "-m", module, *arguments]
+        with tempfile.TemporaryFile("w+") as told:
+            # A session of its own: Ctrl-C is for this process, which then tells it in the way that keeps a checkpoint.
+            with subprocess.Popen(command, cwd=ROOT, stderr=told, start_new_session=True) as process:
+                stopped = False
+                try:
+                    left = self._until - time.monotonic()
+                    code = process.wait(None if math.isinf(left) else max(0.0, left))
+                except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                    stopped = True
+                    process.send_signal(signal.SIGTERM)
+                    code = process.wait()
+            told.seek(0)
+            words = told.read()
+        print(words, end="", file=sys.stderr, flush=True)
+        if code == 0:
+            return True
+        if (stopped and code in _STOPPED) or code == _STOPPED[0]:
+            return False
+        if _DIVERGED in words:
+            raise _DivergedError
+        raise UserError(f"this failed with exit code {code}: {' '.join(command[1:])}")
+
+
+class _DivergedError(Exception):
+    """A run's loss is not finite."""
+
+
+def machine() -> str:
+    """Names the devices of this process."""
+    import jax
+
+    devices = jax.devices()
+    cores = f", {os.cpu_count()} cores" if devices[0].platform == "cpu" else ""
+    return f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}{cores}), jax {jax.__version__}"
+
+
+def compiled(study: Study, folder: Path) -> dict[str, float]:
+    """Gives, of the variants that were compiled, the FLOPs of the training step over those of the formulas."""
+    paths = {name: path for name, (path, _) in _compilations(study, folder).items() if path.exists()}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items()}
+    return {name: each["compiled_flops_per_chip"] / each["model_flops_per_chip"] for name, each in found.items()}
+
+
+def _compilations(study: Study, folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """The file of each variant's figures, which has another name for other settings, and the settings."""
+    found = {}
+    for name, variant in study.variants.items():
+        settings = [f"--config.{key}={_written(value)}" for key, value in {**study.common, **variant.changes}.items()]
+        digest = hashlib.sha256("\n".join([study.config, *settings]).encode()).hexdigest()[:8]
+        found[name] = folder / f"{name}-{digest}.json", settings
+    return found
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Gives what a run that is done says of itself: its last figures, and what scores it has beside them."""
+    found: dict[str, Any] = {}
+    for row in read_metrics(str(run.folder)):
+        found |= row
+    for capacity in run.variant.also:
+        for file in run.score_of(capacity).glob("eval_*.json"):
+            found[f"{capacity}/{file.stem.removeprefix('eval_')}"] = json.loads(file.read_text())["score"]
+    return found
+
+
+def _written(value: Any) -> str:
+    return repr(value) if isinstance(value, tuple | list) else str(value)
