@@ -81,6 +81,17 @@ def test_every_mesh_gives_what_one_device_gives_with_options(name, shape):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
 
 
+@pytest.mark.parametrize("name", [each for each in ONCE if OPTIONS[each.values[0]][1].get("by_threshold")])
+def test_filled_slots_alone_give_the_same_where_weights_are_split_otherwise(name):
+    """Meshes without an expert axis, on which a device has all experts."""
+    layer, spec = options(name)
+    one, _ = value_and_gradients(spec, options=layer)
+    many, program = value_and_gradients(spec, (1, 4, 1, 2), options=layer)
+    assert "all-to-all" not in collectives(program)
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(b).max()))
+
+
 @pytest.mark.parametrize("name", ONCE)
 def test_tokens_travel_by_four_all_to_alls_with_options(name):
     """Losses over all tokens add up matrices of experts by experts; nothing else is sent that has to do with tokens."""
