@@ -20,6 +20,7 @@ _FREE = (
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 _SLICES = ("dynamic-slice", "slice", "gather")
 _LAID_OUT = re.compile(r"\b(?:pred|bf16|[usfc]\d+\w*)\[[\d,]*\](?:\{[^}]*\})?")
+_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 _ALIAS = re.compile(r"\{(\d*)\}: \((\d+), ")
 
 
@@ -92,6 +93,11 @@ def _flops(program: Program, computation: str, kernel: Instruction) -> int:
         left, right = (dimensions(local[operand].shape)[0][1] for operand in kernel.operands[:2])
         out = dimensions(kernel.shape)[0][1]
         return _dot(kernel.rest, out, left) if kernel.opcode == "dot" else _convolution(kernel.rest, out, left, right)
+    if (
+        kernel.opcode == "custom-call"
+    ):  # a kernel written by hand, such as that of ragged products, says what it does itself
+        told = _ESTIMATE.search(kernel.rest)
+        return int(told[1]) if told else 0
     return sum(
         _flops(program, callee, inner)
         for callee in called(kernel)

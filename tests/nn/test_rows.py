@@ -19,6 +19,7 @@ from ec_dit.nn.cost import Load
 from ec_dit.nn.moe import MoE, RouterContext
 from ec_dit.nn.routing.slots import Routing
 from ec_dit.nn.routing.spec import RoutingSpec
+from ec_dit.planning import hlo, kernels
 from tests.nn.test_cost import traced_flops
 from tests.nn.test_routers import OPTIONS
 
@@ -93,8 +94,8 @@ def test_tokens_of_many_rows_are_added_up_in_float32():
     np.testing.assert_array_equal(out_ND, np.array([[0, 0], [1 + 2**-8, 1 + 2**-8], [0, 0]], jnp.bfloat16))
 
 
-def layer_flops(name, sharding=None) -> tuple[float, int]:
-    """(FLOPs of one option's layer as compiled for the device of `sharding`, those of theory)."""
+def layer_flops(name, sharding=None) -> tuple[float, int, int]:
+    """FLOPs of one option's layer: as compiled for the device of `sharding`, its products as `plan` counts them, in theory."""
     layer, routing = OPTIONS[name]
     spec = RoutingSpec(**{"capacity_factor": 2.0, **routing})
     build = lambda: MoE(*SIZES, **layer, dtype=jnp.float32, rngs=nnx.Rngs(0))  # noqa: E731
@@ -106,7 +107,8 @@ def layer_flops(name, sharding=None) -> tuple[float, int]:
     given = (state, jnp.zeros((1, TOKENS, SIZES[0])))
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), given)
     compiled = jax.jit(run).lower(*given).compile()
-    return compiled.cost_analysis()["flops"], MoE.cost(*SIZES, **layer, load=Load(TOKENS, 3, 2.0)).flops
+    theory = MoE.cost(*SIZES, **layer, load=Load(TOKENS, 3, 2.0)).flops
+    return compiled.cost_analysis()["flops"], kernels.flops(hlo.parse(compiled.as_text())), theory
 
 
 ON_A_TPU = """
@@ -133,5 +135,6 @@ def test_a_tpu_computes_what_an_even_share_would_fill(tmp_path):
     done = subprocess.run([*command, path], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
-    compiled, theory = found
+    compiled, products, theory = found
     assert 0.99 * theory < compiled < 1.02 * theory
+    assert 0.99 * theory < products <= theory
