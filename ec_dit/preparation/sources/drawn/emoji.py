@@ -4,7 +4,7 @@ Validation holds out combinations whose parts are all trained (emoji_names.held_
 whether a model composes. What the font does not draw as one glyph is skipped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ec_dit.data import images
 from ec_dit.data.records import TRAIN, VALIDATION, Record
 from ec_dit.preparation.drawing.base import DrawnSource
 from ec_dit.preparation.drawing.emoji_names import Glyph, all_glyphs, held_out
-from ec_dit.preparation.source import Kind, Shard, Skipped, ranges
+from ec_dit.preparation.source import Kind, Skipped, ranges
 
 FONT_FOLDERS = (
     *("~/.local/share/fonts", "~/.fonts", "/usr/local/share/fonts", "/usr/share/fonts"),
@@ -24,7 +24,6 @@ FONT_FOLDERS = (
 FONT_FILES = ("NotoColorEmoji.ttf", "Apple Color Emoji.ttc", "TwemojiMozilla.ttf")
 _STRIKES = (109, 160, 136, 128, 96, 72, 64)  # The pixel sizes that bitmap fonts come in.
 _SMILE, _UNASSIGNED = "\U0001f600", "\U0010ffff"
-_SPLITS = (TRAIN, VALIDATION)
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,8 @@ class EmojiSource(DrawnSource):
         self.options = replace(options, font=self._pen.path)
         self._held = held_out(glyphs)
         placed = [(VALIDATION if glyph.id in self._held else TRAIN, glyph) for glyph in glyphs]
-        self._glyphs: list[tuple[str, Glyph]] = sorted(placed, key=lambda item: item[0])  # as _SPLITS has them
+        self._glyphs: list[tuple[str, Glyph]] = sorted(placed, key=lambda item: item[0])  # as `splits` has them
         self._shards = ranges(len(self._glyphs))
-
-    def splits(self) -> tuple[str, ...]:
-        """Lists the splits, 'train' first."""
-        return _SPLITS
-
-    def shards(self) -> Sequence[Shard]:
-        """Lists stretches of the sequences, ordered by split and code points."""
-        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Draws the sequences of one stretch."""

@@ -28,9 +28,8 @@ from ec_dit.data.records import TRAIN, VALIDATION, Record
 from ec_dit.preparation.drawing.base import DrawnSource
 from ec_dit.preparation.drawing.emoji_names import is_living, rank
 from ec_dit.preparation.finding.captions import may_mirror
-from ec_dit.preparation.source import Kind, Shard, Skipped, ranges
+from ec_dit.preparation.source import Kind, Skipped, ranges
 
-_SPLITS = (TRAIN, VALIDATION)
 _HANDS = 3  # that have drawn a thing, of which one may be held out
 _OWN = ("#", "data:image/")  # what a picture may refer to: its parts, or what it holds; there is no file beside it
 _DEPTH, _OCTAVES = (
@@ -113,17 +112,9 @@ class IconsSource(DrawnSource):
         held = _held_out(icons, options.held_out)
         self._living = _living(packages)
         placed = [(VALIDATION if icon.id in held else TRAIN, icon) for icon in icons]
-        # By splits, as _SPLITS has them, and mixed: neighbours are neither of one hand nor of one thing.
+        # By splits, as `splits` has them, and mixed: neighbours are neither of one hand nor of one thing.
         self._icons = sorted(placed, key=lambda item: (item[0], rank(item[1].id)))
         self._shards = ranges(len(icons), entries=[icon.id for _, icon in self._icons])
-
-    def splits(self) -> tuple[str, ...]:
-        """Lists the splits, 'train' first."""
-        return _SPLITS
-
-    def shards(self) -> Sequence[Shard]:
-        """Lists stretches of the icons, ordered by split and a hash."""
-        return self._shards
 
     def records(self, shard: int) -> Iterator[Record | Skipped]:
         """Draws the icons of one stretch."""

@@ -5,7 +5,7 @@ says where it belongs); `novel` asks for colour-shape pairs that training never 
 Every record is a function of (options, split, index), so any one of them can be drawn on its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,7 @@ from ec_dit.preparation.drawing.shapes_scene import (
     place,
     sample_requirement,
 )
-from ec_dit.preparation.source import Kind, Shard, ranges
+from ec_dit.preparation.source import Kind, ranges
 
 _SPLITS = ("train", "validation", "novel")
 _SCENE_TRIES = 1000
@@ -80,10 +80,6 @@ class ShapesSource(DrawnSource):
             flip=requirement["relation"] is None,
             meta={"task": requirement["task"], "objects": objects, "require": requirement},
         )
-
-    def shards(self) -> Sequence[Shard]:
-        """Lists stretches of each split."""
-        return self._shards
 
     def records(self, shard: int) -> Iterator[Record]:
         """Yields the examples of one stretch."""
