@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ec_dit.core.errors import UserError
+from tests import xla
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -42,6 +44,26 @@ def written(folder, text=STUDY):
     path = folder / "tiny.toml"
     path.write_text(text)
     return path
+
+
+def line(study, step, loss):
+    """Of metrics.jsonl: the same loss at every time, and so as the headline."""
+    keys = [*study.scores, *(f"eval/val_loss/times/{t}" for t in study.weights)]
+    return json.dumps({"step": step, **dict.fromkeys(keys, loss)}) + "\n"
+
+
+def test_the_headline_weighs_noise_levels_as_training_draws_them(tmp_path):
+    study = plan.read(written(tmp_path))
+    assert list(study.weights) == [f"t={(2 * i + 1) / 16:g}" for i in range(8)]
+    flow = study.config_of(study.variants["dense"]).flow
+    drawn = 1 / (1 + np.exp(-np.random.default_rng(0).normal(flow.time_mean, flow.time_std, 400_000)))
+    shares = np.histogram(drawn, 8, (0, 1))[0] / len(drawn)
+    np.testing.assert_allclose(list(study.weights.values()), shares, atol=2e-3)
+    run = runs.main_runs(study, tmp_path, {"dense": 1.0}, (1,))[0]
+    run.folder.mkdir(parents=True)
+    losses = {f"eval/val_loss/times/t={(2 * i + 1) / 16:g}": float(i) for i in range(8)}
+    (run.folder / "metrics.jsonl").write_text(json.dumps({"step": 4, **losses}) + "\n")
+    assert run.curve() == {4: pytest.approx(float(shares @ np.arange(8)), abs=0.01)}
 
 
 def test_means_have_students_intervals():
@@ -127,7 +149,7 @@ def test_the_least_loss_chooses_the_rate(tmp_path):
     for name, loss in losses.items():
         folder = tmp_path / "sweep" / name
         folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, **dict.fromkeys(study.scores, loss)}) + "\n")
+        (folder / "metrics.jsonl").write_text(line(study, 2, loss))
     assert runs.rates_of(study, tmp_path) == {"dense": 1.0}  # of the other, a run is missing
     (missing,) = (run for run in runs.sweep_of(study, tmp_path) if run.folder.name == "ec_2")
     missing.put_note(diverged=True)
@@ -141,13 +163,12 @@ def test_a_run_is_done_with_all_scores_at_its_last_step(tmp_path):
     study = plan.read(written(tmp_path))
     run = runs.main_runs(study, tmp_path, {"dense": 1.0}, (1,))[0]
     run.folder.mkdir(parents=True)
-    all_scores = dict.fromkeys(study.scores, 1.0)
-    for line, done in (({"step": 4, study.scores[0]: 1.0}, False), ({"step": 4, **all_scores}, True)):
+    for text, done in ((json.dumps({"step": 4, study.scores[0]: 1.0}) + "\n", False), (line(study, 4, 1.0), True)):
         with (run.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
         assert run.is_done == done
     with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 6, **all_scores}) + "\n")
+        file.write(line(study, 6, 1.0))
     assert not run.is_done  # of a study with fewer steps than the run had
 
 
@@ -174,8 +195,7 @@ def test_convergence_is_of_the_seeds_that_reach_the_least_loss(tmp_path):
         for seed, curve in seeds.items():
             (run,) = (each for each in runs.main_runs(study, tmp_path, {name: 1.0}, (seed,)))
             run.folder.mkdir(parents=True)
-            rows = [{"step": step, **dict.fromkeys(study.scores, loss)} for step, loss in curve.items()]
-            (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (run.folder / "metrics.jsonl").write_text("".join(line(study, *each) for each in curve.items()))
     found = [run for run in runs.main_runs(study, tmp_path, dict.fromkeys(curves, 1.0), (1, 2, 3)) if run.is_done]
     outcome = page.Outcome(study, found, {})
     assert outcome.convergence("ec") == "50 % (1 of 2)"
@@ -201,13 +221,20 @@ def test_a_whole_study_and_its_second_call(tmp_path):
     """Also a first one whose time is soon up."""
     out, at = tmp_path / "runs", tmp_path / "docs" / "study.md"
     at.parent.mkdir()
-    text = STUDY.replace("[common]", f'[common]\n"data.path" = "{tmp_path / "data"}"')
+    small = {"model.num_blocks": 2, "text.tower_blocks": 1}
+    small |= {f"data.options.{split}": count for split, count in (("train", 64), ("validation", 32), ("novel", 16))}
+    few = "\n".join(f'"{key}" = {value}' for key, value in small.items())
+    text = STUDY.replace("[common]", f'[common]\n{few}\n"data.path" = "{tmp_path / "data"}"')
     command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), f"--study={written(tmp_path, text)}"]
     command += [f"--out={out}", f"--page={at}", "--seeds=1"]
 
     def call(*more):
         done = subprocess.run(
-            [*command, *more], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            [*command, *more],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla.flags(1)},
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

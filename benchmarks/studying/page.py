@@ -22,8 +22,8 @@ from studying.plan import Study
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _MARKS = "osd^vPX*"
 _GREYS = ("#000000", "#c0392b", "#2471a3", "#7d8a2e", "#8e44ad", "#b9770e", "#148f77", "#7f8c8d")
-_HEADLINE = f"eval/{plan.HEADLINE}/score"
-_IN_GROUPS = "eval/val_loss_in_groups/score"
+_HEADLINE, _LEVELS = "headline", f"eval/{plan.HEADLINE}/score"
+_IN_GROUPS = "headline_in_groups"
 _TRAINED, _HELD_OUT = "validation_loss/train", "validation_loss/validation"
 
 
@@ -129,6 +129,9 @@ def _choices(outcome: Outcome, rates: Mapping[str, float]) -> str:
         if edges:
             said.append(f"At an edge of that choice: {', '.join(study.variants[name].label for name in edges)}.")
     said.append(
+        "Held-out losses are means over noise levels, weighted as training draws them, but where a column says another thing."
+    )
+    said.append(
         f"Intervals are {100 * figures.CONFIDENCE:.0f} % by Student's t over seeds; differences are taken seed by seed, p values "
         "by paired t-tests, adjusted for all of a column by Holm."
     )
@@ -170,16 +173,14 @@ def _results(outcome: Outcome, names: Sequence[str]) -> list[str]:
     for figure in (_HEADLINE, _IN_GROUPS):
         means, apart, chances = list[object](), list[object](), list[float]()
         for name, also in rows:
-            own = outcome.last(
-                name, figure if also is None else f"{also}/{plan.HEADLINE}" if figure == _HEADLINE else ""
-            )
+            own = outcome.last(name, figure if also is None else f"{also}/headline" if figure == _HEADLINE else "")
             found = figures.difference(own, outcome.last(study.reference, figure))
             is_reference = name == study.reference and also is None
             means.append(figures.mean(list(own.values())))
             apart.append("" if is_reference else found)
             chances.append(math.nan if is_reference else found.p)
         columns += [means, apart, ["" if math.isnan(p) else f"{p:.2g}" for p in figures.holm(chances)]]
-    for figure in (_TRAINED, _HELD_OUT):
+    for figure in (_LEVELS, _TRAINED, _HELD_OUT):
         columns.append(["" if also else figures.mean(list(outcome.last(name, figure).values())) for name, also in rows])
     columns.append(["" if also else outcome.convergence(name) for name, also in rows])
     titles = (
@@ -190,7 +191,7 @@ def _results(outcome: Outcome, names: Sequence[str]) -> list[str]:
         "in training's groups",
         "beside the reference",
     )
-    titles += ("p", "random times: trained on", "held out", "steps to the reference's least loss")
+    titles += ("p", "mean of noise levels", "even times: trained on", "held out", "steps to the reference's least loss")
     labels = [study.variants[name].label + (f", capacity {also}" if also else "") for name, also in rows]
     return [*_head(titles), *(_row(cells) for cells in zip(labels, *columns, strict=True))]
 

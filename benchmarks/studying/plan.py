@@ -1,10 +1,13 @@
 """What a study compares: a file of variants, each a config with a few keys changed, and what they must have in common."""
 
+import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scipy import special, stats
 
 from ec_dit import config
 from ec_dit.config import RunConfig, checks, overrides, specs
@@ -16,7 +19,7 @@ from ec_dit.models import sizes
 ROOT = Path(__file__).parents[2]
 HEADLINE = "val_loss"  # label of the suite that every study scores
 _MATCHES, _CAPACITIES = ("flops", "activated", "none"), ("fixed", "matched")
-_COMMON = ("seed", "train.batch_size", "train.steps", "data.")  # keys in which variants must not differ
+_COMMON = ("seed", "train.batch_size", "train.steps", "data.", "flow.")  # keys in which variants must not differ
 _MIDDLES = ",".join(f"{(2 * level + 1) / 16:g}" for level in range(8))  # of eight noise levels
 
 
@@ -89,6 +92,18 @@ class Study:
     def scores(self) -> list[str]:
         """Lists the figures that a run has at its end: the scores of all suites."""
         return [f"eval/{suite.label}/score" for suite in registry.parse_all(self.suites)]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Gives, by the names of their losses, how often training draws times nearest to each of the headline's."""
+        times = sorted(next(suite for suite in registry.parse_all(self.suites) if suite.label == HEADLINE).times)
+        flow = self.config_of(self.variants[self.reference]).flow
+        edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(times)), 1.0]
+        if flow.path == "rectified":
+            below = [stats.norm.cdf((special.logit(edge) - flow.time_mean) / flow.time_std) for edge in edges]
+        else:
+            below = edges
+        return {f"t={t:g}": float(b - a) for t, (a, b) in zip(times, itertools.pairwise(below), strict=True)}
 
     @property
     def file(self) -> str:

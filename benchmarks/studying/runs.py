@@ -31,31 +31,44 @@ class Run:
     Attributes:
         rate: times the config's learning rates.
         folder: its workdir.
-        scores: figures that it has at its end.
+        study: that it belongs to.
     """
 
+    study: Study
     variant: Variant
     seed: int
     rate: float
     steps: int
     folder: Path
-    scores: Sequence[str]
 
     @property
     def label(self) -> str:
         """Names it in a line of progress."""
         return f"{self.variant.name}, seed {self.seed}, rate x {self.rate:g}"
 
-    def curve(self, name: str = f"eval/{HEADLINE}/score") -> dict[int, float]:
-        """Gives a figure by step, as far as the run has come."""
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Gives its figures, step by step, with a `headline` where the losses are there that it is made of."""
         if not (self.folder / "metrics.jsonl").exists():
-            return {}
-        return {int(row["step"]): float(row[name]) for row in read_metrics(str(self.folder)) if name in row}
+            return []
+        found, weights = [], self.study.weights
+        for row in read_metrics(str(self.folder)):
+            made = {}
+            for suffix in ("", "_in_groups"):
+                losses = {f"eval/{HEADLINE}{suffix}/times/{t}": weight for t, weight in weights.items()}
+                if losses.keys() <= row.keys():
+                    made[f"headline{suffix}"] = sum(weight * row[key] for key, weight in losses.items())
+            found.append({**row, **made})
+        return found
+
+    def curve(self, name: str = "headline") -> dict[int, float]:
+        """Gives a figure by step, as far as the run has come."""
+        return {int(row["step"]): float(row[name]) for row in self.rows if name in row}
 
     @property
     def is_done(self) -> bool:
         """Tells whether it has come to its end, which is its last step, and has all scores there."""
-        return all(max(self.curve(name), default=0) == self.steps for name in self.scores)
+        return all(max(self.curve(name), default=0) == self.steps for name in self.study.scores)
 
     @property
     def note(self) -> Mapping[str, Any]:
@@ -82,9 +95,9 @@ def sweep_of(study: Study, folder: Path) -> list[Run]:
     """Lists the runs that learning rates are chosen by; none where there is no choice."""
     if len(study.sweep.rates) < 2:
         return []
-    sweep, scores = study.sweep, study.scores
+    sweep = study.sweep
     return [
-        Run(variant, sweep.seed, rate, sweep.steps, folder / "sweep" / f"{variant.name}_{rate:g}", scores)
+        Run(study, variant, sweep.seed, rate, sweep.steps, folder / "sweep" / f"{variant.name}_{rate:g}")
         for rate in sweep.rates
         for variant in study.variants.values()
     ]
@@ -115,14 +128,7 @@ def rates_of(study: Study, folder: Path) -> dict[str, float]:
 def main_runs(study: Study, folder: Path, rates: Mapping[str, float], seeds: Sequence[int]) -> list[Run]:
     """Lists the runs that count, all variants of one seed before those of the next."""
     return [
-        Run(
-            variant,
-            seed,
-            rates[variant.name],
-            study.steps,
-            folder / "runs" / f"{variant.name}_seed{seed}",
-            study.scores,
-        )
+        Run(study, variant, seed, rates[variant.name], study.steps, folder / "runs" / f"{variant.name}_seed{seed}")
         for seed in seeds
         for variant in study.variants.values()
         if variant.name in rates
@@ -278,13 +284,15 @@ def _compilations(study: Study, folder: Path) -> dict[str, tuple[Path, list[str]
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """Gives what a run that is done says of itself: its last figures, and what scores it has beside them."""
+    """Gives what a run that is done says of itself: its last figures, and the `CAPACITY/headline` of scores beside them."""
     found: dict[str, Any] = {}
-    for row in read_metrics(str(run.folder)):
+    for row in run.rows:
         found |= row
     for capacity in run.variant.also:
-        for file in run.score_of(capacity).glob("eval_*.json"):
-            found[f"{capacity}/{file.stem.removeprefix('eval_')}"] = json.loads(file.read_text())["score"]
+        path = run.score_of(capacity) / f"eval_{HEADLINE}.json"
+        if path.exists():
+            by_time = json.loads(path.read_text())["parts"]["times"]
+            found[f"{capacity}/headline"] = sum(weight * by_time[t] for t, weight in run.study.weights.items())
     return found
 
 
