@@ -48,7 +48,7 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
         raise UserError(f"--seeds={given.seeds}: the study has {len(study.seeds)}")
     seeds = study.seeds[: given.seeds]
 
-    worker = runs.Worker(study, time.monotonic() + 60 * given.budget, lambda line: print(line, flush=True))
+    worker = runs.Worker(time.monotonic() + 60 * given.budget, lambda line: print(line, flush=True))
     finished, compiled = True, folder / "compiled"
     if not given.draw:
         finished = worker.do([run for run in runs.sweep_of(study, folder) if run.variant.name in chosen])
@@ -57,9 +57,9 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
     if not given.draw:
         finished = finished and worker.do(wanted)
     done = [run for run in runs.main_runs(study, folder, rates, study.seeds) if run.is_done]
-    runs.check(study, [*runs.sweep_of(study, folder), *done])
+    runs.check([*runs.sweep_of(study, folder), *done])
     if done and not given.draw:
-        worker.compile(compiled)
+        worker.compile(study, compiled)
     print(f"{len(done)} runs are done{'' if finished else '; the same command goes on'}", flush=True)
     if any(run.variant.name == study.reference for run in done):
         images = given.page.parent / "images"

@@ -175,11 +175,11 @@ def test_a_run_is_done_with_all_scores_at_its_last_step(tmp_path):
 def test_runs_of_other_settings_are_refused(tmp_path):
     study = plan.read(written(tmp_path))
     run = runs.main_runs(study, tmp_path, {"dense": 1.0}, (1,))[0]
-    run.put_note(arguments=runs.training(study, run))
-    runs.check(study, [run])
+    run.put_note(arguments=runs.training(run))
+    runs.check([run])
     changed = plan.read(written(tmp_path, STUDY.replace('"train.batch_size" = 32', '"train.batch_size" = 64')))
     with pytest.raises(UserError, match=r"dense_seed1 was begun with other settings.*train\.batch_size=64"):
-        runs.check(changed, [run])
+        runs.check(runs.main_runs(changed, tmp_path, {"dense": 1.0}, (1,)))
 
 
 @pytest.mark.extra("notebook")

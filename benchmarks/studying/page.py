@@ -167,8 +167,7 @@ def _costs(outcome: Outcome, rates: Mapping[str, float]) -> list[str]:
 def _results(outcome: Outcome, names: Sequence[str]) -> list[str]:
     """A row for each variant, and for each capacity that it was also scored with."""
     study = outcome.study
-    rows = [(name, None) for name in names]
-    rows = [row for name, _ in rows for row in ((name, None), *((name, also) for also in study.variants[name].also))]
+    rows = [(name, also) for name in names for also in (None, *study.variants[name].also)]
     columns: list[list[object]] = []
     for figure in (_HEADLINE, _IN_GROUPS):
         means, apart, chances = list[object](), list[object](), list[float]()

@@ -1,5 +1,6 @@
 """What a study compares: a file of variants, each a config with a few keys changed, and what they must have in common."""
 
+import functools
 import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -88,12 +89,12 @@ class Study:
     sweep: Sweep = Sweep()
     suites: tuple[str, ...] = (f"val_loss:times=({_MIDDLES})", f"val_loss:routed=training,times=({_MIDDLES})")
 
-    @property
+    @functools.cached_property
     def scores(self) -> list[str]:
         """Lists the figures that a run has at its end: the scores of all suites."""
         return [f"eval/{suite.label}/score" for suite in registry.parse_all(self.suites)]
 
-    @property
+    @functools.cached_property
     def weights(self) -> dict[str, float]:
         """Gives, by the names of their losses, how often training draws times nearest to each of the headline's."""
         times = sorted(next(suite for suite in registry.parse_all(self.suites) if suite.label == HEADLINE).times)
@@ -110,9 +111,9 @@ class Study:
         """Gives the config file, wherever the command is called."""
         return self.config if self.config.startswith("/") else f"{ROOT}/{self.config}"
 
-    def config_of(self, variant: Variant, **more: Any) -> RunConfig:
+    def config_of(self, variant: Variant) -> RunConfig:
         """Gives the config of a variant's runs."""
-        changes = {**self.common, "train.steps": self.steps, **variant.changes, **more}
+        changes = {**self.common, "train.steps": self.steps, **variant.changes}
         return settings.changed(overrides.read(self.file, []), {key: _plain(value) for key, value in changes.items()})
 
 

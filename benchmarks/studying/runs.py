@@ -68,7 +68,9 @@ class Run:
     @property
     def is_done(self) -> bool:
         """Tells whether it has come to its end, which is its last step, and has all scores there."""
-        return all(max(self.curve(name), default=0) == self.steps for name in self.study.scores)
+        rows = self.rows
+        last = [max((row["step"] for row in rows if name in row), default=0) for name in self.study.scores]
+        return all(step == self.steps for step in last)
 
     @property
     def note(self) -> Mapping[str, Any]:
@@ -135,10 +137,10 @@ def main_runs(study: Study, folder: Path, rates: Mapping[str, float], seeds: Seq
     ]
 
 
-def check(study: Study, runs: Sequence[Run]) -> None:
+def check(runs: Sequence[Run]) -> None:
     """Raises UserError where the folder of a run has one of other settings."""
     for run in runs:
-        before, now = run.note.get("arguments"), training(study, run)
+        before, now = run.note.get("arguments"), training(run)
         if before is not None and before != now:
             apart = [each for each in now if each not in before] or ["fewer settings"]
             raise UserError(
@@ -147,8 +149,9 @@ def check(study: Study, runs: Sequence[Run]) -> None:
             )
 
 
-def training(study: Study, run: Run) -> list[str]:
+def training(run: Run) -> list[str]:
     """Gives the arguments of a training run, without its folder."""
+    study = run.study
     every = min(study.score_every, run.steps)
     optimizer = study.config_of(run.variant).optimizer
     changes: dict[str, Any] = {
@@ -171,13 +174,12 @@ class Worker:
     """Does runs until there is no time left.
 
     Args:
-        study: whose runs they are.
         until: of time.monotonic(), when no more is begun and what runs is told to stop; it goes on the next time.
         say: prints a line.
     """
 
-    def __init__(self, study: Study, until: float, say: Callable[[str], None]):
-        self._study, self._until, self._say = study, until, say
+    def __init__(self, until: float, say: Callable[[str], None]):
+        self._until, self._say = until, say
 
     def do(self, runs: Sequence[Run]) -> bool:
         """Does what is missing of the runs, in turn; tells whether nothing is.
@@ -185,14 +187,14 @@ class Worker:
         Raises:
             UserError: where a command of the package fails; a loss that is not finite is noted, and the next run begun.
         """
-        check(self._study, runs)
+        check(runs)
         left = [run for run in runs if not (run.is_done or run.note.get("diverged")) or (run.is_done and run.missing)]
         for number, run in enumerate(left):
             if time.monotonic() >= self._until:
                 return False
             self._say(f"[{number + 1} of {len(left)}] {run.label}")
             if not run.is_done:
-                arguments = training(self._study, run)
+                arguments = training(run)
                 run.put_note(arguments=arguments, machine=machine())
                 try:
                     if not self._start("ec_dit.main", [*arguments, f"--workdir={run.folder}"]):
@@ -206,19 +208,19 @@ class Worker:
                     return False
         return True
 
-    def compile(self, folder: Path) -> None:
+    def compile(self, study: Study, folder: Path) -> None:
         """Compiles the training step of every variant for one CPU device, as far as that was not done; the data are there."""
         folder.mkdir(parents=True, exist_ok=True)
-        for path, settings in _compilations(self._study, folder).values():
+        for path, settings in _compilations(study, folder).values():
             if not path.exists() and time.monotonic() < self._until:
                 how = ["--what=train", "--topology=cpu:1", "--notry", f"--json={path}"]
-                self._start("ec_dit.plan", [f"--config={self._study.file}", *settings, *how])
+                self._start("ec_dit.plan", [f"--config={study.file}", *settings, *how])
 
     def _scoring(self, run: Run, capacity: str) -> list[str]:
         out = run.score_of(capacity)
         return [
             f"--workdir={run.folder}",
-            "--suite=" + ",".join(suite for suite in self._study.suites if "routed" not in suite),
+            "--suite=" + ",".join(suite for suite in run.study.suites if "routed" not in suite),
             f"--capacity={capacity}",
             f"--out={out}",
         ]

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from ec_dit.core.errors import UserError
 from ec_dit.core.settings import COUNT, key
 from ec_dit.judges.moments import Moments
 from ec_dit.layouts.base import Layout, Prompt, numbered
@@ -234,6 +235,12 @@ class Suite(abc.ABC):
     def label(self) -> str:
         """Names its figures and files."""
         return "_".join(filter(None, (self.name, self.variant, "" if self.ema else "raw")))
+
+    def check_split(self, split: str, facts: RunFacts) -> None:
+        """Raises UserError unless the run's data have the split."""
+        if split not in facts.splits:
+            there = f"it has {', '.join(facts.splits)}" if facts.splits else "there is no data set"
+            raise UserError(f"suite {self.label}: no split {split!r} in the run's data; {there}.")
 
     @abc.abstractmethod
     def make(self, facts: RunFacts) -> Evaluator | LossEvaluator:

@@ -36,9 +36,7 @@ class Suite(base.Suite):
         Raises:
             UserError: the run has no such split, or it holds fewer than two pictures.
         """
-        if self.split not in facts.splits:
-            there = f"it has {', '.join(facts.splits)}" if facts.splits else "there is no data set"
-            raise UserError(f"suite {self.label}: no split {self.split!r} in the run's data; {there}.")
+        self.check_split(self.split, facts)
         examples = facts.examples(self.split, facts.size(self.split))
         if len(examples) < 2:
             raise UserError(f"suite {self.label}: split {self.split} has no two pictures to choose from.")

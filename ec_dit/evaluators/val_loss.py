@@ -38,9 +38,7 @@ class Suite(base.Suite):
         """Looks for the split, and counts its examples."""
         if not facts.draws:
             raise UserError(f"suite {self.label} needs the model itself: give --workdir=DIR.")
-        if self.split not in facts.splits:
-            there = f"it has {', '.join(facts.splits)}" if facts.splits else "there is no data set"
-            raise UserError(f"suite {self.label}: no split {self.split!r} in the run's data; {there}.")
+        self.check_split(self.split, facts)
         count = min(self.most or COUNT, facts.size(self.split))
         if count < len(self.times):
             raise UserError(

@@ -59,14 +59,14 @@ class DiT(nnx.Module):
             return nnx.List(BLOCKS[spec.block](spec, kind, dtype=dtype, rngs=nnx.Rngs(key)) for kind, key in blocks)
 
         keys_L = jax.random.split(rngs.params(), spec.num_blocks)  # by number: what is alike in two models begins alike
-        numbers = itertools.accumulate((len(stage.pattern) * stage.repeats for stage in spec.stages()), initial=0)
+        ends = list(itertools.accumulate(stage.num_blocks for stage in spec.stages()))
         self.stages = nnx.List(
             Stack(
                 functools.partial(make_blocks, stage.pattern),
-                keys_L[first : first + len(stage.pattern) * stage.repeats].reshape(stage.repeats, -1),
+                keys_L[end - stage.num_blocks : end].reshape(stage.repeats, -1),
                 remat=spec.remat,
             )
-            for first, stage in zip(numbers, spec.stages(), strict=False)
+            for stage, end in zip(spec.stages(), ends, strict=True)
         )
         self.out_modulation = modulation.make(spec.modulation, width, _OUT_VECTORS, dtype=dtype, rngs=rngs)
         out_numbers = patch_numbers * spec.out_channels

@@ -32,6 +32,11 @@ class Stage(NamedTuple):
     repeats: int
     factor: float | None = None
 
+    @property
+    def num_blocks(self) -> int:
+        """Counts the blocks of all repeats."""
+        return len(self.pattern) * self.repeats
+
 
 def stages(kinds: Sequence[Kind], factors: Sequence[float], every: int) -> list[Stage]:
     """Parts the blocks of a model.
@@ -98,8 +103,9 @@ def _stages(kinds: list[Kind], every: int, factor: float | None) -> list[Stage]:
 def block_numbers(stages: Sequence[Stage]) -> dict[str, list[int]]:
     """Gives the numbers of the blocks that are stacked under each start of a parameter's name, 'stages/0/blocks/1/'."""
     found, first = {}, 0
-    for number, (pattern, repeats, _) in enumerate(stages):
-        for place in range(len(pattern)):
-            found[f"stages/{number}/blocks/{place}/"] = [first + place + len(pattern) * r for r in range(repeats)]
-        first += len(pattern) * repeats
+    for number, stage in enumerate(stages):
+        step = len(stage.pattern)
+        for place in range(step):
+            found[f"stages/{number}/blocks/{place}/"] = [first + place + step * r for r in range(stage.repeats)]
+        first += stage.num_blocks
     return found

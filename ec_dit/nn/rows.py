@@ -72,10 +72,11 @@ def by_tiles(rows_ND: jax.Array, w_EDF: jax.Array, counts_E: jax.Array) -> jax.A
     tile = min(max(_TILE[0], 1 << share.bit_length() - 1), _TILE[1])
     tiles = num // tile + experts  # each expert has at most one that is not full
 
-    end_E, last_tile_E = jnp.cumsum(counts_E), jnp.cumsum(-(-counts_E // tile))
+    tiles_E = -(-counts_E // tile)
+    end_E, last_tile_E = jnp.cumsum(counts_E), jnp.cumsum(tiles_E)
     expert_N = (jnp.arange(num)[:, None] >= end_E).sum(1)
     rank_N = jnp.arange(num) - (end_E - counts_E)[expert_N]
-    place_N = (last_tile_E - -(-counts_E // tile))[expert_N] * tile + rank_N
+    place_N = (last_tile_E - tiles_E)[expert_N] * tile + rank_N
     owner_T = (jnp.arange(tiles)[:, None] >= last_tile_E).sum(1).clip(max=experts - 1)
 
     padded_ND = jnp.zeros((tiles * tile, rows_ND.shape[1]), rows_ND.dtype).at[place_N].set(rows_ND)

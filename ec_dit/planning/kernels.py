@@ -93,9 +93,8 @@ def _flops(program: Program, computation: str, kernel: Instruction) -> int:
         left, right = (dimensions(local[operand].shape)[0][1] for operand in kernel.operands[:2])
         out = dimensions(kernel.shape)[0][1]
         return _dot(kernel.rest, out, left) if kernel.opcode == "dot" else _convolution(kernel.rest, out, left, right)
-    if (
-        kernel.opcode == "custom-call"
-    ):  # a kernel written by hand, such as that of ragged products, says what it does itself
+    if kernel.opcode == "custom-call":
+        # A kernel written by hand, such as that of ragged products, says itself what it does.
         told = _ESTIMATE.search(kernel.rest)
         return int(told[1]) if told else 0
     return sum(

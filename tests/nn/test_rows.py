@@ -1,12 +1,6 @@
 """The filled slots alone: listed, multiplied and added up, against plain loops; and what the TPU's compiler makes of them."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +16,8 @@ from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.planning import hlo, kernels
 from tests.nn.test_cost import traced_flops
 from tests.nn.test_routers import OPTIONS
+from tests.planning.test_pods import figures
 
-ROOT = Path(__file__).parents[2]
 COUNTS = {"even": [8, 8, 8, 8], "uneven": [1, 20, 0, 11], "one has all": [0, 0, 32, 0], "none": [0, 0, 0, 0]}
 SIZES, TOKENS = (256, 512, 8), 512
 
@@ -128,13 +122,7 @@ Path(sys.argv[1]).write_text(json.dumps(test_rows.layer_flops("matched", chip)))
 @pytest.mark.slow
 def test_a_tpu_computes_what_an_even_share_would_fill(tmp_path):
     """All that its compiler counts, the little beside products too."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU's compiler: pip install -e '.[tpu]'")
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
-    path, command = tmp_path / "flops.json", [sys.executable, "-c", ON_A_TPU]
-    done = subprocess.run([*command, path], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(path.read_text())
+    found, _ = figures(tmp_path / "flops.json", "-c", ON_A_TPU, tmp_path / "flops.json")
     compiled, products, theory = found
     assert 0.99 * theory < compiled < 1.02 * theory
     assert 0.99 * theory < products <= theory

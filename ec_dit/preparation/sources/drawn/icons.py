@@ -32,10 +32,8 @@ from ec_dit.preparation.source import Kind, Skipped, ranges
 
 _HANDS = 3  # that have drawn a thing, of which one may be held out
 _OWN = ("#", "data:image/")  # what a picture may refer to: its parts, or what it holds; there is no file beside it
-_DEPTH, _OCTAVES = (
-    64,
-    8,
-)  # of elements within each other, of noise: the renderer ends the process with some 300, or hardly ends
+# Of elements within each other, and of noise: with some 300 the renderer ends the process, with very many it hardly ends.
+_DEPTH, _OCTAVES = 64, 8
 _TURNS = ("rotate", "hFlip", "vFlip")
 # A square of any size: the renderer asks for the one that is wanted, and would round the sides of another shape.
 _SVG = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="64" height="64"'
@@ -246,18 +244,16 @@ def _held_out(icons: Sequence[_Icon], share: float) -> set[str]:
     }
     held = [icon for icon in icons if chosen.get(icon.bare) == icon.style]
     ids = {icon.id for icon in held}
-    trained = {
-        icon.svg for icon in icons if icon.id not in ids
-    }  # some artists draw several things, or two hands one, alike
+    # Some artists draw several things alike, and two hands one.
+    trained = {icon.svg for icon in icons if icon.id not in ids}
     return {icon.id for icon in held if icon.svg not in trained}
 
 
 def _living(packages: Sequence[Path]) -> frozenset[str]:
     """Names of people, animals, plants and food, of which mirror images are true: by code points that some packages list."""
     found = set()
-    for folder in packages:
-        if (folder / "chars.json").is_file():
-            file = folder / "chars.json"
+    for file in (folder / "chars.json" for folder in packages):
+        if file.is_file():
             try:
                 found |= {str(name) for code, name in _json(file).items() if is_living(int(code.split("-")[0], 16))}
             except (ValueError, AttributeError) as error:
