@@ -1,7 +1,7 @@
 """Compares variants of a model at equal compute: python benchmarks/study.py --study=benchmarks/studies/icons.toml.
 
 Every variant's learning rate is chosen by the same short sweep, on a seed of its own; then each is trained with several seeds,
-one process after another, all on the same pictures in the same order, with the same noise and the same first weights where shapes
+in a process of its own, all on the same pictures in the same order, with the same noise and the same first weights where shapes
 agree. What is done stays done: a call that was interrupted, or whose --budget ran out, goes on where it stopped. At the end, and
 with --draw at any time, tables and plots of what there is are written into --page. Needs the extra `notebook` (matplotlib).
 """
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from studying import page, plan, runs
+from studying import page, plan, runs, worker
 
 from ec_dit.core.errors import UserError
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, required=True, help="file of the variants")
     parser.add_argument("--seeds", type=int, help="how many of the study's seeds; default: all")
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes, after which the call ends")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on its share of the cores")
     parser.add_argument("--only", default="", help="variants, with commas between; default: all")
     parser.add_argument("--out", type=Path, help="folder of the runs; default: runs/study/NAME")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
@@ -46,20 +47,23 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
         raise UserError(f"--only={given.only}: there is no variant {', '.join(unknown)}")
     if given.seeds is not None and not 1 <= given.seeds <= len(study.seeds):
         raise UserError(f"--seeds={given.seeds}: the study has {len(study.seeds)}")
+    if given.jobs < 1:
+        raise UserError(f"--jobs={given.jobs}: give at least 1")
     seeds = study.seeds[: given.seeds]
 
-    worker = runs.Worker(time.monotonic() + 60 * given.budget, lambda line: print(line, flush=True))
+    until = time.monotonic() + 60 * given.budget
+    doer = worker.Worker(until, lambda line: print(line, flush=True), given.jobs)
     finished, compiled = True, folder / "compiled"
     if not given.draw:
-        finished = worker.do([run for run in runs.sweep_of(study, folder) if run.variant.name in chosen])
+        finished = doer.do([run for run in runs.sweep_of(study, folder) if run.variant.name in chosen])
     rates = runs.rates_of(study, folder)
     wanted = [run for run in runs.main_runs(study, folder, rates, seeds) if run.variant.name in chosen]
     if not given.draw:
-        finished = finished and worker.do(wanted)
+        finished = finished and doer.do(wanted)
     done = [run for run in runs.main_runs(study, folder, rates, study.seeds) if run.is_done]
     runs.check([*runs.sweep_of(study, folder), *done])
     if done and not given.draw:
-        worker.compile(study, compiled)
+        doer.compile(study, compiled)
     print(f"{len(done)} runs are done{'' if finished else '; the same command goes on'}", flush=True)
     if any(run.variant.name == study.reference for run in done):
         images = given.page.parent / "images"

@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from tests import xla
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from studying import figures, plan, runs  # noqa: E402
+from studying import figures, plan, runs, worker  # noqa: E402
 
 STUDY = """
 title = "Tiny"
@@ -182,6 +184,52 @@ def test_runs_of_other_settings_are_refused(tmp_path):
         runs.check(runs.main_runs(changed, tmp_path, {"dense": 1.0}, (1,)))
 
 
+def four_runs(tmp_path):
+    return runs.main_runs(plan.read(written(tmp_path)), tmp_path, {"dense": 1.0, "ec": 1.0}, (1, 2))
+
+
+def test_so_many_runs_go_side_by_side(tmp_path, monkeypatch):
+    both, at_once, most = threading.Barrier(2, timeout=60), set(), []
+
+    def start(self, module, arguments, label=""):
+        at_once.add(label)
+        most.append(len(at_once))
+        both.wait()  # for the other one: broken where it never comes
+        at_once.discard(label)
+        both.wait()
+        return True
+
+    monkeypatch.setattr(worker, "_asked", lambda: "a machine")
+    monkeypatch.setattr(worker.Worker, "_start", start)
+    monkeypatch.setattr(runs.Run, "missing", [])
+    assert worker.Worker(math.inf, print, 2).do(four_runs(tmp_path))
+    assert len(most) == 4 and max(most) == 2
+    cores = worker.shares(2)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert all(cores) and not cores[0] & cores[1]
+    assert worker.shares(1) == [set()]
+
+
+def test_an_error_of_one_run_ends_those_beside_it(tmp_path, monkeypatch):
+    begun = []
+
+    def start(self, module, arguments, label=""):
+        begun.append(label)
+        if label.startswith("ec"):
+            raise UserError("no room")
+        end = time.monotonic() + 60
+        while not self._is_over() and time.monotonic() < end:
+            time.sleep(0.01)
+        return False
+
+    monkeypatch.setattr(worker, "_asked", lambda: "a machine")
+    monkeypatch.setattr(worker.Worker, "_start", start)
+    before = time.monotonic()
+    with pytest.raises(UserError, match="no room"):
+        worker.Worker(math.inf, print, 2).do(four_runs(tmp_path))
+    assert time.monotonic() - before < 30 and len(begun) == 2
+
+
 @pytest.mark.extra("notebook")
 def test_convergence_is_of_the_seeds_that_reach_the_least_loss(tmp_path):
     from studying import page
@@ -223,6 +271,7 @@ def test_a_whole_study_and_its_second_call(tmp_path):
     at.parent.mkdir()
     small = {"model.num_blocks": 2, "text.tower_blocks": 1}
     small |= {f"data.options.{split}": count for split, count in (("train", 64), ("validation", 32), ("novel", 16))}
+    small |= {"optimizer.name": '"adamw"', "optimizer.momentum": 0.9, "optimizer.decay": 0.99}  # Muon compiles long
     few = "\n".join(f'"{key}" = {value}' for key, value in small.items())
     text = STUDY.replace("[common]", f'[common]\n{few}\n"data.path" = "{tmp_path / "data"}"')
     command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), f"--study={written(tmp_path, text)}"]
@@ -241,7 +290,8 @@ def test_a_whole_study_and_its_second_call(tmp_path):
 
     assert "0 runs are done; the same command goes on" in call("--budget=0.05")  # in the middle of a command
     assert not at.exists()
-    assert "2 runs are done\n" in call()
+    told = call("--jobs=2")
+    assert "2 runs are done\n" in told and "dense, seed 1, rate x 1: done: " in told
     assert "[1 of" not in call()
     shown = at.read_text()
     assert "| dense |" in shown and "| expert choice, capacity fixed |" in shown and "+- nan" not in shown

@@ -1,26 +1,17 @@
-"""The runs of a study: which there are, what is known of them, and doing what is missing, each in a process of its own."""
+"""The runs of a study: which there are, where each is kept, what is known of it, and the commands that make it."""
 
 import hashlib
 import json
 import math
-import os
-import platform
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ec_dit.core.errors import UserError
 from ec_dit.train.metrics import read_metrics
-from studying.plan import HEADLINE, ROOT, Study, Variant
+from studying.plan import HEADLINE, Study, Variant
 
-_STOPPED = (75, -signal.SIGTERM, -signal.SIGINT, 130)  # what was told to stop, or may be started again
-_DIVERGED = "gradient norm"  # words of the trainer, of a loss or norm that is not finite
 _NOTE = "study.json"
 
 
@@ -170,119 +161,31 @@ def training(run: Run) -> list[str]:
     return [f"--config={study.config}", *(f"--config.{key}={_written(value)}" for key, value in changes.items())]
 
 
-class Worker:
-    """Does runs until there is no time left.
-
-    Args:
-        until: of time.monotonic(), when no more is begun and what runs is told to stop; it goes on the next time.
-        say: prints a line.
-    """
-
-    def __init__(self, until: float, say: Callable[[str], None]):
-        self._until, self._say = until, say
-
-    def do(self, runs: Sequence[Run]) -> bool:
-        """Does what is missing of the runs, in turn; tells whether nothing is.
-
-        Raises:
-            UserError: where a command of the package fails; a loss that is not finite is noted, and the next run begun.
-        """
-        check(runs)
-        left = [run for run in runs if not (run.is_done or run.note.get("diverged")) or (run.is_done and run.missing)]
-        for number, run in enumerate(left):
-            if time.monotonic() >= self._until:
-                return False
-            self._say(f"[{number + 1} of {len(left)}] {run.label}")
-            if not run.is_done:
-                arguments = training(run)
-                run.put_note(arguments=arguments, machine=machine())
-                try:
-                    if not self._start("ec_dit.main", [*arguments, f"--workdir={run.folder}"]):
-                        return False
-                except _DivergedError:
-                    run.put_note(diverged=True)
-                    self._say(f"{run.label}: diverged")
-                    continue
-            for capacity in run.missing:
-                if not self._start("ec_dit.evaluate", self._scoring(run, capacity)):
-                    return False
-        return True
-
-    def compile(self, study: Study, folder: Path) -> None:
-        """Compiles the training step of every variant for one CPU device, as far as that was not done; the data are there."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, settings in _compilations(study, folder).values():
-            if not path.exists() and time.monotonic() < self._until:
-                how = ["--what=train", "--topology=cpu:1", "--notry", f"--json={path}"]
-                self._start("ec_dit.plan", [f"--config={study.file}", *settings, *how])
-
-    def _scoring(self, run: Run, capacity: str) -> list[str]:
-        out = run.score_of(capacity)
-        return [
-            f"--workdir={run.folder}",
-            "--suite=" + ",".join(suite for suite in run.study.suites if "routed" not in suite),
-            f"--capacity={capacity}",
-            f"--out={out}",
-        ]
-
-    def _start(self, module: str, arguments: Sequence[str]) -> bool:
-        """Runs a command of the package; False where the time was up before its end.
-
-        Raises:
-            UserError: where it fails.
-        """
-        command = [sys.executable, "-m", module, *arguments]
-        with tempfile.TemporaryFile("w+") as told:
-            # A session of its own: Ctrl-C is for this process, which then tells it in the way that keeps a checkpoint.
-            with subprocess.Popen(command, cwd=ROOT, stderr=told, start_new_session=True) as process:
-                stopped = False
-                try:
-                    left = self._until - time.monotonic()
-                    code = process.wait(None if math.isinf(left) else max(0.0, left))
-                except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                    stopped = True
-                    process.send_signal(signal.SIGTERM)
-                    code = process.wait()
-            told.seek(0)
-            words = told.read()
-        print(words, end="", file=sys.stderr, flush=True)
-        if code == 0:
-            return True
-        if (stopped and code in _STOPPED) or code == _STOPPED[0]:
-            return False
-        if _DIVERGED in words:
-            raise _DivergedError
-        raise UserError(f"this failed with exit code {code}: {' '.join(command[1:])}")
-
-
-class _DivergedError(Exception):
-    """A run's loss is not finite."""
-
-
-def machine() -> str:
-    """Names the devices of this process."""
-    import jax
-
-    devices = jax.devices()
-    cores = f", {os.cpu_count()} cores" if devices[0].platform == "cpu" else ""
-    return f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}{cores}), jax {jax.__version__}"
-
-
 def compiled(study: Study, folder: Path) -> dict[str, float]:
     """Gives, of the variants that were compiled, the FLOPs of the training step over those of the formulas."""
-    paths = {name: path for name, (path, _) in _compilations(study, folder).items() if path.exists()}
+    paths = {name: path for name, (path, _) in compilations(study, folder).items() if path.exists()}
     found = {name: json.loads(path.read_text()) for name, path in paths.items()}
     return {name: each["compiled_flops_per_chip"] / each["model_flops_per_chip"] for name, each in found.items()}
 
 
-def _compilations(study: Study, folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """The file of each variant's figures, which has another name for other settings, and the settings."""
+def compilations(study: Study, folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Gives the file of each variant's compiled figures, which has another name for other settings, and the settings."""
     found = {}
     for name, variant in study.variants.items():
         settings = [f"--config.{key}={_written(value)}" for key, value in {**study.common, **variant.changes}.items()]
         digest = hashlib.sha256("\n".join([study.config, *settings]).encode()).hexdigest()[:8]
         found[name] = folder / f"{name}-{digest}.json", settings
     return found
+
+
+def scoring(run: Run, capacity: str) -> list[str]:
+    """Gives the arguments that score a run's end with another capacity in sampling."""
+    return [
+        f"--workdir={run.folder}",
+        "--suite=" + ",".join(suite for suite in run.study.suites if "routed" not in suite),
+        f"--capacity={capacity}",
+        f"--out={run.score_of(capacity)}",
+    ]
 
 
 def facts(run: Run) -> dict[str, Any]:
