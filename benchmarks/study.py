@@ -52,7 +52,7 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
     seeds = study.seeds[: given.seeds]
 
     until = time.monotonic() + 60 * given.budget
-    doer = worker.Worker(until, lambda line: print(line, flush=True), given.jobs)
+    doer = worker.Worker(until, lambda line: print(line, flush=True), folder / "programs", given.jobs)
     finished, compiled = True, folder / "compiled"
     if not given.draw:
         finished = doer.do([run for run in runs.sweep_of(study, folder) if run.variant.name in chosen])

@@ -50,7 +50,8 @@ def written(folder, text=STUDY):
 
 def line(study, step, loss):
     """Of metrics.jsonl: the same loss at every time, and so as the headline."""
-    keys = [*study.scores, *(f"eval/val_loss/times/{t}" for t in study.weights)]
+    names = ("eval/val_loss/score", "eval/val_loss_in_groups/score")
+    keys = [*names, *(f"eval/val_loss/times/{t}" for t in study.weights)]
     return json.dumps({"step": step, **dict.fromkeys(keys, loss)}) + "\n"
 
 
@@ -165,7 +166,10 @@ def test_a_run_is_done_with_all_scores_at_its_last_step(tmp_path):
     study = plan.read(written(tmp_path))
     run = runs.main_runs(study, tmp_path, {"dense": 1.0}, (1,))[0]
     run.folder.mkdir(parents=True)
-    for text, done in ((json.dumps({"step": 4, study.scores[0]: 1.0}) + "\n", False), (line(study, 4, 1.0), True)):
+    for text, done in (
+        (json.dumps({"step": 4, "eval/val_loss/score": 1.0}) + "\n", False),
+        (line(study, 4, 1.0), True),
+    ):
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write(text)
         assert run.is_done == done
@@ -202,7 +206,7 @@ def test_so_many_runs_go_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_asked", lambda: "a machine")
     monkeypatch.setattr(worker.Worker, "_start", start)
     monkeypatch.setattr(runs.Run, "missing", [])
-    assert worker.Worker(math.inf, print, 2).do(four_runs(tmp_path))
+    assert worker.Worker(math.inf, print, tmp_path / "programs", 2).do(four_runs(tmp_path))
     assert len(most) == 4 and max(most) == 2
     cores = worker.shares(2)
     if len(os.sched_getaffinity(0)) > 1:
@@ -226,7 +230,7 @@ def test_an_error_of_one_run_ends_those_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(worker.Worker, "_start", start)
     before = time.monotonic()
     with pytest.raises(UserError, match="no room"):
-        worker.Worker(math.inf, print, 2).do(four_runs(tmp_path))
+        worker.Worker(math.inf, print, tmp_path / "programs", 2).do(four_runs(tmp_path))
     assert time.monotonic() - before < 30 and len(begun) == 2
 
 

@@ -1,11 +1,12 @@
 """A study as people read it: tables and plots, in a section of a page of Markdown whose other text stays as it is."""
 
+import functools
 import itertools
 import math
 import os
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -50,6 +51,11 @@ class Outcome:
         """Gives a figure by seed and step."""
         return {seed: run.curve(figure) for seed, run in self.runs[name].items()}
 
+    def rate(self, name: str) -> float:
+        """Gives the images a second of a variant's training, the median of all its runs' lines."""
+        rows = [row for run in self.runs[name].values() for row in run.rows if "images_per_second" in row]
+        return statistics.median(row["images_per_second"] for row in rows) if rows else math.nan
+
     def against_reference(self, name: str, figure: str) -> Difference:
         """Compares a figure at the end with the reference's, seed by seed."""
         return figures.difference(self.last(name, figure), self.last(self.study.reference, figure))
@@ -75,9 +81,14 @@ def section(outcome: Outcome, rates: Mapping[str, float], images: Path, page: Pa
     """
     study = outcome.study
     names = [name for name in study.variants if outcome.runs[name]]
-    plots = {
-        "loss": ("Held-out loss over images", _over_images),
-        "levels": ("Held-out loss beside the reference's, by noise level", _by_level),
+    plots: dict[str, tuple[str, int, Callable[..., None]]] = {
+        "loss": ("Held-out loss over images, FLOPs and seconds", 3, _over_images),
+        "levels": ("Held-out loss beside the reference's, by noise level", 1, _by_level),
+    }
+    plots |= {
+        label: (f"{label} over images", 1, functools.partial(_over_images, figure=f"eval/{label}/score"))
+        for label in study.others
+        if any(len(curve) > 1 for name in names for curve in outcome.curves(name, f"eval/{label}/score").values())
     }
     lines = [
         f"### {study.title}",
@@ -89,11 +100,19 @@ def section(outcome: Outcome, rates: Mapping[str, float], images: Path, page: Pa
         "",
     ]
     lines += [*_costs(outcome, rates), "", *_results(outcome, names), ""]
-    for plot, (title, draw) in plots.items():
-        figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        draw(outcome, names, axes)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+    for plot, (title, panels, draw) in plots.items():
+        figure, axes = plt.subplots(
+            1,
+            panels,
+            figsize=(7 if panels == 1 else 4.6 * panels, 4.2),
+            layout="constrained",
+            sharey=True,
+            squeeze=False,
+        )
+        draw(outcome, names, *axes[0])
+        for each in axes[0]:
+            each.grid(alpha=0.3)
+        axes[0, 0].legend(frameon=False)
         path = images / f"study_{study.name}_{plot}.png"
         figure.savefig(path, dpi=110)
         plt.close(figure)
@@ -146,6 +165,7 @@ def _costs(outcome: Outcome, rates: Mapping[str, float]) -> list[str]:
         "on a token",
         "training FLOPs of an image",
         "compiled, of that",
+        "images a second",
         "learning rate",
         "runs",
     )
@@ -157,6 +177,7 @@ def _costs(outcome: Outcome, rates: Mapping[str, float]) -> list[str]:
             f"{size.activated / 1e6:.2f} M",
             f"{size.flops / 1e6:.1f} M ({100 * (size.flops / reference.flops - 1):+.1f} %)",
             f"{outcome.compiled[name]:.3f}" if name in outcome.compiled else "",
+            f"{outcome.rate(name):.0f}" if outcome.runs[name] else "",
             f"x {rates[name]:g}" if name in rates else "",
             len(outcome.runs[name]),
         ]
@@ -168,31 +189,31 @@ def _results(outcome: Outcome, names: Sequence[str]) -> list[str]:
     """A row for each variant, and for each capacity that it was also scored with."""
     study = outcome.study
     rows = [(name, also) for name in names for also in (None, *study.variants[name].also)]
-    columns: list[list[object]] = []
-    for figure in (_HEADLINE, _IN_GROUPS):
+    compared = {_HEADLINE: "held-out loss, drawn alone", _IN_GROUPS: "in training's groups"}
+    compared |= {f"eval/{label}/score": label for label in study.others}
+    titles, columns = ["variant"], list[list[object]]()
+    for figure, title in compared.items():
         means, apart, chances = list[object](), list[object](), list[float]()
         for name, also in rows:
-            own = outcome.last(name, figure if also is None else f"{also}/headline" if figure == _HEADLINE else "")
+            own = outcome.last(name, figure if also is None else _beside(also, figure))
             found = figures.difference(own, outcome.last(study.reference, figure))
             is_reference = name == study.reference and also is None
             means.append(figures.mean(list(own.values())))
             apart.append("" if is_reference else found)
             chances.append(math.nan if is_reference else found.p)
+        titles += [title, "beside the reference", "p"]
         columns += [means, apart, ["" if math.isnan(p) else f"{p:.2g}" for p in figures.holm(chances)]]
     for figure in (_LEVELS, _TRAINED, _HELD_OUT):
         columns.append(["" if also else figures.mean(list(outcome.last(name, figure).values())) for name, also in rows])
     columns.append(["" if also else outcome.convergence(name) for name, also in rows])
-    titles = (
-        "variant",
-        "held-out loss, drawn alone",
-        "beside the reference",
-        "p",
-        "in training's groups",
-        "beside the reference",
-    )
-    titles += ("p", "mean of noise levels", "even times: trained on", "held out", "steps to the reference's least loss")
+    titles += ["mean of noise levels", "even times: trained on", "held out", "steps to the reference's least loss"]
     labels = [study.variants[name].label + (f", capacity {also}" if also else "") for name, also in rows]
     return [*_head(titles), *(_row(cells) for cells in zip(labels, *columns, strict=True))]
+
+
+def _beside(capacity: str, figure: str) -> str:
+    """Names the same figure with another capacity in sampling; what has none there is in no run."""
+    return f"{capacity}/{figure.removeprefix('eval/').removesuffix('/score')}"
 
 
 def _head(titles: Sequence[str]) -> list[str]:
@@ -211,19 +232,27 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, object]]:
     }
 
 
-def _over_images(outcome: Outcome, names: Sequence[str], axes: Axes) -> None:
+def _over_images(outcome: Outcome, names: Sequence[str], *panels: Axes, figure: str = _HEADLINE) -> None:
+    """Draws a figure over training images; in further panels over FLOPs and over seconds."""
     styles = _styles(names)
     for name in names:
-        curves = outcome.curves(name)
-        steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+        curves = {seed: curve for seed, curve in outcome.curves(name, figure).items() if curve}
+        steps = sorted(set.intersection(*(set(curve) for curve in curves.values()))) if curves else []
         values = [[curve[step] for curve in curves.values()] for step in steps]
-        x = [step * outcome.batch for step in steps]
         middle = [sum(each) / len(each) for each in values]
-        axes.plot(x, middle, label=outcome.study.variants[name].label, **styles[name])
-        if len(curves) > 1:
-            low, high = [min(each) for each in values], [max(each) for each in values]
-            axes.fill_between(x, low, high, color=styles[name]["color"], alpha=0.15)
-    axes.set(xlabel="training images", ylabel="held-out loss", yscale="log")
+        images = [step * outcome.batch for step in steps]
+        costs = (1.0, outcome.sizes[name].flops / 1e12, 1 / outcome.rate(name))
+        for axes, cost in zip(panels, costs, strict=False):
+            x = [number * cost for number in images]
+            axes.plot(x, middle, label=outcome.study.variants[name].label, **styles[name])
+            if len(curves) > 1:
+                low, high = [min(each) for each in values], [max(each) for each in values]
+                axes.fill_between(x, low, high, color=styles[name]["color"], alpha=0.15)
+    panels[0].set(ylabel="held-out loss" if figure == _HEADLINE else figure.split("/")[1])
+    if figure == _HEADLINE:
+        panels[0].set(yscale="log")
+    for axes, label in zip(panels, ("training images", "training TFLOPs", "seconds, at measured speed"), strict=False):
+        axes.set(xlabel=label)
 
 
 def _by_level(outcome: Outcome, names: Sequence[str], axes: Axes) -> None:
@@ -234,8 +263,11 @@ def _by_level(outcome: Outcome, names: Sequence[str], axes: Axes) -> None:
     for name in names:
         if name == study.reference:
             continue
-        apart = [100 * outcome.against_reference(name, key).mean.value for _, key in levels]
-        axes.plot([level for level, _ in levels], apart, label=study.variants[name].label, **styles[name])
+        apart = [outcome.against_reference(name, key).mean for _, key in levels]
+        middle, half = [100 * each.value for each in apart], [100 * each.half for each in apart]
+        shown = None if all(math.isnan(each) for each in half) else half
+        x, label = [level for level, _ in levels], study.variants[name].label
+        axes.errorbar(x, middle, yerr=shown, capsize=2, label=label, **styles[name])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="t, 0 = data", ylabel=f"loss beside {study.variants[study.reference].label}, %")
 

@@ -71,7 +71,8 @@ class Study:
         score_every: steps between scores.
         seeds: of the runs, the first ones first.
         match: what variants must agree in with the reference, within `within`: 'flops', 'activated' parameters, 'none'.
-        suites: scored at every `score_every` steps and at the end; evaluators' names with options.
+        suites: scored at every `score_every` steps and at the end; evaluators' names with options, `every` among them for others
+            than the losses.
     """
 
     name: str
@@ -90,9 +91,14 @@ class Study:
     suites: tuple[str, ...] = (f"val_loss:times=({_MIDDLES})", f"val_loss:routed=training,times=({_MIDDLES})")
 
     @functools.cached_property
-    def scores(self) -> list[str]:
-        """Lists the figures that a run has at its end: the scores of all suites."""
-        return [f"eval/{suite.label}/score" for suite in registry.parse_all(self.suites)]
+    def losses(self) -> tuple[str, ...]:
+        """Lists the suites that give losses, which are all that a sweep needs."""
+        return tuple(suite for suite in self.suites if registry.parse(suite).name == HEADLINE)
+
+    @functools.cached_property
+    def others(self) -> list[str]:
+        """Lists the labels of all suites that give no losses."""
+        return [registry.parse(suite).label for suite in self.suites if suite not in self.losses]
 
     @functools.cached_property
     def weights(self) -> dict[str, float]:
@@ -192,6 +198,9 @@ def _check(study: Study) -> None:
     )
     check(study.match in _MATCHES, f"match={study.match!r}: give one of {', '.join(_MATCHES)}")
     check(HEADLINE in labels, f"suites: one of them must be {HEADLINE}")
+    for suite in study.suites:
+        own = registry.parse(suite).every
+        check(not own or (suite not in study.losses and study.steps % own == 0), f"suites: every={own} of {suite}")
     check(0 < len(study.seeds) == len(set(study.seeds)), "seeds: give each once")
     check(sweep.seed not in study.seeds, f"the sweep's seed {sweep.seed} is one of the seeds of the runs")
     named = {f"{rate:g}" for rate in sweep.rates}

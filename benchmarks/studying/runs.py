@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ec_dit.core.errors import UserError
+from ec_dit.evaluators import registry
 from ec_dit.train.metrics import read_metrics
 from studying.plan import HEADLINE, Study, Variant
 
@@ -23,6 +24,7 @@ class Run:
         rate: times the config's learning rates.
         folder: its workdir.
         study: that it belongs to.
+        suites: what scores it.
     """
 
     study: Study
@@ -31,6 +33,7 @@ class Run:
     rate: float
     steps: int
     folder: Path
+    suites: tuple[str, ...]
 
     @property
     def label(self) -> str:
@@ -60,7 +63,8 @@ class Run:
     def is_done(self) -> bool:
         """Tells whether it has come to its end, which is its last step, and has all scores there."""
         rows = self.rows
-        last = [max((row["step"] for row in rows if name in row), default=0) for name in self.study.scores]
+        names = [f"eval/{suite.label}/score" for suite in registry.parse_all(self.suites)]
+        last = [max((row["step"] for row in rows if name in row), default=0) for name in names]
         return all(step == self.steps for step in last)
 
     @property
@@ -90,7 +94,7 @@ def sweep_of(study: Study, folder: Path) -> list[Run]:
         return []
     sweep = study.sweep
     return [
-        Run(study, variant, sweep.seed, rate, sweep.steps, folder / "sweep" / f"{variant.name}_{rate:g}")
+        Run(study, variant, sweep.seed, rate, sweep.steps, folder / "sweep" / f"{variant.name}_{rate:g}", study.losses)
         for rate in sweep.rates
         for variant in study.variants.values()
     ]
@@ -121,7 +125,15 @@ def rates_of(study: Study, folder: Path) -> dict[str, float]:
 def main_runs(study: Study, folder: Path, rates: Mapping[str, float], seeds: Sequence[int]) -> list[Run]:
     """Lists the runs that count, all variants of one seed before those of the next."""
     return [
-        Run(study, variant, seed, rates[variant.name], study.steps, folder / "runs" / f"{variant.name}_seed{seed}")
+        Run(
+            study,
+            variant,
+            seed,
+            rates[variant.name],
+            study.steps,
+            folder / "runs" / f"{variant.name}_seed{seed}",
+            study.suites,
+        )
         for seed in seeds
         for variant in study.variants.values()
         if variant.name in rates
@@ -154,7 +166,7 @@ def training(run: Run) -> list[str]:
         "log.validate_every": every,
         "log.sample_every": 0,
         "checkpoint.every": every,
-        "eval.suites": tuple(f"{suite}{',' if ':' in suite else ':'}every={every}" for suite in study.suites),
+        "eval.suites": tuple(_scored(suite, every) for suite in run.suites),
     }
     if optimizer.adam_learning_rate:
         changes["optimizer.adam_learning_rate"] = run.rate * optimizer.adam_learning_rate
@@ -182,7 +194,7 @@ def scoring(run: Run, capacity: str) -> list[str]:
     """Gives the arguments that score a run's end with another capacity in sampling."""
     return [
         f"--workdir={run.folder}",
-        "--suite=" + ",".join(suite for suite in run.study.suites if "routed" not in suite),
+        "--suite=" + ",".join(suite for suite in run.suites if "routed" not in suite),
         f"--capacity={capacity}",
         f"--out={run.score_of(capacity)}",
     ]
@@ -194,11 +206,18 @@ def facts(run: Run) -> dict[str, Any]:
     for row in run.rows:
         found |= row
     for capacity in run.variant.also:
-        path = run.score_of(capacity) / f"eval_{HEADLINE}.json"
-        if path.exists():
-            by_time = json.loads(path.read_text())["parts"]["times"]
+        paths = {label: run.score_of(capacity) / f"eval_{label}.json" for label in (HEADLINE, *run.study.others)}
+        told = {label: json.loads(path.read_text()) for label, path in paths.items() if path.exists()}
+        if HEADLINE in told:
+            by_time = told[HEADLINE]["parts"]["times"]
             found[f"{capacity}/headline"] = sum(weight * by_time[t] for t, weight in run.study.weights.items())
+        found |= {f"{capacity}/{label}": told[label]["score"] for label in run.study.others if label in told}
     return found
+
+
+def _scored(suite: str, every: int) -> str:
+    """A suite as the config has it: scored at every so many steps, unless it says itself at which."""
+    return suite if registry.parse(suite).every else f"{suite}{',' if ':' in suite else ':'}every={every}"
 
 
 def _written(value: Any) -> str:

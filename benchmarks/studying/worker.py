@@ -31,10 +31,12 @@ class Worker:
         until: of time.monotonic(), when no more is begun and what runs is told to stop; it goes on the next time.
         say: prints a line.
         jobs: runs side by side, each on its share of this process's cores.
+        programs: folder of compiled programs, which all runs of a variant share.
     """
 
-    def __init__(self, until: float, say: Callable[[str], None], jobs: int = 1):
+    def __init__(self, until: float, say: Callable[[str], None], programs: Path, jobs: int = 1):
         self._until, self._say, self._jobs = until, say, jobs
+        self._environment = {"JAX_COMPILATION_CACHE_DIR": str(programs), **os.environ}
         self._ended = threading.Event()
 
     def do(self, runs: Sequence[Run]) -> bool:
@@ -112,7 +114,13 @@ class Worker:
         with tempfile.TemporaryFile("w+") as told:
             # A session of its own: Ctrl-C is for this process, which then tells it in the way that keeps a checkpoint.
             with subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=told, text=True, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=told,
+                text=True,
+                start_new_session=True,
             ) as process:
                 reader = threading.Thread(target=self._pass_on, args=(process, label))
                 reader.start()

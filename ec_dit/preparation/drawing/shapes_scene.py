@@ -8,6 +8,7 @@ where the relation ("left", "right", "above", "below") holds of the first includ
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,8 @@ from ec_dit.preparation.drawing.shapes_draw import GROUNDS, OUTLINES, PALETTE, T
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PLACEMENTS = ("cell", "jitter", "free")
 RELATIONS = ("left", "right", "above", "below")
-MAX_OBJECTS = 4
 
-_NUMBERS = {2: "two", 3: "three", 4: "four"}
+_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 _PLURALS = {"cross": "crosses"}
 _RELATION_PHRASES = {
     "left": ("left of", "to the left of"),
@@ -48,6 +48,8 @@ class ShapesOptions:
         object_size: smallest and largest object, as a fraction of a cell's side.
         shapes: names out of OUTLINES, two or more.
         colors: names out of PALETTE, three or more.
+        most: objects of one picture, at most; so many are counted.
+        tasks: names out of TASKS that scenes take in turn; one that stands twice has twice as many.
         train, validation, novel: number of examples in each split.
         seed: every example is a function of (seed, split, index) and of the options above.
     """
@@ -59,6 +61,8 @@ class ShapesOptions:
     object_size: tuple[float, float] = (0.86, 0.86)
     shapes: tuple[str, ...] = ("circle", "square", "triangle", "star")
     colors: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
+    most: int = 4
+    tasks: tuple[str, ...] = TASKS
     train: int = 20_000
     validation: int = 600
     novel: int = 300
@@ -72,7 +76,15 @@ class ShapesOptions:
             (self.ground in GROUNDS, f"ground is {self.ground!r}; choose one of {GROUNDS}"),
             (0 <= self.seed <= seeds.LARGEST, f"seed is {self.seed}; it must be from 0 to {seeds.LARGEST}"),
             (self.image_size <= 4096, f"image_size is {self.image_size}; it must be at most 4096"),
-            (self.cells >= 2, f"cells is {self.cells}; {MAX_OBJECTS} objects need at least 2"),
+            (self.most in _NUMBERS, f"most is {self.most}; it must be from 2 to {max(_NUMBERS)}"),
+            (
+                self.cells >= 2 and self.cells**2 >= self.most,
+                f"cells is {self.cells}; {self.most} objects need at least {max(2, math.ceil(math.sqrt(self.most)))}",
+            ),
+            (
+                bool(self.tasks) and set(self.tasks) <= set(TASKS),
+                f"tasks is {self.tasks}; name some out of {TASKS}",
+            ),
             (0.0 < low <= high < 1.0, f"object_size is {self.object_size}; it needs 0 < smallest <= largest < 1"),
             (
                 low * cell >= 6.0,
@@ -151,7 +163,7 @@ def sample_requirement(options: ShapesOptions, task: str, novel: bool, rng: np.r
             if novel == any(pair in held_out for pair in zip(named, shapes, strict=True)):
                 break
         colors = list(named)
-    count = int(rng.integers(2, MAX_OBJECTS + 1)) if task == "counting" else 1
+    count = int(rng.integers(2, options.most + 1)) if task == "counting" else 1
     include = [{"shape": shape, "color": color, "count": count} for shape, color in zip(shapes, colors, strict=True)]
     relation = RELATIONS[int(rng.integers(len(RELATIONS)))] if task == "position" else None
     return {"task": task, "include": include, "relation": relation}

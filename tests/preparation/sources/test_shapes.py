@@ -260,6 +260,27 @@ def test_a_scene_shows_its_colours_where_its_objects_stand() -> None:
     assert red == pytest.approx((0.88 * 10.0) ** 2, rel=0.2)
 
 
+def test_up_to_eight_are_counted_in_words() -> None:
+    options = dataclasses.replace(JITTER, cells=3, most=8, tasks=("counting",), train=70)
+    records = _records(options, "train")
+    assert {record.meta["task"] for record in records} == {"counting"}
+    counts = Counter(len(record.meta["objects"]) for record in records)
+    assert set(counts) == set(range(2, 9))
+    words = ("two", "three", "four", "five", "six", "seven", "eight")
+    for record in records:
+        (wanted,) = record.meta["require"]["include"]
+        assert len(record.meta["objects"]) == wanted["count"]
+        assert f"{words[wanted['count'] - 2]} {wanted['shape']}" in record.captions[0]
+
+
+def test_a_task_that_stands_twice_has_twice_as_many_scenes() -> None:
+    options = dataclasses.replace(EASY, tasks=("position", "counting", "position"))
+    for split in ("train", "validation"):
+        tasks = Counter(record.meta["task"] for record in _records(options, split))
+        assert tasks["position"] == 2 * tasks["counting"] and len(tasks) == 2
+    assert {record.meta["task"] for record in _records(options, "novel")} == {"colors", "color_attr"}
+
+
 def test_images_decode_at_the_asked_size() -> None:
     assert _pixels(ShapesSource(HARD).record("novel", 3).image).shape == (64, 64, 3)
 
@@ -270,6 +291,10 @@ def test_images_decode_at_the_asked_size() -> None:
         ({"placement": "grid"}, "placement is 'grid'"),
         ({"ground": "grass"}, "ground is 'grass'"),
         ({"cells": 1}, "cells is 1"),
+        ({"cells": 2, "most": 5}, "5 objects need at least 3"),
+        ({"most": 9}, "most is 9; it must be from 2 to 8"),
+        ({"tasks": ("counting", "left")}, "tasks is .*; name some out of"),
+        ({"tasks": ()}, "tasks is"),
         ({"object_size": (0.9, 0.5)}, "object_size"),
         ({"image_size": 16}, "raise image_size"),
         ({"image_size": 2**62}, "at most 4096"),

@@ -16,7 +16,6 @@ from ec_dit.data.records import Record
 from ec_dit.preparation.drawing.base import DrawnSource
 from ec_dit.preparation.drawing.shapes_draw import draw_scene
 from ec_dit.preparation.drawing.shapes_scene import (
-    TASKS,
     ShapesOptions,
     caption_of,
     for_validation,
@@ -60,7 +59,7 @@ class ShapesSource(DrawnSource):
             raise UserError(f"shapes has {size} examples in {split!r}; there is no number {index}.")
         rng = np.random.default_rng([self.options.seed, _SPLITS.index(split), index])
         novel = split == "novel"
-        tasks = ("colors", "color_attr") if novel else TASKS
+        tasks = ("colors", "color_attr") if novel else self.options.tasks
         task = tasks[index % len(tasks)]
         for _ in range(_SCENE_TRIES):
             requirement = sample_requirement(self.options, task, novel, rng)
