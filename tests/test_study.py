@@ -178,6 +178,19 @@ def test_a_run_is_done_with_all_scores_at_its_last_step(tmp_path):
     assert not run.is_done  # of a study with fewer steps than the run had
 
 
+@pytest.mark.parametrize(("optimizer", "rates"), [("muon", ["0.02", "0.002"]), ("adamw", ["0.02"])])
+def test_a_rate_of_the_sweep_times_all_that_are_used(tmp_path, optimizer, rates):
+    text = STUDY.replace("[common]", f'[common]\n"optimizer.name" = "{optimizer}"')
+    if optimizer == "adamw":
+        text = text.replace(
+            "[variants.dense]", '"optimizer.momentum" = 0.9\n"optimizer.decay" = 0.99\n[variants.dense]'
+        )
+    run = runs.main_runs(plan.read(written(tmp_path, text)), tmp_path, {"ec": 2.0}, (1,))[0]
+    found = [each.partition("=")[2] for each in runs.training(run) if "learning_rate=" in each]
+    assert found == rates  # the config's are 0.01, and 0.001 of Muon's Adam
+    assert run.suites == run.study.suites and runs.training(run)[0] == "--config=configs/shapes.py:smoke"
+
+
 def test_runs_of_other_settings_are_refused(tmp_path):
     study = plan.read(written(tmp_path))
     run = runs.main_runs(study, tmp_path, {"dense": 1.0}, (1,))[0]

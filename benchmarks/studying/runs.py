@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ec_dit.config import checks
 from ec_dit.core.errors import UserError
 from ec_dit.evaluators import registry
 from ec_dit.train.metrics import read_metrics
@@ -156,7 +157,8 @@ def training(run: Run) -> list[str]:
     """Gives the arguments of a training run, without its folder."""
     study = run.study
     every = min(study.score_every, run.steps)
-    optimizer = study.config_of(run.variant).optimizer
+    config = study.config_of(run.variant)
+    optimizer = config.optimizer
     changes: dict[str, Any] = {
         **study.common,
         **run.variant.changes,
@@ -168,7 +170,7 @@ def training(run: Run) -> list[str]:
         "checkpoint.every": every,
         "eval.suites": tuple(_scored(suite, every) for suite in run.suites),
     }
-    if optimizer.adam_learning_rate:
+    if "optimizer.adam_learning_rate" not in checks.unused(config):
         changes["optimizer.adam_learning_rate"] = run.rate * optimizer.adam_learning_rate
     return [f"--config={study.config}", *(f"--config.{key}={_written(value)}" for key, value in changes.items())]
 
