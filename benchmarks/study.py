@@ -52,7 +52,7 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
     seeds = study.seeds[: given.seeds]
 
     until = time.monotonic() + 60 * given.budget
-    doer = worker.Worker(until, lambda line: print(line, flush=True), folder / "programs", given.jobs)
+    doer = worker.Worker(until, _say, folder / "programs", given.jobs)
     finished, compiled = True, folder / "compiled"
     if not given.draw:
         finished = doer.do([run for run in runs.sweep_of(study, folder) if run.variant.name in chosen])
@@ -75,6 +75,10 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
             page.section(page.Outcome(study, done, runs.compiled(study, compiled)), rates, images, given.page, how),
         )
         print(f"wrote {given.page}")
+
+
+def _say(line: str) -> None:
+    print(f"{line}\n", end="", flush=True)  # in one piece, as several threads say something
 
 
 def _shown(path: Path) -> str:
