@@ -26,6 +26,7 @@ EXTRAS = {
     # Published weights by name: --vae=OWNER/NAME[@REVISION].
     "hub": ["huggingface-hub>=1.0,<3"],
     # docs/notebooks; `make notebook` installs it.
+    "plots": ["matplotlib>=3.9,<4"],
     "notebook": ["matplotlib>=3.9,<4", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"],
     # The documentation site; `make site` installs it.
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],

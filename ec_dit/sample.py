@@ -8,7 +8,6 @@ prompt, seed, index and settings only. Sampling settings default to those of the
 """
 
 import collections
-import re
 import sys
 from collections.abc import Sequence
 
@@ -18,40 +17,13 @@ from ec_dit import cli, sampling_flags
 from ec_dit.core import processes, terminal
 from ec_dit.core.errors import UserError
 
-_MOST = 10_000_000  # pictures of a call
-
 FLAGS = flags.FlagValues()
-flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", flag_values=FLAGS)
-cli.define_path("prompts_file", "A text file with one prompt a line.", flag_values=FLAGS)
+sampling_flags.define_prompts(FLAGS, num=8)
 cli.define_path("out", "Folder to write.", flag_values=FLAGS)
-flags.DEFINE_integer("num", 8, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=FLAGS)
-flags.DEFINE_string("shape", None, "Pixels, height x width: 384x640; default: the config's square.", flag_values=FLAGS)
 sampling_flags.define(FLAGS)
 cli.define_run(FLAGS)
 cli.define_processes(FLAGS)
 cli.define_help(FLAGS)
-
-
-def prompts() -> list[str]:
-    """All prompts of the command line, then all lines of the file; '' where one is empty, so that numbers follow the lines.
-
-    Raises:
-        UserError: if there are none.
-    """
-    from ec_dit.layouts.base import lines_of
-
-    found = list(FLAGS.prompt)
-    if FLAGS.prompts_file:
-        found += lines_of(FLAGS.prompts_file)
-    found = [p.strip() for p in found]
-    for prompt in found:
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise UserError(f"the prompt {prompt!r} is no valid Unicode; check the terminal's encoding")
-    if not any(found):
-        raise UserError('nothing to draw: give --prompt="..." or --prompts_file=F with one prompt a line')
-    if len(found) * FLAGS.num > _MOST:
-        raise UserError(f"{len(found)} prompts with --num={FLAGS.num} pictures each: a call draws {_MOST:,} at most")
-    return found
 
 
 def work() -> None:
@@ -59,8 +31,8 @@ def work() -> None:
     for name in ("workdir", "out"):
         if not FLAGS[name].value:
             raise UserError(f"--{name}=DIR is needed; see --help")
-    texts = prompts()
-    pixels = None if FLAGS.shape is None else _pixels(FLAGS.shape)
+    texts = sampling_flags.prompts(FLAGS)
+    pixels = sampling_flags.pixels(FLAGS)
     changes = sampling_flags.changes(FLAGS)
 
     from ec_dit.runs import loaded
@@ -101,13 +73,6 @@ def work() -> None:
         record["images_not_finite"] = generator.broken
     told = f"{out.told}; {generator.settings.evaluations} network evaluations each"
     cli.say("\n".join(filter(None, (told, generator.warning))))
-
-
-def _pixels(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
-        raise UserError(f"--shape={text}: give height x width in pixels, e.g. 384x640")
-    rows, columns = map(int, text.split("x"))
-    return rows, columns
 
 
 def main(argv: Sequence[str]) -> int:

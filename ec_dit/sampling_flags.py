@@ -1,6 +1,7 @@
 """The flags of what draws pictures of a run, and what they change in its config."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ _KEYS = (
 )
 
 
+_MOST = 10_000_000  # pictures of a call
 NAMES = (*_KEYS, "guidance_interval", "text_encoder", "autoencoder")  # of all flags
 
 
@@ -60,6 +62,49 @@ def define(flag_values: flags.FlagValues) -> None:
     text("text_encoder", "Published text encoders: folders, or names such as OWNER/NAME@REVISION, comma-separated.")
     meaning = "A published autoencoder: folder, or name such as OWNER/NAME@REVISION."
     cli.define_path("autoencoder", meaning, flag_values=flag_values)
+
+
+def define_prompts(flag_values: flags.FlagValues, num: int) -> None:
+    """Adds what says what to draw: --prompt, --prompts_file, --num (its default) and --shape."""
+    flags.DEFINE_multi_string("prompt", [], "What to draw; repeat for more.", flag_values=flag_values)
+    cli.define_path("prompts_file", "A text file with one prompt a line.", flag_values=flag_values)
+    flags.DEFINE_integer("num", num, "Images per prompt.", lower_bound=1, upper_bound=_MOST, flag_values=flag_values)
+    meaning = "Pixels, height x width: 384x640; default: the config's square."
+    flags.DEFINE_string("shape", None, meaning, flag_values=flag_values)
+
+
+def prompts(flag_values: flags.FlagValues) -> list[str]:
+    """Gives all prompts of the command line, then all lines of the file; '' where one is empty, so that numbers follow the lines.
+
+    Raises:
+        UserError: if there are none.
+    """
+    from ec_dit.layouts.base import lines_of
+
+    num: int = flag_values["num"].value or 1
+    found = list(flag_values["prompt"].value or [])
+    if flag_values["prompts_file"].value:
+        found += lines_of(flag_values["prompts_file"].value)
+    found = [p.strip() for p in found]
+    for prompt in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UserError(f"the prompt {prompt!r} is no valid Unicode; check the terminal's encoding")
+    if not any(found):
+        raise UserError('nothing to draw: give --prompt="..." or --prompts_file=F with one prompt a line')
+    if len(found) * num > _MOST:
+        raise UserError(f"{len(found)} prompts with --num={num} pictures each: a call draws {_MOST:,} at most")
+    return found
+
+
+def pixels(flag_values: flags.FlagValues) -> tuple[int, int] | None:
+    """Gives rows and columns of --shape; None where it is not given. Raises UserError for another form."""
+    text = flag_values["shape"].value
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
+        raise UserError(f"--shape={text}: give height x width in pixels, e.g. 384x640")
+    rows, columns = map(int, text.split("x"))
+    return rows, columns
 
 
 def changes(flag_values: flags.FlagValues) -> dict[str, Any]:

@@ -181,6 +181,16 @@ CASES = [
         (("--workdir=nowhere", "--zzzzzzzz"), "--help lists those there are"),
     ),
     *_of(
+        "ec_dit.routing",
+        ((), "--workdir=DIR is needed"),
+        (("--workdir=nowhere", "--prompt=a"), "--out=DIR is needed"),
+        (("--workdir=nowhere", "--out=o"), "nothing to draw"),
+        (("--workdir=nowhere", "--out=o", "--prompt=a", "--noplots"), "nowhere is no workdir of a run"),
+        (("--workdir=nowhere", "--out=file", "--prompt=a", "--noplots"), "file"),
+        (("--workdir=nowhere", "--out=o", "--prompt=a", "--shape=8"), "--shape=8: give height x width"),
+        (("--workdir=nowhere", "--out=o", "--split=train", "--most=0"), "--most=0"),
+    ),
+    *_of(
         "ec_dit.prepare",
         ((), "--source=... is needed"),
         (("--source=shapes",), "--out=... is needed"),

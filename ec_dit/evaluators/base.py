@@ -29,10 +29,11 @@ Figures = Mapping[str, "float | Mapping[str, float]"]
 
 @dataclass(frozen=True)
 class Example:
-    """A picture of the run's data set, uint8 (rows, columns, 3) as the model is to draw it, and its caption."""
+    """A picture of the run's data set, uint8 (rows, columns, 3) as the model is to draw it, its caption, and facts about it."""
 
     caption: str
     image: np.ndarray
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

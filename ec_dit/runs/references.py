@@ -96,7 +96,7 @@ class References:
         chosen = [records[i] for i in numbers]
         self._remember(split, numbers, [record.caption for record in chosen])
         pictures = self._pictures(chosen)
-        return [Example(record.caption, image) for record, image in zip(chosen, pictures, strict=True)]
+        return [Example(each.caption, image, each.meta) for each, image in zip(chosen, pictures, strict=True)]
 
     def reference(self, name: str, count: int) -> Reference:
         """Gives real pictures (`evaluators.base.RunFacts`); those of the run's own data set are as the model is to draw them."""

@@ -3,6 +3,7 @@
 The program that draws for this is one of its own, so that drawing alone keeps nothing of what routers decide.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from flax import nnx
 
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
+from ec_dit.core.padding import padded
 from ec_dit.data.batch import Text
 from ec_dit.nn.moe import RouterStats
 from ec_dit.sampling.generator import Generator, image_noise, sample
@@ -42,38 +44,52 @@ class Routes:
 
 
 class RouteTracer:
-    """Draws images one by one, and tells their routes.
+    """Draws images, and tells their routes.
 
     Under guidance a group may hold an image and its unconditional copy (`sample.group_size` pair); the routes are the image's.
+
+    Args:
+        batch_size: of images at once; rounded up, so that devices share a batch evenly.
 
     Raises:
         UserError: for a model without experts.
     """
 
-    def __init__(self, generator: Generator):
+    def __init__(self, generator: Generator, batch_size: int = 1):
         if generator.settings.routing.routing == "dense":
             raise UserError("this model is dense: it has no experts, and tokens no routes.")
         self._generator = generator
+        ways = sharding.batch_ways(generator.mesh)
+        self._batch_size = -(-batch_size // ways) * ways
         self._trace = generator.compile(trace)
 
     def __call__(self, params: Any, prompt: str, index: int, seed: int) -> Routes:
         """Draws image `index` of a prompt as the generator does, to a rounding."""
-        generator, ways = self._generator, sharding.batch_ways(self._generator.mesh)
-        noise_YXZ = image_noise(seed, prompt, index, generator.shape_YXZ)
-        traced = self._trace(params, np.stack([noise_YXZ] * ways), [prompt] * ways)
-        x_BYXZ, time_U, gate_ULBSE = jax.device_get(traced)
+        (routes,) = self.all(params, [prompt], [index], seed)
+        return routes
+
+    def all(self, params: Any, prompts: Sequence[str], indices: Sequence[int], seed: int) -> Iterator[Routes]:
+        """Yields the routes of every image, in order, batch by batch."""
+        generator = self._generator
         spec = nnx.merge(generator.graphdef, params).dit.spec
         rows, columns = (side // spec.patch for side in generator.shape_YXZ[:2])
-        gate_LUSE = gate_ULBSE[:, :, 0].swapaxes(0, 1)
-        gate_LUYXE = gate_LUSE.reshape(*gate_LUSE.shape[:2], rows, columns, -1)
-        taken_LUYXE = ~np.isnan(gate_LUYXE)
-        return Routes(
-            image_YXZ=generator.decode(x_BYXZ)[0][0],
-            block_L=np.flatnonzero([kind.sparse for kind in spec.kinds()]),
-            time_U=time_U,
-            gate_LUYXE=np.where(taken_LUYXE, gate_LUYXE, 0),
-            taken_LUYXE=taken_LUYXE,
-        )
+        block_L = np.flatnonzero([kind.sparse for kind in spec.kinds()])
+        for part, batch in padded(list(zip(prompts, indices, strict=True)), self._batch_size, ("", 0)):
+            noise_BYXZ = np.stack([image_noise(seed, prompt, index, generator.shape_YXZ) for prompt, index in batch])
+            traced = self._trace(params, noise_BYXZ, [prompt for prompt, _ in batch])
+            x_BYXZ, time_U, gate_ULBSE = jax.device_get(traced)
+            image_BYXZ = generator.decode(x_BYXZ)[0]
+            for place in range(part.stop - part.start):
+                gate_LUSE = gate_ULBSE[:, :, place].swapaxes(0, 1)
+                gate_LUYXE = gate_LUSE.reshape(*gate_LUSE.shape[:2], rows, columns, -1)
+                taken_LUYXE = ~np.isnan(gate_LUYXE)
+                yield Routes(
+                    image_YXZ=image_BYXZ[place],
+                    block_L=block_L,
+                    time_U=time_U,
+                    gate_LUYXE=np.where(taken_LUYXE, gate_LUYXE, 0),
+                    taken_LUYXE=taken_LUYXE,
+                )
 
 
 def trace(

@@ -15,6 +15,7 @@ from ec_dit.preparation.drawing.shapes_draw import OUTLINES, PALETTE, coverage
 
 _MARGIN = 3  # pixels kept around an object when outlines are laid over it
 _GROUND_CHROMA = 50.0  # largest max(RGB) - min(RGB) of a ground pixel; palette colours have more than 100
+_SOLID = 0.5  # a pixel with more of an object in it is its own
 _MIN_SHARE = 0.001  # components smaller than this share of the image are specks
 _MIN_PIXELS = 8
 _MAX_RESIDUAL = 60.0  # a mean RGB distance from every mix of ground and palette above this is no known colour
@@ -84,12 +85,18 @@ def _classify(soft_YX: np.ndarray, shapes: Sequence[str]) -> str | None:
     return best if overlaps[best] >= _MIN_OVERLAP else None
 
 
+def object_mask(image: np.ndarray) -> np.ndarray:
+    """Tells which pixels of an RGB image, uint8 [Y, X, 3], are more object than ground; bool [Y, X]."""
+    _, amount, _ = _unmix(image.astype(np.float64), tuple(PALETTE))
+    return amount > _SOLID
+
+
 def find_objects(
     image: np.ndarray, shapes: Sequence[str] = tuple(OUTLINES), colors: Sequence[str] = tuple(PALETTE)
 ) -> list[Found]:
     """Objects in an RGB image, uint8 [Y, X, 3], from the top down; `shapes` and `colors` are the candidates."""
     best, amount, residual = _unmix(image.astype(np.float64), colors)
-    solid = amount > 0.5
+    solid = amount > _SOLID
     least = max(_MIN_PIXELS, _MIN_SHARE * solid.size)
     regions: list[tuple[np.ndarray, int]] = []
     for region in _components(solid):
