@@ -25,8 +25,9 @@ EXTRAS = {
     ],
     # Published weights by name: --vae=OWNER/NAME[@REVISION].
     "hub": ["huggingface-hub>=1.0,<3"],
+    # Plots of routing, and the page about runs.
+    "plots": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
     # docs/notebooks; `make notebook` installs it.
-    "plots": ["matplotlib>=3.9,<4"],
     "notebook": ["matplotlib>=3.9,<4", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"],
     # The documentation site; `make site` installs it.
     "docs": ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"],
@@ -60,7 +61,7 @@ setup(
     keywords="diffusion transformer, mixture of experts, expert choice, text-to-image, rectified flow, JAX, Flax, TPU",
     packages=[*find_packages(include=["ec_dit", "ec_dit.*", "launch"]), "ec_dit.configs"],
     package_dir={"ec_dit.configs": "configs"},
-    package_data={"ec_dit": ["py.typed"], "launch": ["host.sh"]},
+    package_data={"ec_dit": ["py.typed"], "ec_dit.reporting": ["report.html"], "launch": ["host.sh"]},
     entry_points={"console_scripts": ["ec-dit = ec_dit.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[

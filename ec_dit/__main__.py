@@ -14,6 +14,7 @@ COMMANDS = {  # command: (module, what it does); modules by name, so that the on
     "sample": ("ec_dit.sample", "draw pictures for prompts with a trained or converted model"),
     "evaluate": ("ec_dit.evaluate", "score a run with an evaluation suite"),
     "routing": ("ec_dit.routing", "show which experts the tokens of pictures go to, in figures and maps"),
+    "report": ("ec_dit.report", "write one page about runs: settings that differ, curves, pictures, scores"),
     "convert": ("ec_dit.convert", "read PixArt, upcycle a dense model to experts, export weights"),
     "plan": ("ec_dit.plan", "compile a config for TPUs that need not be there: memory, FLOPs, traffic"),
     "create": ("launch.create", "ask Google Cloud for the TPU slice of a config"),

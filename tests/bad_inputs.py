@@ -191,6 +191,13 @@ CASES = [
         (("--workdir=nowhere", "--out=o", "--split=train", "--most=0"), "--most=0"),
     ),
     *_of(
+        "ec_dit.report",
+        ((), "--workdir=DIR is needed"),
+        (("--workdir=nowhere",), "--out=FILE.html is needed"),
+        (("--workdir=nowhere", "--out=file"), "must end in .html"),
+        (("--workdir=nowhere", "--out=file/o.html"), "file"),
+    ),
+    *_of(
         "ec_dit.prepare",
         ((), "--source=... is needed"),
         (("--source=shapes",), "--out=... is needed"),

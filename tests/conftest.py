@@ -34,6 +34,7 @@ _EXTRAS = {
     "conformance": ("torch", "torchvision", "transformers", "diffusers", "pytorch_fid", "cleanfid"),
     "emoji": ("emoji",),
     "icons": ("resvg_py",),
+    "plots": ("matplotlib", "jinja2"),
     "notebook": ("nbclient", "ipykernel", "matplotlib"),
 }
 

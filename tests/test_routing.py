@@ -12,7 +12,7 @@ from ec_dit.maps import figures
 from ec_dit.maps.foreground import MASKS, share_of_patches
 from tests import runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.extra("notebook"), pytest.mark.xdist_group("unbroken")]
+pytestmark = [pytest.mark.slow, pytest.mark.extra("plots"), pytest.mark.xdist_group("unbroken")]
 FAST = ("--steps=2", "--sampler=euler")
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ec_dit.maps import figures
 
-pytestmark = pytest.mark.extra("notebook")
+pytestmark = pytest.mark.extra("plots")
 BLOCKS, TIMES = [1, 3], [1.0, 0.6, 0.2]
 
 

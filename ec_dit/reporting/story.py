@@ -1,0 +1,160 @@
+"""What a workdir tells of its run: settings, figures by step, pictures, checkpoints."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ec_dit.config import RunConfig, specs, to_tree
+from ec_dit.core.errors import UserError
+from ec_dit.models import sizes
+from ec_dit.runs.workdir import Workdir
+from ec_dit.train.checkpoint_folder import CheckpointFolder
+from ec_dit.train.metrics import read_metrics
+
+AXES = {
+    "steps": "steps",
+    "images": "training images",
+    "FLOPs": "training FLOPs, by formula",
+}  # what runs are compared over
+_GRID = re.compile(r"samples_(\d+)\.png")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run, read from its workdir.
+
+    Attributes:
+        name: for legends; no two of one report are alike.
+        rows: figures of each step that has some, in order; as metrics.jsonl names them.
+        costs: of each row, how far the run was by the names of AXES.
+        grids: step and PNG of sample grids.
+        checkpoints: steps.
+        data: of the data set's preparation: source and options.
+        sizes: parameters of the model, all and those that work on a token, and FLOPs of training on an image at the first step.
+    """
+
+    name: str
+    path: str
+    config: RunConfig
+    rows: Sequence[Mapping[str, float]]
+    costs: Sequence[Mapping[str, float]]
+    grids: Sequence[tuple[int, bytes]]
+    checkpoints: Sequence[int]
+    data: Mapping[str, Any]
+    sizes: Mapping[str, int]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Gives the config's keys with dots, as JSON has their values."""
+        return dict(_flat(to_tree(self.config)))
+
+    def curve(self, figure: str, axis: str = "steps") -> list[tuple[float, float]]:
+        """Gives a figure over an axis of AXES, where the run has it."""
+        return [
+            (cost[axis], row[figure])
+            for row, cost in zip(self.rows, self.costs, strict=True)
+            if row.get(figure) is not None
+        ]
+
+    def names(self, pattern: str) -> list[str]:
+        """Lists the figures that a regular expression matches whole."""
+        return sorted({name for row in self.rows for name in row if re.fullmatch(pattern, name)})
+
+    def at(self, figure: str, axis: str, place: float) -> float | None:
+        """Gives a figure at a place of an axis, on the straight line between its neighbours; None outside of its curve."""
+        curve = self.curve(figure, axis)
+        if not curve or not curve[0][0] <= place <= curve[-1][0]:
+            return None
+        after = min(bisect_right([x for x, _ in curve], place), len(curve) - 1)
+        (x0, y0), (x1, y1) = curve[max(after - 1, 0)], curve[after]
+        return y1 if x1 == x0 else y0 + (y1 - y0) * (place - x0) / (x1 - x0)
+
+
+def read(workdirs: Sequence[str], grids: int = 6) -> list[Story]:
+    """Reads runs.
+
+    Args:
+        grids: sample grids of each, at most: the first, the last, and some between.
+
+    Raises:
+        UserError: a folder is no workdir, is given twice, or has no figures yet.
+    """
+    if repeated := [path for path in workdirs if workdirs.count(path) > 1]:
+        raise UserError(f"--workdir: {repeated[0]} is given twice")
+    return [_read(path, name, grids) for path, name in zip(workdirs, _names(workdirs), strict=True)]
+
+
+def common_end(stories: Sequence[Story], figure: str, axis: str) -> float | None:
+    """Gives the farthest place of an axis that all curves of a figure reach; None where one of the runs lacks it."""
+    ends = [curve[-1][0] for story in stories if (curve := story.curve(figure, axis))]
+    return min(ends) if len(ends) == len(stories) else None
+
+
+def _read(path: str, name: str, grids: int) -> Story:
+    workdir = Workdir(path)
+    config = workdir.config()
+    try:
+        rows = [row for row in read_metrics(path) if row["step"] > 0]
+    except FileNotFoundError:
+        rows = []
+    if not rows:
+        raise UserError(
+            f"{path} has no figures yet: metrics.jsonl is missing or empty. Train it for a few steps first."
+        )
+    spec, tower = specs.dit_spec(config), specs.tower_spec(config, workdir.tokenizer())
+
+    def image_flops(step: int) -> int:
+        factor = specs.computed_factor(specs.with_capacity(config, specs.capacity_at(config, step)), sampling=False)
+        return sizes.train_flops_per_image(spec, specs.kept_tokens(config), config.text.length, factor, tower)
+
+    counted = sizes.sizes(spec, config.moe.capacity_factor)
+    batch, costs, done, flops = config.train.batch_size, list[dict[str, float]](), 0, 0.0
+    for row in rows:
+        step = int(row["step"])
+        flops += (step - done) * batch * float(image_flops(done))
+        costs.append({"steps": step, "images": step * batch, "FLOPs": flops})
+        done = step
+    return Story(
+        name=name,
+        path=path,
+        config=config,
+        rows=rows,
+        costs=costs,
+        grids=_grids(workdir, grids),
+        checkpoints=sorted(CheckpointFolder(str(workdir.path / "checkpoints")).numbered()),
+        data=workdir.data_report(),
+        sizes={"all": counted.total, "activated": counted.activated, "flops": image_flops(0)},
+    )
+
+
+def _grids(workdir: Workdir, most: int) -> list[tuple[int, bytes]]:
+    folder = workdir.path / "images"
+    if most < 1 or not folder.is_dir():
+        return []
+    found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _GRID.fullmatch(path.name)))
+    count = min(most, len(found))
+    chosen = sorted(
+        {round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)} if count > 1 else {len(found) - 1}
+    )
+    return [(found[place][0], found[place][1].read_bytes()) for place in chosen if found]
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths that tell them apart."""
+    parts = [[part for part in path.split("/") if part] or [path] for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-count:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(paths)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in tree.items():
+        found += (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [(f"{prefix}{key}", value)]
+        )
+    return found
