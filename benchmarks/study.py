@@ -7,6 +7,7 @@ with --draw at any time, tables and plots of what there is are written into --pa
 """
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     parser.add_argument("--draw", action="store_true", help="write the page of what there is, and run nothing")
     given = parser.parse_args()
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # like Ctrl-C, which shells keep from what runs behind them
     try:
         study = plan.read(given.study)
         _work(study, given)
