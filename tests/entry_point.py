@@ -28,7 +28,6 @@ def _write_as_first(*arguments: Any, **options: Any) -> None:
 
 compiler._cache_write = _write_as_first
 gc.set_threshold(100_000, 20, 100)  # tracing makes objects by the million, nearly all of which live on
-sys.modules["torch"] = None  # type: ignore[assignment]  # which tensorboardX imports where it is installed, for seconds
 warnings.filterwarnings(
     "ignore", "Error (reading|writing) persistent compilation cache"
 )  # another process is writing it

@@ -227,6 +227,11 @@ def test_so_many_runs_go_side_by_side(tmp_path, monkeypatch):
     assert worker.shares(1) == [set()]
 
 
+def test_when_the_time_is_up_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker.Worker, "_start", lambda *_: pytest.fail("begun"))
+    assert not worker.Worker(time.monotonic(), print, tmp_path / "programs").do(four_runs(tmp_path))
+
+
 def test_an_error_of_one_run_ends_those_beside_it(tmp_path, monkeypatch):
     begun = []
 
@@ -283,7 +288,7 @@ def test_a_section_is_replaced_and_the_rest_of_the_page_stays(tmp_path):
 @pytest.mark.slow
 @pytest.mark.extra("notebook")
 def test_a_whole_study_and_its_second_call(tmp_path):
-    """Also a first one whose time is soon up."""
+    """Also a first one that is told to stop."""
     out, at = tmp_path / "runs", tmp_path / "docs" / "study.md"
     at.parent.mkdir()
     small = {"model.num_blocks": 2, "text.tower_blocks": 1}
@@ -293,6 +298,7 @@ def test_a_whole_study_and_its_second_call(tmp_path):
     text = STUDY.replace("[common]", f'[common]\n{few}\n"data.path" = "{tmp_path / "data"}"')
     command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), f"--study={written(tmp_path, text)}"]
     command += [f"--out={out}", f"--page={at}", "--seeds=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla.flags(1)}
 
     def call(*more):
         done = subprocess.run(
@@ -300,12 +306,17 @@ def test_a_whole_study_and_its_second_call(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla.flags(1)},
+            env=environment,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "0 runs are done; the same command goes on" in call("--budget=0.05")  # in the middle of a command
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline().startswith("[1 of 2] dense, seed 1")
+        time.sleep(2)  # in the middle of a command
+        process.terminate()
+        assert process.stdout.read().endswith("0 runs are done; the same command goes on\n")
+    assert process.returncode == 0
     assert not at.exists()
     told = call("--jobs=2")
     assert "2 runs are done\n" in told and "dense, seed 1, rate x 1: done: " in told

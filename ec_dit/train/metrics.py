@@ -14,13 +14,11 @@ from types import TracebackType
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
 
 from ec_dit.core import digests, paths, processes
 from ec_dit.data import images
 from ec_dit.train.mirror import Mirror
+from ec_dit.train.tensorboard import Event, SessionLog, masked_crc32c, summary
 
 _LINES = "metrics.jsonl"
 

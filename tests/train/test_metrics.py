@@ -3,6 +3,8 @@
 import errno
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +129,12 @@ def test_a_full_disk_is_told_by_the_call_that_meets_it_again_and_again(tmp_path,
             with pytest.raises(OSError, match="No space left") as told:
                 writer.scalars(step, {"loss": 1.0})
             assert told.value.errno == errno.ENOSPC
+
+
+def test_writing_figures_imports_neither_torch_nor_clients_of_clouds():
+    check = (
+        "import sys; import ec_dit.train.metrics as metrics; "
+        "assert not {'torch', 'boto3', 'google.cloud.storage'} & sys.modules.keys(), 'imported'; "
+        "assert metrics.summary.scalar('a', 1.0)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
