@@ -29,6 +29,7 @@ from ec_dit.system.model import System, make_config_mesh, make_system
 from ec_dit.train import loop
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.flops import peak_flops
+from ec_dit.train.health import RouterHealth
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.optimizer import make_schedule
 from ec_dit.train.state import TrainState
@@ -187,6 +188,7 @@ def _callbacks(
         return image * config.train.batch_size
 
     schedule = make_schedule(config.optimizer, last, config.optimizer.learning_rate)
+    chosen_by = "tokens" if config.moe.routing in ("token_choice", "top_k") else "experts"
     progress = loop.Progress(
         writer,
         say,
@@ -199,6 +201,7 @@ def _callbacks(
         describe=lambda records: ", ".join(loader.record_ids(records)),
         last_good=lambda: _last_good(checkpointer),
         schedule=schedule,
+        watch=RouterHealth(config.moe.num_experts, chosen_by, config.moe.score),
     )
     return progress, save
 

@@ -97,6 +97,7 @@ class Progress:
         describe: names the records of a batch tag, for the message of a non-finite loss.
         last_good: describes the checkpoint to go back to.
         schedule: learning rate at a step.
+        watch: gives lines to say of the values of a line, which it is told by name.
     """
 
     def __init__(
@@ -113,8 +114,9 @@ class Progress:
         describe: Callable[[Any], str],
         last_good: Callable[[], str],
         schedule: Callable[[int], Any],
+        watch: Callable[[Mapping[str, float]], Sequence[str]] = lambda _: (),
     ):
-        self._writer = writer
+        self._writer, self._watch = writer, watch
         self._say = say
         self._every = every
         self._must_fetch = must_fetch
@@ -171,6 +173,8 @@ class Progress:
             line += f"  {values['images_per_second']:.0f} images/s  MFU {100 * values['mfu']:.1f} %  ETA {_clock(eta)}"
         self._say(line)
         self._writer.scalars(done, values)
+        for warning in self._watch(values):
+            self._say(warning)
         self._since = (time.perf_counter(), done)
 
     def pause(self) -> "_Pause":

@@ -44,6 +44,7 @@ def run(tmp_path, losses, saved, lines, param_norms=(1.0,) * STEPS):
             describe=lambda tag: f"records {tag}",
             last_good=lambda: f"Last good checkpoint: step {max(saved, default=None)}.",
             schedule=lambda step: 0.1 * step,
+            watch=lambda values: [f"untaken {values['router/untaken/1']:g}"] if values["router/untaken/1"] > 1 else [],
         )
 
         def save(done, state, values, tag, last):
@@ -57,7 +58,12 @@ def run(tmp_path, losses, saved, lines, param_norms=(1.0,) * STEPS):
 def test_lines_and_averages(tmp_path):
     lines = []
     run(tmp_path, [1.0, 2.0, 6.0, 1.0, 1.0, 4.0], [], lines)
-    assert [line.split("  ")[:2] for line in lines] == [["step 3/6", "loss 3.0000"], ["step 6/6", "loss 2.0000"]]
+    told = [
+        ["step 3/6", "loss 3.0000"],
+        ["step 6/6", "loss 2.0000"],
+        ["untaken 1.25"],
+    ]  # what watches speaks after the line
+    assert [line.split("  ")[:2] for line in lines] == told
     assert "images/s" in lines[1] and "MFU" in lines[1] and "ETA 0:00:00" in lines[1]
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["step"] == 3
