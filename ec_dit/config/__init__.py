@@ -25,6 +25,7 @@ from ec_dit.models.spec import ModelSpec
 from ec_dit.models.text_spec import TextSpec
 from ec_dit.objectives.registry import ObjectiveSpec
 from ec_dit.sampling.settings import SampleSpec
+from ec_dit.train import trackers
 from ec_dit.train.optimizer import OptimizerSpec
 
 _ADVICE = "Bring it back as it was; the settings of a run also stand in its checkpoints."
@@ -104,6 +105,13 @@ class LogSpec:
         at_most=COUNT,
         resumable=True,
     )
+    trackers: tuple[str, ...] = key(
+        (),
+        "where figures and pictures go beside the workdir: wandb, mlflow",
+        check=trackers.check_names,
+        resumable=True,
+    )
+    project: str = key("ec_dit", "of the run at its trackers", resumable=True)
     prompts: tuple[str, ...] = key(
         (), "of the sample grids; () = captions of the validation split", check=_texts, resumable=True
     )

@@ -26,7 +26,7 @@ from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System, make_config_mesh, make_system
-from ec_dit.train import loop
+from ec_dit.train import loop, trackers
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.flops import peak_flops
 from ec_dit.train.health import RouterHealth
@@ -34,6 +34,7 @@ from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.optimizer import make_schedule
 from ec_dit.train.state import TrainState
 from ec_dit.train.trace import TraceOnSignal
+from ec_dit.train.trackers import Trackers
 
 
 def run(config: RunConfig, path: str, say: Callable[[str], None]) -> str | None:
@@ -119,7 +120,7 @@ def _train(
     loader = feed.make_loader(system, data)
     with (
         jax.set_mesh(system.mesh),
-        MetricWriter(str(workdir.path), first_step, writes=processes.is_first()) as writer,
+        MetricWriter(str(workdir.path), first_step, processes.is_first(), _trackers(config, workdir, say)) as writer,
         TraceOnSignal(str(workdir.path / "trace"), config.log.trace_steps, say) as trace,
         _closing(checkpointer),
     ):
@@ -145,6 +146,18 @@ def _train(
         say(f"stopped by SIGTERM after step {done} of {steps}, which is saved; the same command goes on from there")
         return None
     return fingerprint(state.params)
+
+
+def _trackers(config: RunConfig, workdir: Workdir, say: Callable[[str], None]) -> Trackers | None:
+    """What the first process tells of the run elsewhere; what is missing for it ends all processes alike."""
+    with processes.told_by_first():
+        if not processes.is_first() or not config.log.trackers:
+            return None
+        name, sections = workdir.path.name or config.name, config_lib.to_tree(config)
+        grouped = {name: keys for name, keys in sections.items() if isinstance(keys, dict)}
+        flat = {f"{section}.{key}": value for section, keys in grouped.items() for key, value in keys.items()}
+        log = config.log
+        return trackers.start(log.trackers, workdir.path, name=name, project=log.project, settings=flat, say=say)
 
 
 @contextlib.contextmanager

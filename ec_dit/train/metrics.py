@@ -19,6 +19,7 @@ from ec_dit.core import digests, paths, processes
 from ec_dit.data import images
 from ec_dit.train.mirror import Mirror
 from ec_dit.train.tensorboard import Event, SessionLog, masked_crc32c, summary
+from ec_dit.train.trackers import Trackers
 
 _LINES = "metrics.jsonl"
 
@@ -35,13 +36,14 @@ class MetricWriter:
     Args:
         first_step: the last step done before the run goes on.
         writes: False in all processes of a run but one, where nothing is written.
+        trackers: gets everything too, where this process writes; closed with it.
 
     Raises:
         OSError: by all methods, where the disk is full.
     """
 
-    def __init__(self, workdir: str, first_step: int = 0, writes: bool = True):
-        self._writes = writes
+    def __init__(self, workdir: str, first_step: int = 0, writes: bool = True, trackers: Trackers | None = None):
+        self._writes, self._trackers = writes, trackers or Trackers({}, print)
         self._recorded: set[str] = set()
         self._mirror: Mirror | None = None
         self._open = contextlib.ExitStack()
@@ -98,6 +100,7 @@ class MetricWriter:
         now = time.time()
         self._lines.write(json.dumps({"step": step, "time": round(now, 3), **values}).encode() + b"\n")
         self._show(step, values, now)
+        self._trackers.scalars(step, values)
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Records a picture, also as `images/<name>_<step>.png`."""
@@ -107,6 +110,7 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         digests.replace(epath.Path(folder / f"{name}_{step:07d}.png"), images.encode_png(image))
         self._show_picture(step, name, image)
+        self._trackers.image(step, name, image)
 
     def _show(self, step: int, values: Mapping[str, float], clock: float) -> None:
         points = summary.Summary()
@@ -141,6 +145,7 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._trackers.close(failed=kind is not None)
         self._open.__exit__(kind, error, trace)
 
 
