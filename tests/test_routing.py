@@ -96,6 +96,14 @@ def test_files_of_others_are_refused(workdir, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["routing.png"]
 
 
+def test_a_record_that_lists_others_files_is_none_of_ours(workdir, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "routing.json").write_text(json.dumps({"files": ["mine.txt"]}))
+    assert call(workdir, tmp_path, "--prompt=a", "--noplots") == 2
+    assert "holds routing.json" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_without_matplotlib_the_way_is_told(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(routing.importlib.util, "find_spec", lambda name: None)
     assert call(workdir, tmp_path / "out", "--prompt=a") == 2

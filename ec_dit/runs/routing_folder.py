@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RECORD, _ARRAYS, _MAPS, _CURVES, _EXPERTS = "routing.json", "routing.npz", "routing.png", "curves.png", "experts.png"
+_OURS = re.compile(r"routing\.npz|routing(_\d{5})?\.png|curves\.png|experts\.png")
 _PICTURES = 16  # maps of single pictures, at most
 
 
@@ -44,9 +46,9 @@ class RoutingFolder:
                 listed = json_file.read(self.path / _RECORD).get("files")
             except DamageError:
                 listed = None
-            if isinstance(listed, list) and all(isinstance(each, str) and "/" not in each for each in listed):
+            if isinstance(listed, list) and all(isinstance(each, str) and _OURS.fullmatch(each) for each in listed):
                 own = [_RECORD, *listed]
-        foreign = sorted({_RECORD, _ARRAYS, _MAPS, _CURVES, _EXPERTS} & there - set(own))
+        foreign = sorted(name for name in there - set(own) if name == _RECORD or _OURS.fullmatch(name))
         if foreign:
             raise UserError(
                 f"--out={self.path} holds {foreign[0]}, which no record of an earlier call there lists, and which would be "
