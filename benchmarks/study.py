@@ -3,7 +3,7 @@
 Every variant's learning rate is chosen by the same short sweep, on a seed of its own; then each is trained with several seeds,
 in a process of its own, all on the same pictures in the same order, with the same noise and the same first weights where shapes
 agree. What is done stays done: a call that was interrupted, or whose --budget ran out, goes on where it stopped. At the end, and
-with --draw at any time, tables and plots of what there is are written into --page. Needs the extra `notebook` (matplotlib).
+with --draw at any time, tables and plots of what there is are written into --page. Needs the extra `plots` (matplotlib).
 """
 
 import argparse
@@ -31,9 +31,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     parser.add_argument("--draw", action="store_true", help="write the page of what there is, and run nothing")
     given = parser.parse_args()
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # like Ctrl-C, which shells keep from what runs behind them
+    # Like Ctrl-C, which shells keep from what runs behind them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         study = plan.read(given.study)
         _work(study, given)

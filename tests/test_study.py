@@ -117,6 +117,8 @@ def test_p_values_of_a_table_by_hand():
         ('match = "none"', 'match = "flop"', "match='flop': give one of flops"),
         ('match = "none"', 'suites = ["val_los"]', "val_los"),
         ('match = "none"', 'suites = ["val_loss:routed=training"]', "one of them must be val_loss"),
+        ('match = "none"', 'suites = ["val_loss:every=2"]', "every=2 of val_loss:every=2: losses follow score_every"),
+        ('match = "none"', 'suites = ["val_loss", "shapes:every=3"]', "every=3 of shapes.*must divide steps=4"),
         ('match = "none"', "sweep.rates = 0.5", "rates.* is 0.5, not"),
         ('match = "none"', "sweep.rates = [1.0, 1.0000001]", "each once"),
         ('match = "none"', "sweep.rates = [1.0, 2.0]", "steps=0 must be from 1"),

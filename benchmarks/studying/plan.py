@@ -200,7 +200,9 @@ def _check(study: Study) -> None:
     check(HEADLINE in labels, f"suites: one of them must be {HEADLINE}")
     for suite in study.suites:
         own = registry.parse(suite).every
-        check(not own or (suite not in study.losses and study.steps % own == 0), f"suites: every={own} of {suite}")
+        fits = not own or (suite not in study.losses and study.steps % own == 0)
+        what = f"losses follow score_every, and of others it must divide steps={study.steps}"
+        check(fits, f"suites: every={own} of {suite}: {what}")
     check(0 < len(study.seeds) == len(set(study.seeds)), "seeds: give each once")
     check(sweep.seed not in study.seeds, f"the sweep's seed {sweep.seed} is one of the seeds of the runs")
     named = {f"{rate:g}" for rate in sweep.rates}

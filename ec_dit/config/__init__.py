@@ -272,7 +272,7 @@ def difference(old: RunConfig, new: RunConfig, *params: settings.Params) -> list
     """
     idle = unused(old).keys() & unused(new).keys()
     lines = []
-    for each in differences(_listed(old), _listed(new)):
+    for each in differences(listed(old), listed(new)):
         known = KEYS[each.name if each.name in KEYS else each.name.rpartition(".")[0]]
         fixed = not known.facts.resumable or (each.name == "train.steps" and new.optimizer.schedule != "constant")
         if fixed and known.name not in idle and (not params or known.facts.params in params):
@@ -280,8 +280,8 @@ def difference(old: RunConfig, new: RunConfig, *params: settings.Params) -> list
     return lines
 
 
-def _listed(config: RunConfig) -> dict[str, Any]:
-    """Dotted name -> value as JSON has it, of the keys in FREE sections too."""
+def listed(config: RunConfig) -> dict[str, Any]:
+    """Gives every key by its dotted name, with its value as JSON has it; of FREE sections the keys that are there."""
     found = json.loads(json.dumps(settings.flatten(config)))
     for free in FREE:
         found |= settings.prefixed(free, found.pop(free))

@@ -16,7 +16,7 @@ from ec_dit.flow.processes import make_process
 from ec_dit.models.sparse_spec import SparseSpec
 from ec_dit.models.spec import DiTSpec
 from ec_dit.models.text_spec import TowerSpec
-from ec_dit.nn.routing.rules import RULES, has_thresholds
+from ec_dit.nn.routing.rules import RULES, has_thresholds, is_by_tokens
 from ec_dit.nn.routing.spec import IMAGE, RoutingSpec, check_capacity, group_tokens
 from ec_dit.objectives.base import Objective
 from ec_dit.sampling.settings import PAIR, SampleSettings
@@ -242,7 +242,7 @@ def training_objective(config: RunConfig, null_text: Text) -> Objective:
     Args:
         null_text: the empty caption, leaves without B.
     """
-    weight = config.moe.aux_weight if config.moe.routing in ("token_choice", "top_k") else 0.0
+    weight = config.moe.aux_weight if is_by_tokens(config.moe.routing) else 0.0
     routing = train_routing(config)
     return narrow(
         config.objective.kind,

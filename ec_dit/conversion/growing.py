@@ -113,8 +113,7 @@ def compare(dense: Model, sparse: Model) -> dict[str, dict[str, float]]:
 def _outputs(model: Model, routing: RoutingSpec) -> tuple[np.ndarray, float]:
     """(predictions for random latents, share of tokens that no expert took)."""
     system, d, t = model.system, model.system.config.data, model.system.config.text
-    ways = sharding.batch_ways(system.mesh)
-    images = -(-max(2, _TOKENS // specs.dit_spec(system.config).image_tokens) // ways) * ways
+    images = sharding.even_batch(max(2, _TOKENS // specs.dit_spec(system.config).image_tokens), system.mesh)
     rng = np.random.default_rng(0)
     x_BYXZ = rng.standard_normal((images, d.size, d.size, d.channels), np.float32)
     t_B = ((np.arange(images) + 0.5) / images).astype(np.float32)

@@ -84,6 +84,12 @@ def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[a] for a in _over(mesh, "batch"))
 
 
+def even_batch(images: int, mesh: Mesh | AbstractMesh) -> int:
+    """Rounds a number of images up, so that the devices share a batch evenly."""
+    ways = batch_ways(mesh)
+    return -(-images // ways) * ways
+
+
 def local_parts(mesh: Mesh) -> tuple[int, ...]:
     """Which of the `batch_ways` parts of a batch lie on this process's devices, ascending."""
     ways = batch_ways(mesh)

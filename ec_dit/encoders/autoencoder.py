@@ -121,8 +121,7 @@ class Autoencoder:
 
     def _run(self, function: Callable[..., Any], array: np.ndarray, pixels: int) -> Any:
         """`function` of a batch of any size, a part at a time, on the host."""
-        ways = sharding.batch_ways(self._mesh)
-        size = min(self._at_once(pixels), -(-len(array) // ways) * ways)
+        size = min(self._at_once(pixels), sharding.even_batch(len(array), self._mesh))
         outs = []
         for _, batch in padded(list(array), size, array[-1]):
             with jax.set_mesh(self._mesh):

@@ -169,8 +169,7 @@ class TextEncoders:
         self.width = max([sum(encoders[i].width for i in beside), *(encoders[i].width for i in self._t5s)])
         self.length = sum(lengths[i] for i in [*beside[:1], *self._t5s])
         self.pooled_width = sum(encoder.pooled_width for encoder in encoders)
-        ways = sharding.batch_ways(mesh)
-        self.batch_size = -(-batch_size // ways) * ways
+        self.batch_size = sharding.even_batch(batch_size, mesh)
 
     @classmethod
     def load(

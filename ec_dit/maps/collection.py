@@ -31,7 +31,8 @@ class Collection:
         self.images, self.prompts, self.indices, self.groups = list[np.ndarray](), list[str](), list[int](), list[str]()
         self.block_L, self.time_U = np.zeros(0, int), np.zeros(0, np.float32)
         self._counts, self._objects, self._figures = list[np.ndarray](), list[np.ndarray](), list[dict[str, Any]]()
-        self._gates, self._whole = list[np.ndarray](), list[tuple[np.ndarray, np.ndarray]]()
+        self._gates, self._sums = list[np.ndarray](), list[np.ndarray]()
+        self._whole = list[tuple[np.ndarray, np.ndarray]]()
 
     def add(self, routes: Routes, prompt: str, index: int, group: str = "") -> None:
         """Adds a picture."""
@@ -45,7 +46,9 @@ class Collection:
         self.block_L, self.time_U = routes.block_L, routes.time_U
         self._counts.append(count_LUYX.astype(np.uint16))
         self._figures.append(figures.of_picture(count_LUYX, known))
-        self._gates.append(routes.gate_LUYXE.mean(1))
+        gate_LYXE = routes.gate_LUYXE.mean(1)
+        self._gates.append(gate_LYXE)
+        self._sums.append(gate_LYXE.sum((1, 2)))
         if known is not None:
             self._objects.append(known)
         if self._which:
@@ -65,7 +68,7 @@ class Collection:
         """Finds the words that each expert has the most to do with; none of a few pictures."""
         if len(self.images) < _LEAST_WITH_WORDS:
             return []
-        return figures.words(self.gate_NLYXE.sum((2, 3)), self.block_L.tolist(), self.prompts)
+        return figures.words(np.stack(self._sums), self.block_L.tolist(), self.prompts)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Gives what routing.npz holds, by the names that docs/routing.md explains."""
@@ -83,8 +86,8 @@ class Collection:
             found["gate_NLUYXE"], found["taken_NLUYXE"] = (np.stack(each) for each in zip(*self._whole, strict=True))
         return found
 
-    def told(self) -> dict[str, Any]:
-        """Gives what routing.json says of the pictures: every figure by block and evaluation, of all and of each group."""
+    def told(self, lifts: Sequence[figures.Lift]) -> dict[str, Any]:
+        """Gives what routing.json says of the pictures: every figure by block and evaluation, of all and of each group; words."""
         groups = sorted(set(self.groups) - {""})
         found: dict[str, Any] = {
             "pictures": len(self.images),
@@ -98,7 +101,7 @@ class Collection:
                 group: _spreads([f for f, own in zip(self._figures, self.groups, strict=True) if own == group])
                 for group in groups
             }
-        if lifts := self.lifts():
+        if lifts:
             found["words"] = [vars(each) for each in lifts]
         return found
 

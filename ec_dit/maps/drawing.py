@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from ec_dit.core.evenly import evenly
 from ec_dit.maps.figures import Lift, Spread
 
 _SCALE = "cividis"  # lightness grows evenly
@@ -39,7 +40,7 @@ def maps(
         count_LUYX: experts that took each token, or their mean over pictures.
         block_L: of each sparse block its number among all blocks.
     """
-    rows, columns = _some(len(block_L), _ROWS), _some(len(time_U), _COLUMNS)
+    rows, columns = evenly(len(block_L), _ROWS), evenly(len(time_U), _COLUMNS)
     figure, axes = plt.subplots(
         len(rows),
         len(columns) + 1,
@@ -91,8 +92,8 @@ def experts(
         gate_NLYXE: the mean over evaluations of an expert's gate of each token.
         lifts: words to write beside the experts.
     """
-    rows = _some(len(block_L), _ROWS // 2)
-    shown = _some(gate_NLYXE.shape[-1], _EXPERTS)
+    rows = evenly(len(block_L), _ROWS // 2)
+    shown = evenly(gate_NLYXE.shape[-1], _EXPERTS)
     figure, axes = plt.subplots(
         len(shown), len(rows), figsize=(4.6 * len(rows), 0.62 * len(shown) + 0.6), layout="constrained", squeeze=False
     )
@@ -125,11 +126,6 @@ def _strip(images: Sequence[np.ndarray], gate_NYX: np.ndarray) -> np.ndarray:
         cut.append(np.pad(faint, ((0, 0), (0, 2), (0, 0)), constant_values=255))
     cut += [np.full_like(cut[0], 255)] * (_STRIP - len(cut))
     return np.concatenate(cut, axis=1).astype(np.uint8)
-
-
-def _some(count: int, most: int) -> list[int]:
-    """Gives at most so many numbers below count, evenly, the first and last among them."""
-    return sorted({round(float(at)) for at in np.linspace(0, count - 1, min(count, most))})
 
 
 def png(figure: Figure) -> bytes:

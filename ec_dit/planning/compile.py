@@ -221,8 +221,7 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     system = make_system(config, on)
     settings = specs.sample_settings(config)
     params = system.sampling_params(system.abstract_params())
-    ways = sharding.batch_ways(system.mesh)
-    images = -(-settings.batch_size // ways) * ways  # as the sampler pads it
+    images = sharding.even_batch(settings.batch_size, system.mesh)  # as the sampler pads it
     batch = batch_shapes(system, images)
     size = {"parameters": per_device_bytes(params), "batch": per_device_bytes(batch)}
     always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))

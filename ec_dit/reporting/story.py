@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ec_dit.config import RunConfig, specs, to_tree
+from ec_dit.config import RunConfig, listed, specs
 from ec_dit.core.errors import UserError
+from ec_dit.core.evenly import evenly
 from ec_dit.models import sizes
 from ec_dit.runs.workdir import Workdir
 from ec_dit.train.checkpoint_folder import CheckpointFolder
@@ -48,7 +49,7 @@ class Story:
     @property
     def settings(self) -> dict[str, Any]:
         """Gives the config's keys with dots, as JSON has their values."""
-        return dict(_flat(to_tree(self.config)))
+        return listed(self.config)
 
     def curve(self, figure: str, axis: str = "steps") -> list[tuple[float, float]]:
         """Gives a figure over an axis of AXES, where the run has it."""
@@ -134,11 +135,8 @@ def _grids(workdir: Workdir, most: int) -> list[tuple[int, bytes]]:
     if most < 1 or not folder.is_dir():
         return []
     found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _GRID.fullmatch(path.name)))
-    count = min(most, len(found))
-    chosen = sorted(
-        {round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)} if count > 1 else {len(found) - 1}
-    )
-    return [(found[place][0], found[place][1].read_bytes()) for place in chosen if found]
+    places = [len(found) - 1 - place for place in evenly(len(found), most)]  # from the last one back
+    return [(found[place][0], found[place][1].read_bytes()) for place in reversed(places)]
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -149,12 +147,3 @@ def _names(paths: Sequence[str]) -> list[str]:
         if len(set(found)) == len(found):
             return found
     return list(paths)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in tree.items():
-        found += (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [(f"{prefix}{key}", value)]
-        )
-    return found

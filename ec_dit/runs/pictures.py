@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ec_dit.core import json_file, paths
-from ec_dit.core.errors import DamageError, UserError
+from ec_dit.core import paths
 from ec_dit.data import images
 from ec_dit.data.sheet import contact_sheet
+from ec_dit.runs import own_files
 from ec_dit.sampling.settings import SampleSettings
 from ec_dit.system.model import System
 
@@ -62,22 +62,7 @@ class PictureFolder:
         Raises:
             UserError: it is no folder, or has files under names of this call's that no record lists.
         """
-        paths.check_can_write(self.path, "--out")
-        if not self.path.exists():
-            return []
-        there = set(paths.sizes(self.path))
-        own: list[str] = []
-        if _RECORD in there:
-            with contextlib.suppress(DamageError):  # then it is none of ours
-                listed = json_file.read(self.path / _RECORD).get("files")
-                if isinstance(listed, list) and all(isinstance(n, str) and _OURS.fullmatch(n) for n in listed):
-                    own = [_RECORD, *listed]
-        if foreign := sorted({_RECORD, *self._files} & (there - set(own))):
-            raise UserError(
-                f"--out={self.path} holds {foreign[0]}{' and others' if len(foreign) > 1 else ''}, which no record of an "
-                f"earlier call there lists, and which would be written over: give another folder"
-            )
-        return sorted(there & set(own) - {_RECORD})
+        return own_files.of_earlier_call(self.path, _RECORD, _OURS, set(self._files).__contains__)
 
     @contextlib.contextmanager
     def writing(self, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

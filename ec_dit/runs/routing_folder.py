@@ -3,14 +3,15 @@
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ec_dit.core import json_file, paths
-from ec_dit.core.errors import DamageError, UserError
+from ec_dit.core import paths
 from ec_dit.maps.collection import Collection
+from ec_dit.maps.figures import Lift
+from ec_dit.runs import own_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,33 +38,17 @@ class RoutingFolder:
         Raises:
             UserError: the folder cannot be written, or holds a file of a name of these that no record lists.
         """
-        paths.check_can_write(self.path, "--out")
-        if not self.path.exists():
-            return []
-        there, own = set(paths.sizes(self.path)), list[str]()
-        if _RECORD in there:
-            try:
-                listed = json_file.read(self.path / _RECORD).get("files")
-            except DamageError:
-                listed = None
-            if isinstance(listed, list) and all(isinstance(each, str) and _OURS.fullmatch(each) for each in listed):
-                own = [_RECORD, *listed]
-        foreign = sorted(name for name in there - set(own) if name == _RECORD or _OURS.fullmatch(name))
-        if foreign:
-            raise UserError(
-                f"--out={self.path} holds {foreign[0]}, which no record of an earlier call there lists, and which would be "
-                "written over: give another folder"
-            )
-        return sorted(there & set(own))
+        return own_files.of_earlier_call(self.path, _RECORD, _OURS, lambda name: bool(_OURS.fullmatch(name)))
 
     def write(self, found: Collection, facts: Mapping[str, Any]) -> list[str]:
         """Writes everything; gives the names of the files."""
         for name in self.check():
             (self.path / name).unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        plots = self._drawn(found) if self._plots else {}
+        lifts = found.lifts()
+        plots = self._drawn(found, lifts) if self._plots else {}
         files = [_ARRAYS, *plots]
-        record = {**facts, **found.told(), "files": files}
+        record = {**facts, **found.told(lifts), "files": files}
         # The record first, so that a call that is interrupted owns what it leaves.
         text = json.dumps(record, indent=1, ensure_ascii=False)
         (self.path / _RECORD).write_text(text + "\n", encoding="utf-8")
@@ -75,7 +60,7 @@ class RoutingFolder:
             (self.path / name).write_bytes(data)
         return [_RECORD, *files]
 
-    def _drawn(self, found: Collection) -> dict[str, bytes]:
+    def _drawn(self, found: Collection, lifts: Sequence[Lift]) -> dict[str, bytes]:
         """All plots by name, as PNG."""
         from ec_dit.maps import drawing
 
@@ -89,5 +74,5 @@ class RoutingFolder:
             name = _MAPS if number == 1 else f"routing_{place:05d}.png"
             plots[name] = drawing.maps(found.prompts[place], found.images[place], counts[place], blocks, times)
         plots[_CURVES] = drawing.curves(found.spreads(), blocks, times)
-        plots[_EXPERTS] = drawing.experts(found.images, found.gate_NLYXE, blocks, found.lifts())
+        plots[_EXPERTS] = drawing.experts(found.images, found.gate_NLYXE, blocks, lifts)
         return {name: drawing.png(figure) for name, figure in plots.items()}

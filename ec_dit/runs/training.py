@@ -18,6 +18,7 @@ from ec_dit.data.synthetic import SyntheticLoader
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.evaluators.registry import parse_all
 from ec_dit.models import sizes
+from ec_dit.nn.routing.rules import is_by_tokens
 from ec_dit.runs import feed, starting
 from ec_dit.runs.evaluation import Scorer, metrics
 from ec_dit.runs.grid import SampleGrid
@@ -153,11 +154,14 @@ def _trackers(config: RunConfig, workdir: Workdir, say: Callable[[str], None]) -
     with processes.told_by_first():
         if not processes.is_first() or not config.log.trackers:
             return None
-        name, sections = workdir.path.name or config.name, config_lib.to_tree(config)
-        grouped = {name: keys for name, keys in sections.items() if isinstance(keys, dict)}
-        flat = {f"{section}.{key}": value for section, keys in grouped.items() for key, value in keys.items()}
-        log = config.log
-        return trackers.start(log.trackers, workdir.path, name=name, project=log.project, settings=flat, say=say)
+        return trackers.start(
+            config.log.trackers,
+            workdir.path,
+            name=workdir.path.name or config.name,
+            project=config.log.project,
+            settings=config_lib.listed(config),
+            say=say,
+        )
 
 
 @contextlib.contextmanager
@@ -201,7 +205,6 @@ def _callbacks(
         return image * config.train.batch_size
 
     schedule = make_schedule(config.optimizer, last, config.optimizer.learning_rate)
-    chosen_by = "tokens" if config.moe.routing in ("token_choice", "top_k") else "experts"
     progress = loop.Progress(
         writer,
         say,
@@ -214,7 +217,7 @@ def _callbacks(
         describe=lambda records: ", ".join(loader.record_ids(records)),
         last_good=lambda: _last_good(checkpointer),
         schedule=schedule,
-        watch=RouterHealth(config.moe.num_experts, chosen_by, config.moe.score),
+        watch=RouterHealth(config.moe.num_experts, config.moe.score, by_tokens=is_by_tokens(config.moe.routing)),
     )
     return progress, save
 

@@ -117,8 +117,7 @@ class Generator:
         compiler_options: dict[str, str] | None = None,
     ):
         self.graphdef, self.settings, self.mesh, self.shape_YXZ = graphdef, settings, mesh, shape_YXZ
-        ways = sharding.batch_ways(mesh)
-        self._batch_size = -(-settings.batch_size // ways) * ways  # the devices share a batch evenly
+        self._batch_size = sharding.even_batch(settings.batch_size, mesh)
         self._encode, self.decode = encode, decode
         self._null_text, self._compiler_options = null_text, compiler_options
         self.made = self.broken = 0

@@ -59,8 +59,7 @@ class RouteTracer:
         if generator.settings.routing.routing == "dense":
             raise UserError("this model is dense: it has no experts, and tokens no routes.")
         self._generator = generator
-        ways = sharding.batch_ways(generator.mesh)
-        self._batch_size = -(-batch_size // ways) * ways
+        self._batch_size = sharding.even_batch(batch_size, generator.mesh)
         self._trace = generator.compile(trace)
 
     def __call__(self, params: Any, prompt: str, index: int, seed: int) -> Routes:

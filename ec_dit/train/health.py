@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 _MANY = 0.5  # of tokens without an expert, or of requests without a slot
 _SURE = 0.02  # entropy of a token's scores over that of equal ones, below which a router is sure of one expert alone
-_WELL = 0.8  # of a bound: a trouble is over when its figure is so far on the good side
+_WELL = 0.8  # of what is too much: a trouble is over when so little of it is left
 
 
 class RouterHealth:
@@ -13,12 +13,14 @@ class RouterHealth:
 
     Args:
         experts: of a block.
-        chosen_by: 'experts' or 'tokens'; who chooses decides what helps.
-        scored: 'softmax' or another score; only of the first an entropy near 0 means that a router has collapsed.
+        score: 'softmax' or another; only of the first an entropy near 0 means that a router has collapsed.
+        by_tokens: whether tokens choose experts; who chooses decides what helps.
     """
 
-    def __init__(self, experts: int, chosen_by: str, scored: str = "softmax"):
-        self._experts, self._chosen_by, self._scored = experts, chosen_by, scored
+    def __init__(self, experts: int, score: str = "softmax", *, by_tokens: bool = False):
+        self._most_entropy = math.log(max(experts, 2))
+        self._kinds = {"untaken", "dropped"} | ({"gate_entropy"} if score == "softmax" else set())
+        self._by_tokens = by_tokens
         self._told: set[str] = set()
 
     def __call__(self, values: Mapping[str, float]) -> list[str]:
@@ -27,19 +29,14 @@ class RouterHealth:
         for name, value in sorted(values.items()):
             room, _, rest = name.partition("/")
             kind, _, block = rest.rpartition("/")
-            if room != "router" or not block.isdecimal() or kind not in ("untaken", "dropped", "gate_entropy"):
+            if room != "router" or kind not in self._kinds or not block.isdecimal():
                 continue
-            share, bound = (
-                (value / math.log(max(self._experts, 2)), _SURE) if kind == "gate_entropy" else (value, _MANY)
-            )
-            if kind == "gate_entropy" and self._scored != "softmax":
-                continue
-            bad = share < bound if kind == "gate_entropy" else share > bound
-            over = share > bound / _WELL if kind == "gate_entropy" else share < bound * _WELL
-            if bad and name not in self._told:
+            share = value / self._most_entropy if kind == "gate_entropy" else value
+            trouble = _SURE / max(share, 1e-12) if kind == "gate_entropy" else share / _MANY  # above 1 is too much
+            if trouble > 1 and name not in self._told:
                 self._told.add(name)
                 lines.append(f"warning: sparse block {block}: {self._words(kind, share)}")
-            elif over:
+            elif trouble < _WELL:
                 self._told.discard(name)
         return lines
 
@@ -49,7 +46,7 @@ class RouterHealth:
                 f"{share:.0%} of tokens' requests find no slot, as few experts get most of them. A stronger balance helps, by a "
                 "larger moe.aux_weight or moe.bias_rate; so does a larger moe.capacity_factor."
             )
-        if kind == "untaken" and self._chosen_by == "tokens":
+        if kind == "untaken" and self._by_tokens:
             return (
                 f"{share:.0%} of tokens get no expert: the experts they ask for are full. A larger moe.aux_weight or "
                 "moe.capacity_factor helps."

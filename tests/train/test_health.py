@@ -8,23 +8,23 @@ from ec_dit.train.health import RouterHealth
 
 
 def test_routers_that_do_well_are_not_spoken_of():
-    health = RouterHealth(8, "experts")
+    health = RouterHealth(8)
     fine = {"router/untaken/0": 0.3, "router/dropped/0": 0.0, "router/gate_entropy/0": 0.9, "loss": 99.0}
     assert health(fine) == health(fine | {"router/untaken/1": 0.5}) == []
-    assert RouterHealth(0, "experts")({"loss": 1.0}) == []
+    assert RouterHealth(0)({"loss": 1.0}) == []
 
 
 @pytest.mark.parametrize(
-    ("chosen_by", "name", "value", "words"),
+    ("by_tokens", "name", "value", "words"),
     [
-        ("experts", "untaken", 0.62, ("no expert takes 62% of the tokens", "moe.z_weight", "python -m ec_dit.routing")),
-        ("tokens", "untaken", 0.62, ("62% of tokens get no expert", "moe.aux_weight")),
-        ("tokens", "dropped", 0.75, ("75% of tokens' requests find no slot", "moe.bias_rate")),
-        ("experts", "gate_entropy", 0.01 * math.log(8), ("entropy 1.0% of the largest", "moe.z_weight")),
+        (False, "untaken", 0.62, ("no expert takes 62% of the tokens", "moe.z_weight", "python -m ec_dit.routing")),
+        (True, "untaken", 0.62, ("62% of tokens get no expert", "moe.aux_weight")),
+        (True, "dropped", 0.75, ("75% of tokens' requests find no slot", "moe.bias_rate")),
+        (False, "gate_entropy", 0.01 * math.log(8), ("entropy 1.0% of the largest", "moe.z_weight")),
     ],
 )
-def test_a_trouble_is_told_once_with_what_helps(chosen_by, name, value, words):
-    health, figure = RouterHealth(8, chosen_by), f"router/{name}/3"
+def test_a_trouble_is_told_once_with_what_helps(by_tokens, name, value, words):
+    health, figure = RouterHealth(8, by_tokens=by_tokens), f"router/{name}/3"
     (line,) = health({figure: value})
     assert line.startswith("warning: sparse block 3: ")
     assert all(word in line for word in words)
@@ -41,8 +41,8 @@ def test_keys_that_are_named_exist():
     from ec_dit.config import KEYS
 
     said = [
-        RouterHealth(8, by)({"router/untaken/0": 0.9, "router/dropped/0": 0.9, "router/gate_entropy/0": 0.0})
-        for by in ("experts", "tokens")
+        RouterHealth(8, by_tokens=by)({"router/untaken/0": 0.9, "router/dropped/0": 0.9, "router/gate_entropy/0": 0.0})
+        for by in (False, True)
     ]
     words = {word.strip(".,;:") for lines in said for line in lines for word in line.split()}
     named = {word for word in words if word.startswith(("moe.", "optimizer."))}
@@ -50,4 +50,4 @@ def test_keys_that_are_named_exist():
 
 
 def test_entropies_of_other_scores_say_nothing():
-    assert RouterHealth(8, "experts", "identity")({"router/gate_entropy/0": 0.0}) == []
+    assert RouterHealth(8, "identity")({"router/gate_entropy/0": 0.0}) == []

@@ -42,6 +42,7 @@ class Rule:
     Attributes:
         apply: what is in the slots.
         leaves_empty: whether slots may stay empty in training.
+        by_tokens: whether tokens choose experts, whose load a loss has to balance.
         pools: whether training has a pool of several images, and an image alone is routed by its running thresholds.
         keep: of running thresholds at every step.
         predicts: whether it has a predictor of capacity.
@@ -49,6 +50,7 @@ class Rule:
 
     apply: Callable[[Asked], Routing]
     leaves_empty: bool = True
+    by_tokens: bool = False
     pools: bool = False
     keep: float = 0.99
     predicts: bool = False
@@ -70,11 +72,16 @@ def _diffmoe(asked: Asked) -> Routing:
 
 RULES: dict[RoutingKind, Rule] = {
     "expert_choice": Rule(_expert_choice, leaves_empty=False),
-    "token_choice": Rule(lambda a: token_choice(a.scores_GSE, a.slots)),
-    "top_k": Rule(lambda a: top_k(a.scores_GSE, a.slots, a.spec.top_k, a.spec.gate, a.bias_E)),
+    "token_choice": Rule(lambda a: token_choice(a.scores_GSE, a.slots), by_tokens=True),
+    "top_k": Rule(lambda a: top_k(a.scores_GSE, a.slots, a.spec.top_k, a.spec.gate, a.bias_E), by_tokens=True),
     "expert_race": Rule(lambda a: expert_race(a.scores_GSE, a.slots, a.spec.most, a.threshold_E), pools=True),
     "diffmoe": Rule(_diffmoe, pools=True, keep=0.95, predicts=True),
 }
+
+
+def is_by_tokens(routing: RoutingKind) -> bool:
+    """Tells whether tokens choose experts; of dense blocks nobody chooses."""
+    return routing in RULES and RULES[routing].by_tokens
 
 
 def has_thresholds(spec: RoutingSpec) -> bool:
