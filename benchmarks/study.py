@@ -64,18 +64,21 @@ def _work(study: plan.Study, given: argparse.Namespace) -> None:
     if not given.draw:
         finished = finished and doer.do(wanted)
     done = [run for run in runs.main_runs(study, folder, rates, study.seeds) if run.is_done]
-    runs.check([*runs.sweep_of(study, folder), *done])
+    swept = runs.sweep_of(study, folder)
+    runs.check([*swept, *done])
     if done and not given.draw:
         doer.compile(study, compiled)
     print(f"{len(done)} runs are done{'' if finished else '; the same command goes on'}", flush=True)
-    if any(run.variant.name == study.reference for run in done):
+    if any(run.variant.name == study.reference and run.is_done for run in [*swept, *done]):
         images = given.page.parent / "images"
         images.mkdir(parents=True, exist_ok=True)
         how = f"`python benchmarks/study.py --study={_shown(given.study)}`"
         page.put(
             given.page,
             study.name,
-            page.section(page.Outcome(study, done, runs.compiled(study, compiled)), rates, images, given.page, how),
+            page.section(
+                page.Outcome(study, done, swept, runs.compiled(study, compiled)), rates, images, given.page, how
+            ),
         )
         print(f"wrote {given.page}")
 

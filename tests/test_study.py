@@ -269,8 +269,37 @@ def test_convergence_is_of_the_seeds_that_reach_the_least_loss(tmp_path):
             run.folder.mkdir(parents=True)
             (run.folder / "metrics.jsonl").write_text("".join(line(study, *each) for each in curve.items()))
     found = [run for run in runs.main_runs(study, tmp_path, dict.fromkeys(curves, 1.0), (1, 2, 3)) if run.is_done]
-    outcome = page.Outcome(study, found, {})
+    outcome = page.Outcome(study, found, [], {})
     assert outcome.convergence("ec") == "50 % (1 of 2)"
+
+
+@pytest.mark.extra("notebook")
+def test_a_sweep_is_shown_rate_by_rate_beside_the_reference(tmp_path):
+    from studying import page
+
+    text = STUDY.replace("[common]", "[sweep]\nrates = [0.5, 2.0]\nsteps = 2\n[common]")
+    study = plan.read(written(tmp_path, text))
+    losses = {("dense", 0.5): 2.0, ("dense", 2.0): 1.0, ("ec", 0.5): 1.5}
+    swept = runs.sweep_of(study, tmp_path)
+    for run in swept:
+        if loss := losses.get((run.variant.name, run.rate)):
+            run.folder.mkdir(parents=True)
+            (run.folder / "metrics.jsonl").write_text(line(study, 2, loss))
+    outcome = page.Outcome(study, [], swept, {})
+    text = page.section(outcome, runs.rates_of(study, tmp_path), tmp_path, tmp_path / "study.md", "how")
+    rows = [each for each in text.splitlines() if each.startswith("| ")]
+    assert "| dense | 2.0000 | 1.0000 |" in rows
+    assert "| expert choice | 1.5000 (-25.0 %) |  |" in rows
+    assert not list(tmp_path.glob("*.png"))  # nothing but the sweep is there
+
+
+def test_a_rise_is_over_the_least_loss_before(tmp_path):
+    run = runs.main_runs(plan.read(written(tmp_path)), tmp_path, {"dense": 1.0}, (1,))[0]
+    assert run.rise == 0
+    run.folder.mkdir(parents=True)
+    found = [{"step": step, "loss": loss} for step, loss in enumerate([3.0, 2.0, 2.5, 1.0, 1.1, 0.9], 1)]
+    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [*found, {"step": 7}]))
+    assert run.rise == pytest.approx(0.25)
 
 
 @pytest.mark.extra("notebook")

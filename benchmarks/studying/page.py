@@ -32,11 +32,17 @@ class Outcome:
     """The finished runs of a study, by variant and seed.
 
     Args:
+        swept: runs of its sweep, of which the finished ones are shown.
         compiled: of variants, the FLOPs of the compiled training step over those of the formulas.
     """
 
-    def __init__(self, study: Study, done: Sequence[runs.Run], compiled: Mapping[str, float]):
+    def __init__(
+        self, study: Study, done: Sequence[runs.Run], swept: Sequence[runs.Run], compiled: Mapping[str, float]
+    ):
         self.study, self.compiled = study, compiled
+        ended = [run for run in swept if run.is_done]
+        self.swept = {(run.variant.name, run.rate): run.curve()[run.steps] for run in ended}
+        self.machines = sorted({run.note.get("machine", "an unknown machine") for run in [*done, *ended]})
         self.runs = {name: {run.seed: run for run in done if run.variant.name == name} for name in study.variants}
         self._facts = {name: {seed: runs.facts(run) for seed, run in own.items()} for name, own in self.runs.items()}
         self.names = {key for own in self._facts.values() for facts in own.values() for key in facts}
@@ -99,7 +105,13 @@ def section(outcome: Outcome, rates: Mapping[str, float], images: Path, page: Pa
         _choices(outcome, rates),
         "",
     ]
-    lines += [*_costs(outcome, rates), "", *_results(outcome, names), ""]
+    lines += [*_costs(outcome, rates), ""]
+    if outcome.swept:
+        told = f"Held-out loss after the {study.sweep.steps} steps of the sweep, and beside the reference's at the same rate:"
+        lines += [told, "", *_swept(outcome), ""]
+    if not names:
+        return "\n".join(lines)
+    lines += [*_results(outcome, names), ""]
     for plot, (title, panels, draw) in plots.items():
         figure, axes = plt.subplots(
             1,
@@ -132,11 +144,8 @@ def put(page: Path, name: str, text: str) -> None:
 
 def _choices(outcome: Outcome, rates: Mapping[str, float]) -> str:
     study = outcome.study
-    machines = sorted(
-        {run.note.get("machine", "an unknown machine") for own in outcome.runs.values() for run in own.values()}
-    )
     said = [
-        f"{study.steps} steps of {outcome.batch} images, seeds {', '.join(map(str, study.seeds))}, on {'; '.join(machines)}."
+        f"{study.steps} steps of {outcome.batch} images, seeds {', '.join(map(str, study.seeds))}, on {'; '.join(outcome.machines)}."
     ]
     if len(study.sweep.rates) > 1:
         rates_told = ", ".join(f"{rate:g}" for rate in study.sweep.rates)
@@ -168,6 +177,7 @@ def _costs(outcome: Outcome, rates: Mapping[str, float]) -> list[str]:
         "images a second",
         "learning rate",
         "runs",
+        "rise of training loss, at most",
     )
     lines = _head(titles)
     for name, size in outcome.sizes.items():
@@ -180,7 +190,24 @@ def _costs(outcome: Outcome, rates: Mapping[str, float]) -> list[str]:
             f"{outcome.rate(name):.0f}" if outcome.runs[name] else "",
             f"x {rates[name]:g}" if name in rates else "",
             len(outcome.runs[name]),
+            f"{100 * max(run.rise for run in outcome.runs[name].values()):.0f} %" if outcome.runs[name] else "",
         ]
+        lines.append(_row(cells))
+    return lines
+
+
+def _swept(outcome: Outcome) -> list[str]:
+    """A row for each variant, a column for each rate."""
+    study = outcome.study
+    lines = _head(["variant", *(f"x {rate:g}" for rate in study.sweep.rates)])
+    for name, variant in study.variants.items():
+        cells = [variant.label]
+        for rate in study.sweep.rates:
+            loss, beside = outcome.swept.get((name, rate)), outcome.swept.get((study.reference, rate))
+            cell = "" if loss is None else f"{loss:.4f}"
+            if loss is not None and beside is not None and name != study.reference:
+                cell += f" ({100 * (loss / beside - 1):+.1f} %)"
+            cells.append(cell)
         lines.append(_row(cells))
     return lines
 

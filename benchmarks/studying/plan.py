@@ -69,6 +69,7 @@ class Study:
         reference: the variant that the others are compared with.
         steps: of a run.
         score_every: steps between scores.
+        save_every: steps between checkpoints; 0 = with every score.
         seeds: of the runs, the first ones first.
         match: what variants must agree in with the reference, within `within`: 'flops', 'activated' parameters, 'none'.
         suites: scored at every `score_every` steps and at the end; evaluators' names with options, `every` among them for others
@@ -82,6 +83,7 @@ class Study:
     reference: str
     steps: int
     score_every: int
+    save_every: int = 0
     question: str = ""
     common: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -198,6 +200,7 @@ def _check(study: Study) -> None:
     )
     check(study.match in _MATCHES, f"match={study.match!r}: give one of {', '.join(_MATCHES)}")
     check(HEADLINE in labels, f"suites: one of them must be {HEADLINE}")
+    check(study.save_every >= 0, "save_every must be at least 0")
     for suite in study.suites:
         own = registry.parse(suite).every
         fits = not own or (suite not in study.losses and study.steps % own == 0)

@@ -1,6 +1,7 @@
 """The runs of a study: which there are, where each is kept, what is known of it, and the commands that make it."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,13 @@ class Run:
     def curve(self, name: str = "headline") -> dict[int, float]:
         """Gives a figure by step, as far as the run has come."""
         return {int(row["step"]): float(row[name]) for row in self.rows if name in row}
+
+    @property
+    def rise(self) -> float:
+        """Gives by which share its training loss stood above the least before it, at most: near 0 where it learns steadily."""
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        lowest = itertools.accumulate(losses, min)
+        return max([0.0, *(loss / low - 1 for loss, low in zip(losses[1:], lowest, strict=False))])
 
     @property
     def is_done(self) -> bool:
@@ -167,7 +175,7 @@ def training(run: Run) -> list[str]:
         "optimizer.learning_rate": run.rate * optimizer.learning_rate,
         "log.validate_every": every,
         "log.sample_every": 0,
-        "checkpoint.every": every,
+        "checkpoint.every": min(study.save_every or every, run.steps),
         "eval.suites": tuple(_scored(suite, every) for suite in run.suites),
     }
     if "optimizer.adam_learning_rate" not in checks.unused(config):
