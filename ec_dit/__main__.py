@@ -15,6 +15,7 @@ COMMANDS = {  # command: (module, what it does); modules by name, so that the on
     "evaluate": ("ec_dit.evaluate", "score a run with an evaluation suite"),
     "routing": ("ec_dit.routing", "show which experts the tokens of pictures go to, in figures and maps"),
     "report": ("ec_dit.report", "write one page about runs: settings that differ, curves, pictures, scores"),
+    "app": ("ec_dit.app", "show runs in a browser: draw, compare, see experts, curves, data"),
     "convert": ("ec_dit.convert", "read PixArt, upcycle a dense model to experts, export weights"),
     "plan": ("ec_dit.plan", "compile a config for TPUs that need not be there: memory, FLOPs, traffic"),
     "create": ("launch.create", "ask Google Cloud for the TPU slice of a config"),

@@ -37,6 +37,7 @@ _EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "plots": ("matplotlib", "jinja2"),
+    "app": ("gradio", "matplotlib", "jinja2", "playwright"),
     "notebook": ("nbclient", "ipykernel", "matplotlib"),
 }
 

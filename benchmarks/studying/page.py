@@ -144,9 +144,8 @@ def put(page: Path, name: str, text: str) -> None:
 
 def _choices(outcome: Outcome, rates: Mapping[str, float]) -> str:
     study = outcome.study
-    said = [
-        f"{study.steps} steps of {outcome.batch} images, seeds {', '.join(map(str, study.seeds))}, on {'; '.join(outcome.machines)}."
-    ]
+    seeds, machines = ", ".join(map(str, study.seeds)), "; ".join(outcome.machines)
+    said = [f"{study.steps} steps of {outcome.batch} images, seeds {seeds}, on {machines}."]
     if len(study.sweep.rates) > 1:
         rates_told = ", ".join(f"{rate:g}" for rate in study.sweep.rates)
         said.append(

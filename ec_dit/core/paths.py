@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -126,3 +126,13 @@ def home_expanded(path: str | PurePath) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{path}: {error}; write the folder in full.") from error
+
+
+def short_names(places: Sequence[str]) -> list[str]:
+    """Gives the shortest ends of paths that tell them apart."""
+    parts = [[part for part in place.split("/") if part] or [place] for place in places]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-count:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(places)

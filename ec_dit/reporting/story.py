@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ec_dit.config import RunConfig, listed, specs
+from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 from ec_dit.core.evenly import evenly
 from ec_dit.models import sizes
@@ -84,7 +85,7 @@ def read(workdirs: Sequence[str], grids: int = 6) -> list[Story]:
     """
     if repeated := [path for path in workdirs if workdirs.count(path) > 1]:
         raise UserError(f"--workdir: {repeated[0]} is given twice")
-    return [_read(path, name, grids) for path, name in zip(workdirs, _names(workdirs), strict=True)]
+    return [_read(path, name, grids) for path, name in zip(workdirs, paths.short_names(workdirs), strict=True)]
 
 
 def common_end(stories: Sequence[Story], figure: str, axis: str) -> float | None:
@@ -137,13 +138,3 @@ def _grids(workdir: Workdir, most: int) -> list[tuple[int, bytes]]:
     found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _GRID.fullmatch(path.name)))
     places = [len(found) - 1 - place for place in evenly(len(found), most)]  # from the last one back
     return [(found[place][0], found[place][1].read_bytes()) for place in reversed(places)]
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
-    parts = [[part for part in path.split("/") if part] or [path] for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(each[-count:]) for each in parts]
-        if len(set(found)) == len(found):
-            return found
-    return list(paths)

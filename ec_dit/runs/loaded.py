@@ -25,6 +25,7 @@ from ec_dit.system.model import System
 from ec_dit.system.painter import Painter, load_autoencoder
 
 _Made = tuple[Generator, list[RouteTracer]]
+_KEPT = 16  # compiled programs of other shapes and settings; the oldest goes
 
 
 class Run:
@@ -129,6 +130,8 @@ class Run:
         latent = specs.square(config) if shape is None else latent_shape(shape, self.factor, config.model.patch)
         key = (config.sample, latent)
         if key not in self._made:
+            if len(self._made) >= _KEPT:
+                del self._made[next(iter(self._made))]
             self._made[key] = self._painter.generator(specs.sample_settings(config, latent), latent), []
         return self._made[key]
 

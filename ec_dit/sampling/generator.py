@@ -26,6 +26,18 @@ from ec_dit.sampling.guidance import PredictFn, guide, token_lengths
 from ec_dit.sampling.settings import SampleSettings
 
 Watch = Callable[[jax.Array, RouterStats | None], None]  # (t_B, statistics of the sparse blocks), at every evaluation
+Tell = Callable[
+    [Any], None
+]  # of the time of an evaluation, called on the host while the program runs, in no certain order
+
+
+def telling(tell: Tell) -> Watch:
+    """Makes what tells the time of every evaluation, for progress; it changes no number of the program."""
+
+    def watch(t_B: jax.Array, _: RouterStats | None) -> None:
+        jax.debug.callback(tell, t_B[0])
+
+    return watch
 
 
 def sample(

@@ -3,6 +3,7 @@
 The program that draws for this is one of its own, so that drawing alone keeps nothing of what routers decide.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.padding import padded
 from ec_dit.data.batch import Text
 from ec_dit.nn.moe import RouterStats
-from ec_dit.sampling.generator import Generator, image_noise, sample
+from ec_dit.sampling.generator import Generator, Tell, image_noise, sample, telling
 from ec_dit.sampling.settings import SampleSettings
 
 
@@ -50,17 +51,18 @@ class RouteTracer:
 
     Args:
         batch_size: of images at once; rounded up, so that devices share a batch evenly.
+        tell: called with the time of every evaluation, while images are drawn.
 
     Raises:
         UserError: for a model without experts.
     """
 
-    def __init__(self, generator: Generator, batch_size: int = 1):
+    def __init__(self, generator: Generator, batch_size: int = 1, tell: Tell | None = None):
         if generator.settings.routing.routing == "dense":
             raise UserError("this model is dense: it has no experts, and tokens no routes.")
         self._generator = generator
         self._batch_size = sharding.even_batch(batch_size, generator.mesh)
-        self._trace = generator.compile(trace)
+        self._trace = generator.compile(functools.partial(trace, tell=tell))
 
     def __call__(self, params: Any, prompt: str, index: int, seed: int) -> Routes:
         """Draws image `index` of a prompt as the generator does, to a rounding."""
@@ -92,9 +94,15 @@ class RouteTracer:
 
 
 def trace(
-    graphdef: nnx.GraphDef, settings: SampleSettings, params: Any, noise: jax.Array, text: Text, null_text: Text
+    graphdef: nnx.GraphDef,
+    settings: SampleSettings,
+    params: Any,
+    noise: jax.Array,
+    text: Text,
+    null_text: Text,
+    tell: Tell | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Does what `sample` does, and keeps every gate; pure, to be jitted.
+    """Does what `sample` does, and keeps every gate; pure, to be jitted, but for what it tells.
 
     Returns:
         the latents (B, Y, X, Z), the time of every evaluation (U,) and their gates (U, L, B, S, E), NaN where an expert did not
@@ -112,7 +120,11 @@ def trace(
     # References, as samplers know nothing of what is kept of an evaluation in the midst of their loops.
     done, times, gates = (jax.new_ref(jnp.zeros(*of)) for of in (((), jnp.int32), (evaluations,), (kept,)))
 
+    told = None if tell is None else telling(tell)
+
     def watch(t_B: jax.Array, stats: RouterStats | None) -> None:
+        if told is not None:
+            told(t_B, stats)
         assert stats is not None and stats.gate_BSE is not None
         gate_LBSE, now = stats.gate_BSE, done[...]
         times[now] = t_B[0]

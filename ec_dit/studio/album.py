@@ -1,0 +1,121 @@
+"""A prepared data set, leaf by leaf: pictures with their captions, and what was left out and why."""
+
+import base64
+import io
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from ec_dit.core.errors import UserError
+from ec_dit.data import dataset as datasets
+from ec_dit.data import images
+from ec_dit.data.records import Record
+
+PER_LEAF = 24
+_THUMB, _SEARCH_SECONDS, _SKIPPED = 192, 3.0, 200
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A page of an album.
+
+    Attributes:
+        html: escaped throughout.
+        after: the record that the next leaf starts with; None at the end.
+        words: where one is.
+    """
+
+    html: str
+    after: int | None
+    words: str
+
+
+class Album:
+    """A data set on a disk or in a bucket, opened when it is first looked at."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._data: datasets.Dataset | None = None
+
+    @property
+    def data(self) -> datasets.Dataset:
+        """Opens the data set. Raises UserError where there is none."""
+        if self._data is None:
+            if not self._path:
+                raise UserError("This run trains on no prepared data.")
+            self._data = datasets.open(self._path)
+        return self._data
+
+    def splits(self) -> list[str]:
+        """Lists the splits."""
+        return list(self.data.splits)
+
+    def leaf(self, split: str, start: int = 0, words: str = "") -> Leaf:
+        """Shows records from `start` on, of which a caption holds the words; a search ends after some seconds, and goes on
+        with the next leaf.
+        """
+        records, found, wanted = self.data[split], list[dict[str, Any]](), words.strip().casefold()
+        until, index = time.monotonic() + _SEARCH_SECONDS, max(0, start)
+        while index < len(records) and len(found) < PER_LEAF and time.monotonic() < until:
+            record = records[index]
+            if not wanted or any(wanted in caption.casefold() for caption in record.captions):
+                found.append(_shown(record, index))
+            index += 1
+        after = index if index < len(records) else None
+        told = f"records {start + 1:,} to {index:,} of {len(records):,}" if len(records) else "no records"
+        if wanted:
+            told += f": {len(found)} with “{words.strip()}”"
+        return Leaf(_template("album.html").render(pictures=found), after, told)
+
+    def facts(self) -> str:
+        """Tells what the data set is: source, options, splits, buckets, and what was left out for which reasons."""
+        report = self.data.report
+        rows = {"folder": self._path, "source": report.source}
+        rows |= {f"option {key}": f"{value}" for key, value in report.options.items()}
+        rows |= {f"kept, {split}": f"{count:,}" for split, count in report.kept.items()}
+        rows |= {
+            f"shape {shape}, {split}": f"{count:,}"
+            for split, shapes in report.shapes.items()
+            for shape, count in shapes.items()
+        }
+        skipped = list(itertools.islice(self.data.skipped(), _SKIPPED))
+        return _template("album_facts.html").render(
+            rows=rows, reasons=report.skipped, skipped=skipped, columns=_columns(skipped)
+        )
+
+
+def _shown(record: Any, index: int) -> dict[str, Any]:
+    """A record as the template takes it; a picture that cannot be read says why."""
+    thumb, why = "", "stored as latents of an autoencoder: there is no picture to show"
+    if isinstance(record, Record):
+        try:
+            with images.room_for(record.image):
+                picture = images.decode(record.image)
+            picture.thumbnail((_THUMB, _THUMB))
+            held = io.BytesIO()
+            picture.save(held, "PNG")
+            thumb, why = base64.b64encode(held.getvalue()).decode(), ""
+        except images.ImageError as error:
+            why = str(error)
+    return {
+        "number": index,
+        "id": record.id,
+        "captions": record.captions,
+        "thumb": thumb,
+        "why": why,
+        "meta": record.meta,
+    }
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _template(name: str) -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(resources.files("ec_dit.studio").joinpath(name).read_text("utf-8"))
