@@ -70,7 +70,7 @@ def shapes() -> ConfigDict:
     c.optimizer.update(momentum=0.95, decay=0.95, ema_decay=0.999)
     c.train.update(steps=2500, batch_size=64)
     c.checkpoint.every = 500
-    c.log.update(every=50, validate_every=500, validate_images=256, sample_every=500)
+    c.log.update(every=50, validate_every=500, validate_images=256, sample_every=500, maps=2)
     c.sample.update(steps=20, sampler="euler", guidance=1.5, time_shift=8.0, batch_size=48)
     c.eval.suites = ("shapes",)
     return c
@@ -90,7 +90,7 @@ def emoji() -> ConfigDict:
     c.optimizer.update(momentum=0.95, decay=0.95, ema_decay=0.999)
     c.train.update(steps=1800, batch_size=64)
     c.checkpoint.every = 300
-    c.log.update(every=50, validate_every=300, validate_images=256, sample_every=600)
+    c.log.update(every=50, validate_every=300, validate_images=256, sample_every=600, maps=2)
     c.sample.update(steps=30, sampler="heun", guidance=1.75, time_shift=2.0, batch_size=32)
     return c
 
@@ -203,7 +203,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.train.update(steps=10, batch_size=16, accumulate=1)
     c.mesh.update(data=-1, fsdp=1, expert=1, tensor=1)
     c.checkpoint.every = 5
-    c.log.update(every=1, validate_every=10, validate_images=16, sample_every=10)
+    c.log.update(every=1, validate_every=10, validate_images=16, sample_every=10, maps=0)
     c.sample.update(steps=4, batch_size=8)
     c.eval.suites = ()
     return c

@@ -37,7 +37,7 @@ def four_steps(folder):
     """The command of that run."""
     arguments = ["main", SMOKE, f"--workdir={folder / 'run'}", f"--config.data.path={folder / 'data'}"]
     arguments += ["--config.train.steps=4", "--config.model.num_blocks=2", *EIGHT]
-    return [*arguments, "--config.log.sample_every=4", "--config.log.validate_every=4"]
+    return [*arguments, "--config.log.sample_every=4", "--config.log.validate_every=4", "--config.log.maps=1"]
 
 
 def validation(workdir):
@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_it_promises(workdir):
     assert any(name.startswith("loss_t/") for name in names)
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert pixels(workdir / "images" / "samples_0000004.png").shape[1] > 500
+    assert pixels(workdir / "images" / "routes_0000004.png").shape[1] > 500
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "checkpoints" / "4").is_dir()
 

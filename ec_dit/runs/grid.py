@@ -24,6 +24,7 @@ class SampleGrid:
 
     Attributes:
         NAME: of the pictures, in files and in TensorBoard.
+        generator, prompts, seed: what draws them, and what is drawn.
     """
 
     NAME = "samples"
@@ -31,17 +32,17 @@ class SampleGrid:
     def __init__(self, references: References, writer: MetricWriter, stop: StopSignal, say: Callable[[str], None]):
         self._writer, self._stop, self._say = writer, stop, say
         config = references.system.config
-        self._seed, self._prompts = config.seed, list(config.log.prompts)
+        self.seed, self.prompts = config.seed, list(config.log.prompts)
         self._real: list[np.ndarray] = []
         shape = None
-        if not self._prompts:
+        if not self.prompts:
             data = references.data
             split = "validation" if "validation" in data.splits else "train"
             shape = max(data[split].parts, key=lambda part: part.size).shape
             examples = references.examples(split, _PICTURES, shape)
-            self._prompts = [example.caption for example in examples]
+            self.prompts = [example.caption for example in examples]
             self._real = [example.image for example in examples]
-        self._generator = references.painter.generator(_settings(config, shape), shape)
+        self.generator = references.painter.generator(_settings(config, shape), shape)
 
     @classmethod
     def make(
@@ -57,14 +58,14 @@ class SampleGrid:
 
     def __call__(self, done: int, state: TrainState) -> None:
         """Draws, and writes the grid. Raises Stopped between two batches where the run is told to stop."""
-        self._generator.made = self._generator.broken = 0
-        batches = self._generator.batches(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
+        self.generator.made = self.generator.broken = 0
+        batches = self.generator.batches(state.ema, self.prompts, [0] * len(self.prompts), self.seed)
         made = np.concatenate([pictures for _, pictures in self._stop.between(batches)])
-        if warning := self._generator.warning:
+        if warning := self.generator.warning:
             self._say(f"samples of step {done}: {warning}")
-        pairs = zip(self._prompts, self._real, made, strict=True) if self._real else ()
+        pairs = zip(self.prompts, self._real, made, strict=True) if self._real else ()
         shown = [picture for _, real, drawn in pairs for picture in (real, drawn)] or list(made)
-        captions = [t for p in self._prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self._prompts
+        captions = [t for p in self.prompts for t in (f"{p} (real)", f"{p} (ours)")] if self._real else self.prompts
         self._writer.image(done, self.NAME, contact_sheet(shown, captions, columns=8, smooth=True))
 
 

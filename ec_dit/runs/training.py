@@ -23,6 +23,7 @@ from ec_dit.runs import feed, starting
 from ec_dit.runs.evaluation import Scorer, metrics
 from ec_dit.runs.grid import SampleGrid
 from ec_dit.runs.references import References
+from ec_dit.runs.route_maps import RouteMaps
 from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
 from ec_dit.system import step as training_step
@@ -245,6 +246,9 @@ def _actions(
         add(log.validate_every, validate, f"validation_loss/{data.splits[-1]}")  # all in one line
         if log.sample_every and (draw := SampleGrid.make(references, writer, stop, say)):
             add(log.sample_every, draw, SampleGrid.NAME)
+            if log.maps and system.config.moe.routing != "dense":
+                maps = RouteMaps(draw.generator, draw.prompts[: log.maps], draw.seed, writer, stop)
+                add(log.sample_every, maps, RouteMaps.NAME)
     for scorer in scorers:
         prefix = f"eval/{scorer.suite.label}"
         act = functools.partial(_score, scorer, subject, prefix, writer)
