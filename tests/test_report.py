@@ -44,6 +44,7 @@ def two(workdir, tmp_path):
         (place / "images").mkdir()
         for step in range(10, 100, 10):
             (place / f"images/samples_{step:07d}.png").write_bytes(f"picture {step}".encode())
+        (place / "images/routes_0000010.png").write_bytes(b"experts 10")
         (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [str(place) for place in places]
 
@@ -120,9 +121,10 @@ def test_the_page_is_whole_and_runs_nothing(two, workdir, tmp_path, capsys):
     assert not re.search(r"url\((?!#)", text) and not re.search(r"\son\w+=", text)
     ids = re.findall(r'\sid="([^"]+)"', text)
     assert {"over-steps", "over-images", "over-FLOPs"} <= set(ids)
-    assert found.tags.count("img") == 2 * 6
+    assert found.tags.count("img") == 2 * (6 + 1)
     pictures = [base64.b64decode(link.partition(",")[2]).decode() for link in found.links if link.startswith("data:")]
     assert pictures[:6] == [f"picture {step}" for step in (10, 30, 40, 60, 70, 90)]  # the first, the last, some between
+    assert pictures[6] == "experts 10"
     for words in ("Loss by noise level", "Routers", "Side by side", "Settings that differ"):
         assert words in found.text
     assert call(out, two[0], more=["--grids=0"]) == 0  # written anew

@@ -99,7 +99,7 @@ def _told(story: Story) -> dict[str, Any]:
         "path": story.path,
         "facts": facts,
         "scores": {name: (int(step), _shown(value)) for name, (step, value) in scores.items()},
-        "grids": [(step, base64.b64encode(data).decode()) for step, data in story.grids],
+        "grids": [(name, step, base64.b64encode(data).decode()) for name, step, data in story.grids],
     }
 
 

@@ -20,7 +20,7 @@ AXES = {
     "images": "training images",
     "FLOPs": "training FLOPs, by formula",
 }  # what runs are compared over
-_GRID = re.compile(r"samples_(\d+)\.png")
+_SHEETS = ("samples", "routes")  # pictures of a run, images/NAME_STEP.png
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Story:
         name: for legends; no two of one report are alike.
         rows: figures of each step that has some, in order; as metrics.jsonl names them.
         costs: of each row, how far the run was by the names of AXES.
-        grids: step and PNG of sample grids.
+        grids: name, step and PNG of sample grids, and of maps of experts.
         checkpoints: steps.
         data: of the data set's preparation: source and options.
         sizes: parameters of the model, all and those that work on a token, and FLOPs of training on an image at the first step.
@@ -42,7 +42,7 @@ class Story:
     config: RunConfig
     rows: Sequence[Mapping[str, float]]
     costs: Sequence[Mapping[str, float]]
-    grids: Sequence[tuple[int, bytes]]
+    grids: Sequence[tuple[str, int, bytes]]
     checkpoints: Sequence[int]
     data: Mapping[str, Any]
     sizes: Mapping[str, int]
@@ -78,7 +78,7 @@ def read(workdirs: Sequence[str], grids: int = 6) -> list[Story]:
     """Reads runs.
 
     Args:
-        grids: sample grids of each, at most: the first, the last, and some between.
+        grids: sample grids of each, and maps of experts, at most: the first, the last, and some between.
 
     Raises:
         UserError: a folder is no workdir, is given twice, or has no figures yet.
@@ -131,10 +131,14 @@ def _read(path: str, name: str, grids: int) -> Story:
     )
 
 
-def _grids(workdir: Workdir, most: int) -> list[tuple[int, bytes]]:
-    folder = workdir.path / "images"
+def _grids(workdir: Workdir, most: int) -> list[tuple[str, int, bytes]]:
+    folder, found = workdir.path / "images", list[tuple[str, int, bytes]]()
     if most < 1 or not folder.is_dir():
-        return []
-    found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _GRID.fullmatch(path.name)))
-    places = [len(found) - 1 - place for place in evenly(len(found), most)]  # from the last one back
-    return [(found[place][0], found[place][1].read_bytes()) for place in reversed(places)]
+        return found
+    names = [path.name for path in folder.iterdir()]
+    for sheet in _SHEETS:
+        steps = sorted(int(match[1]) for name in names if (match := re.fullmatch(rf"{sheet}_(\d+)\.png", name)))
+        places = [len(steps) - 1 - place for place in evenly(len(steps), most)]  # from the last one back
+        for step in (steps[place] for place in reversed(places)):
+            found.append((sheet, step, (folder / f"{sheet}_{step:07d}.png").read_bytes()))
+    return found
