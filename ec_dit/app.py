@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from ec_dit import cli
+from ec_dit import cli, sampling_flags
 from ec_dit.core import paths
 from ec_dit.core.errors import UserError
 
@@ -31,6 +31,8 @@ flags.DEFINE_integer("queue", 16, "Requests that wait at most.", lower_bound=1, 
 flags.DEFINE_bool("ema", True, "The moving average of the parameters.", flag_values=FLAGS)
 cli.define_path("export", "Write this page of pictures and routes, such as circle.html, and end.", flag_values=FLAGS)
 flags.DEFINE_string("prompt", None, "With --export: what to draw.", flag_values=FLAGS)
+sampling_flags.define(FLAGS)
+cli.define_mesh(FLAGS)
 flags.DEFINE_integer("num", 1, "With --export: pictures of each run.", lower_bound=1, upper_bound=4, flag_values=FLAGS)
 cli.define_seed("With --export: of the starting noise.", FLAGS)
 cli.define_help(FLAGS)
@@ -44,6 +46,7 @@ def work() -> None:
     if repeated := [place for place in places if places.count(place) > 1]:
         raise UserError(f"--workdir: {repeated[0]} is given twice")
     workdirs = dict(zip(paths.short_names(places), places, strict=True))
+    changes = sampling_flags.changes(FLAGS)
     _check_needs(["jinja2"] if FLAGS.export else ["gradio", "matplotlib", "jinja2"])
 
     from ec_dit.runs.workdir import Workdir
@@ -53,7 +56,7 @@ def work() -> None:
 
     from ec_dit.studio import artist as artists
 
-    artist = artists.Artist(workdirs, ema=FLAGS.ema, say=cli.say)
+    artist = artists.Artist(workdirs, ema=FLAGS.ema, changes=changes, say=cli.say)
     if FLAGS.export:
         _export(artist)
     else:
@@ -92,7 +95,7 @@ def _serve(artist: "Artist") -> None:
     serving.check_free(FLAGS.host, FLAGS.port)
     if not serving.is_local(FLAGS.host):
         cli.say(f"--host={FLAGS.host}: whoever reaches this machine can draw, and see these runs and their data.")
-    address = f"http://{'127.0.0.1' if serving.is_local(FLAGS.host) else FLAGS.host}:{FLAGS.port}"
+    address = serving.address(FLAGS.host, FLAGS.port)
     with serving.scratch() as folder:
 
         def build() -> object:

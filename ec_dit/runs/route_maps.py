@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ec_dit.core.stopping import StopSignal
 from ec_dit.maps.sheet import sheet
 from ec_dit.sampling.generator import Generator
-from ec_dit.sampling.routes import RouteTracer
+from ec_dit.sampling.routes import RouteTracer, without_gates
 from ec_dit.train.metrics import MetricWriter
 from ec_dit.train.state import TrainState
 
@@ -26,4 +26,5 @@ class RouteMaps:
     def __call__(self, done: int, state: TrainState) -> None:
         """Draws, and writes the sheet. Raises Stopped between two pictures where the run is told to stop."""
         traced = self._tracer.all(state.ema, self._prompts, [0] * len(self._prompts), self._seed)
-        self._writer.image(done, self.NAME, sheet(list(self._stop.between(traced)), self._prompts))
+        found = [without_gates(routes) for routes in self._stop.between(traced)]
+        self._writer.image(done, self.NAME, sheet(found, self._prompts))

@@ -44,6 +44,11 @@ class Routes:
     taken_LUYXE: np.ndarray
 
 
+def without_gates(routes: Routes) -> Routes:
+    """Leaves out the weights, which are most of the memory of many pictures; who took what stays."""
+    return replace(routes, gate_LUYXE=np.zeros((0,) * routes.taken_LUYXE.ndim, np.float32))
+
+
 class RouteTracer:
     """Draws images, and tells their routes.
 

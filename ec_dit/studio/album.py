@@ -1,19 +1,19 @@
 """A prepared data set, leaf by leaf: pictures with their captions, and what was left out and why."""
 
 import base64
+import functools
 import io
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ec_dit.core.errors import UserError
-from ec_dit.data import dataset as datasets
 from ec_dit.data import images
+from ec_dit.data.dataset import Dataset
 from ec_dit.data.records import Record
 
 PER_LEAF = 24
@@ -36,20 +36,19 @@ class Leaf:
 
 
 class Album:
-    """A data set on a disk or in a bucket, opened when it is first looked at."""
+    """A data set that is opened when it is first looked at.
 
-    def __init__(self, path: str):
-        self._path = path
-        self._data: datasets.Dataset | None = None
+    Args:
+        open_: opens it.
+    """
 
-    @property
-    def data(self) -> datasets.Dataset:
-        """Opens the data set. Raises UserError where there is none."""
-        if self._data is None:
-            if not self._path:
-                raise UserError("This run trains on no prepared data.")
-            self._data = datasets.open(self._path)
-        return self._data
+    def __init__(self, open_: Callable[[], Dataset]):
+        self._open = open_
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """Opens the data set. Raises UserError where there is none, or another than the run's."""
+        return self._open()
 
     def splits(self) -> list[str]:
         """Lists the splits."""
@@ -75,7 +74,7 @@ class Album:
     def facts(self) -> str:
         """Tells what the data set is: source, options, splits, buckets, and what was left out for which reasons."""
         report = self.data.report
-        rows = {"folder": self._path, "source": report.source}
+        rows = {"folder": str(self.data.path), "source": report.source}
         rows |= {f"option {key}": f"{value}" for key, value in report.options.items()}
         rows |= {f"kept, {split}": f"{count:,}" for split, count in report.kept.items()}
         rows |= {

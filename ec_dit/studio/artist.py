@@ -1,23 +1,32 @@
 """Draws pictures of several runs on the same noise, one request after another, and says how far it is."""
 
 import functools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
-from ec_dit.config import specs
+from ec_dit.config import checks, specs
+from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
+from ec_dit.models.spec import DiTSpec
 from ec_dit.runs import loaded
 from ec_dit.runs.loaded import Run
+from ec_dit.runs.workdir import Workdir
 from ec_dit.sampling.generator import Generator, image_noise, sample, telling
-from ec_dit.sampling.routes import RouteTracer
+from ec_dit.sampling.routes import RouteTracer, without_gates
+from ec_dit.sampling.settings import SampleSpec
 from ec_dit.studio.viewer import Panel
+from ec_dit.train.checkpoint_folder import CheckpointFolder
 
 MOST_LETTERS, MOST_STEPS, MOST_PICTURES, MOST_GUIDANCE = 1000, 250, 4, 30.0
+_MOST_BYTES = 2 * 2**30  # of the routes of one picture, on the devices
 _LOADED, _PROGRAMS = 2, 6  # runs in memory, and compiled programs of each; the one that was used longest ago goes
 Reach = Callable[[int, int], None]  # (evaluations of the network so far, of how many)
 
@@ -46,6 +55,11 @@ class Request:
     sampling: Mapping[str, object] = field(default_factory=dict)
     stopped: threading.Event = field(default_factory=threading.Event)
 
+    def check_wanted(self) -> None:
+        """Raises StoppedError where nobody waits for it any more."""
+        if self.stopped.is_set():
+            raise StoppedError
+
     def check(self) -> None:
         """Raises UserError for what would take too long, or is nothing to draw."""
         if not self.prompt.strip():
@@ -64,35 +78,56 @@ class Request:
                 raise UserError(f"{name}: from 0 to {most:g}.")
 
 
-class _Program:
-    """What draws one picture of a run by some settings, with routes where it has experts."""
+class _Ear:
+    """What a compiled program calls. JAX keeps it for good, so it holds nothing but who listens now."""
 
-    def __init__(self, generator: Generator):
-        self._generator = generator
-        self._heard: Callable[[], None] = lambda: None
+    def __init__(self) -> None:
+        self.heard: Callable[[], None] | None = None
+
+    def __call__(self, _: Any) -> None:
+        if (heard := self.heard) is not None:
+            heard()
+
+
+class _Program:
+    """What draws one picture of a run by some settings, with routes where it has experts.
+
+    Raises:
+        UserError: where the routes of one picture would fill the memory.
+    """
+
+    def __init__(self, generator: Generator, spec: DiTSpec):
+        self._generator, self._ear = generator, _Ear()
         settings = generator.settings
         self.evaluations = int(settings.integrator.evaluations(settings.grid.times).size)
         self._tracer: RouteTracer | None = None
         if settings.routing.routing == "dense":
-            watch = telling(self._tell)
+            watch = telling(self._ear)
             self._sample = generator.compile(functools.partial(sample, watch=watch))
         else:
-            self._tracer = RouteTracer(generator, tell=self._tell)
+            tokens = math.prod(generator.shape_YXZ[:2]) // spec.patch**2
+            size = 4 * self.evaluations * spec.num_sparse * tokens * spec.sparse.num_experts
+            if size > _MOST_BYTES:
+                raise UserError(
+                    f"The routes of {self.evaluations} evaluations take {size / 2**30:.1f} GiB; there is room for "
+                    f"{_MOST_BYTES / 2**30:.0f}: ask for fewer steps."
+                )
+            self._tracer = RouteTracer(generator, tell=self._ear)
 
     def draw(self, run: Run, request: Request, index: int, heard: Callable[[], None]) -> Panel:
         """Draws picture `index` of a request; `heard` is called at every evaluation."""
-        self._heard, routes = heard, None
+        self._ear.heard, routes = heard, None
         if self._tracer is not None:
-            routes = self._tracer(run.params, request.prompt, index, request.seed)
+            routes = without_gates(self._tracer(run.params, request.prompt, index, request.seed))
             image_YXZ = routes.image_YXZ
         else:
             noise = image_noise(request.seed, request.prompt, index, self._generator.shape_YXZ)
-            x_BYXZ = self._sample(run.params, noise[None], [request.prompt])
-            image_YXZ = self._generator.decode(np.asarray(x_BYXZ))[0][0]
+            batch = sharding.even_batch(1, self._generator.mesh)  # every device has one
+            x_BYXZ = self._sample(run.params, np.stack([noise] * batch), [request.prompt] * batch)
+            image_YXZ = self._generator.decode(np.asarray(x_BYXZ)[:1])[0][0]
+        jax.effects_barrier()
+        self._ear.heard = None
         return Panel("", request.prompt, {}, image_YXZ, routes)
-
-    def _tell(self, _: Any) -> None:
-        self._heard()
 
 
 class Artist:
@@ -101,11 +136,19 @@ class Artist:
     Args:
         workdirs: folders of runs, by the names that requests give.
         ema: the moving average of the parameters.
+        changes: keys of the runs' configs with other values.
         say: prints a line for whoever started the page.
     """
 
-    def __init__(self, workdirs: Mapping[str, str], *, ema: bool = True, say: Callable[[str], None]):
-        self.workdirs, self._ema, self._say = dict(workdirs), ema, say
+    def __init__(
+        self,
+        workdirs: Mapping[str, str],
+        *,
+        ema: bool = True,
+        changes: Mapping[str, object] = MappingProxyType({}),
+        say: Callable[[str], None],
+    ):
+        self.workdirs, self._ema, self._changes, self._say = dict(workdirs), ema, changes, say
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._programs: dict[str, OrderedDict[Any, _Program]] = {}
         self._busy = threading.Lock()
@@ -121,8 +164,14 @@ class Artist:
         if unknown := [name for name in request.runs if name not in self.workdirs]:
             raise UserError(f"There is no run {unknown[0]}; there are {', '.join(self.workdirs)}.")
         with self._busy:
-            runs = {name: self._run(name) for name in request.runs}
-            programs = {name: self._program(name, run, request.sampling) for name, run in runs.items()}
+            runs, programs = dict[str, Run](), dict[str, _Program]()
+            for name in request.runs:
+                request.check_wanted()
+                try:
+                    runs[name] = self._run(name)
+                    programs[name] = self._program(name, runs[name], request.sampling)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from error
             total = request.num * sum(program.evaluations for program in programs.values())
             done, counting = 0, threading.Lock()
 
@@ -136,8 +185,7 @@ class Artist:
             panels = []
             for index in range(request.num):
                 for name, run in runs.items():
-                    if request.stopped.is_set():
-                        raise StoppedError
+                    request.check_wanted()
                     drawn = programs[name].draw(run, request, index, heard)
                     facts = {
                         "seed": f"{request.seed}",
@@ -148,38 +196,32 @@ class Artist:
                     panels.append(Panel(name, drawn.prompt, facts, drawn.image_YXZ, drawn.routes))
             return panels
 
+    def settings(self, name: str) -> SampleSpec:
+        """Gives a run's own settings of sampling."""
+        return loaded.changed(Workdir(self.workdirs[name]).config(), self._changes).sample
+
     def _run(self, name: str) -> Run:
         if name not in self._runs:
+            place = Workdir(self.workdirs[name])
+            if not CheckpointFolder(str(place.path / "checkpoints")).numbered():
+                raise UserError("it has no checkpoint yet.")  # before another run makes room
             while len(self._runs) >= _LOADED:
                 gone, _ = self._runs.popitem(last=False)
                 self._programs.pop(gone, None)
-            self._runs[name] = loaded.load(self.workdirs[name], ema=self._ema, say=self._say)
+            self._runs[name] = loaded.load(self.workdirs[name], ema=self._ema, changes=self._changes, say=self._say)
         self._runs.move_to_end(name)
         return self._runs[name]
 
     def _program(self, name: str, run: Run, sampling: Mapping[str, object]) -> _Program:
         """Finds or makes the program of some settings; keys that a run has no use for are left out."""
-        keys = {key: value for key, value in sampling.items() if _is_used(run, key)}
+        unused = checks.unused(run.config)
+        keys = {key: value for key, value in sampling.items() if f"sample.{key}" not in unused}
         generator = run.generator(None, **keys, batch_size=1)
         own = self._programs.setdefault(name, OrderedDict())
         key = tuple(sorted(keys.items()))
         if key not in own:
             while len(own) >= _PROGRAMS:
                 own.popitem(last=False)
-            own[key] = _Program(generator)
+            own[key] = _Program(generator, specs.dit_spec(run.config))
         own.move_to_end(key)
         return own[key]
-
-
-def _is_used(run: Run, key: str) -> bool:
-    """Tells whether a key of the `sample` section does something in a run: those of experts do not in a dense one."""
-    return run.config.moe.routing != "dense" or key not in EXPERTS
-
-
-EXPERTS = ("capacity", "capacity_factor", "group_size", "room")
-
-
-def defaults(config: Any) -> dict[str, Any]:
-    """Gives a run's own settings of what the page lets one change."""
-    own = config.sample
-    return {name: getattr(own, name) for name in ("steps", "guidance", *EXPERTS)} | {"pixels": specs.square(config)}

@@ -3,11 +3,14 @@
 import contextlib
 import ipaddress
 import os
+import re
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
+from ec_dit.core import stopping
 from ec_dit.core.errors import UserError
 
 # Nothing comes from elsewhere. Gradio's own scripts and styles stand in the page, hence 'unsafe-inline' and 'unsafe-eval'.
@@ -31,7 +34,13 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_UPLOADS = ("/gradio_api/upload", "/upload")  # no part of the page takes files
+_BODY = 64 * 1024  # bytes of a request, at most
+_SESSIONS = 32  # users whose last results Gradio keeps
+# What the page asks for; whatever else Gradio offers (uploads, recordings, links to states) is refused.
+_ASKED = re.compile(
+    r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static|svelte)/.*)?"
+    r"|/gradio_api/(info|app_id|startup-events|cancel|reset|heartbeat/.*|queue/(join|data|status)|file=.*)"
+)
 
 
 def check_free(host: str, port: int) -> None:
@@ -50,6 +59,26 @@ def is_local(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def address(host: str, port: int) -> str:
+    """Gives what to type into a browser."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def refusal(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    """Gives status and words for a request that is none of the page's own; None where it may pass."""
+    if not _ASKED.fullmatch(path):
+        return 403, "This page has no such part, and takes no files."
+    origin = headers.get("origin")
+    if origin is not None and urllib.parse.urlsplit(origin).netloc != headers.get("host"):
+        return 403, "Other pages may not ask this one."
+    length = headers.get("content-length", "" if method in ("POST", "PUT", "PATCH") else "0")
+    if not length.isdecimal():
+        return 411, "How long is it?"
+    if int(length) > _BODY:
+        return 413, "Too long."
+    return None
 
 
 @contextlib.contextmanager
@@ -77,6 +106,7 @@ def serve(build: Callable[[], object], host: str, port: int, queue: int, ready: 
 
     page = build()
     assert isinstance(page, gr.Blocks)
+    page.state_session_capacity = _SESSIONS
     page.queue(max_size=queue, default_concurrency_limit=2, api_open=False)
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -84,14 +114,15 @@ def serve(build: Callable[[], object], host: str, port: int, queue: int, ready: 
     async def guard(
         request: fastapi.Request, call_next: Callable[[fastapi.Request], Awaitable[fastapi.Response]]
     ) -> fastapi.Response:
-        if request.url.path.startswith(_UPLOADS):
-            return fastapi.Response("This page takes no files.", 403, _HEADERS)
+        if problem := refusal(request.method, request.url.path, request.headers):
+            return fastapi.Response(problem[1], problem[0], _HEADERS)
         answer = await call_next(request)
         answer.headers.update(_HEADERS)
         return answer
 
     if is_local(host):  # no other name leads here, so that a page from elsewhere cannot pose as this one
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1"])
+        names = ["localhost", "127.0.0.1", "[::1]", "::1", host, f"[{host}]"]
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     app = gr.mount_gradio_app(
         app,
@@ -105,6 +136,7 @@ def serve(build: Callable[[], object], host: str, port: int, queue: int, ready: 
         show_error=False,
         max_file_size=1,
         ssr_mode=False,
+        run_history=False,
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
@@ -116,4 +148,5 @@ def serve(build: Callable[[], object], host: str, port: int, queue: int, ready: 
             if self.started:
                 ready()
 
-    Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)).run()
+    with contextlib.suppress(stopping.Stopped), stopping.at_once():  # SIGTERM too leads through what cleans up
+        Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)).run()

@@ -52,10 +52,7 @@ def build(painter: Artist, folder: Path, say: Callable[[str], None]) -> gr.Block
 
 
 def _draw_tab(painter: Artist, names: list[str], folder: Path, say: Callable[[str], None]) -> None:
-    def settings_of(name: str) -> dict[str, Any]:
-        return artist.defaults(Workdir(painter.workdirs[name]).config())
-
-    own = settings_of(names[0])
+    own = painter.settings(names[0])
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             prompt = gr.Textbox(
@@ -70,26 +67,26 @@ def _draw_tab(painter: Artist, names: list[str], folder: Path, say: Callable[[st
                 elem_id="other",
             )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
-            steps = gr.Slider(1, artist.MOST_STEPS, own["steps"], step=1, label="Steps", elem_id="steps")
+            steps = gr.Slider(1, artist.MOST_STEPS, own.steps, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(
-                0, artist.MOST_GUIDANCE, own["guidance"], step=0.05, label="Guidance (1 = off)", elem_id="guidance"
+                0, artist.MOST_GUIDANCE, own.guidance, step=0.05, label="Guidance (1 = off)", elem_id="guidance"
             )
             with gr.Accordion("More", open=False):
                 num = gr.Slider(1, artist.MOST_PICTURES, 1, step=1, label="Pictures", elem_id="num")
                 capacity = gr.Radio(
                     ["fixed", "matched"],
-                    value=own["capacity"],
+                    value=own.capacity,
                     label="Capacity of experts: fixed, or matched to training",
                 )
                 factor = gr.Number(
-                    own["capacity_factor"],
+                    own.capacity_factor,
                     label="Experts a token, f_c (0 = as in training)",
                     minimum=0,
                     elem_id="factor",
                 )
                 group = gr.Dropdown(
-                    sorted({"pair", "image", own["group_size"]}),
-                    value=own["group_size"],
+                    sorted({"pair", "image", own.group_size}),
+                    value=own.group_size,
                     label="Tokens routed together",
                     allow_custom_value=True,
                 )
@@ -118,11 +115,9 @@ def _draw_tab(painter: Artist, names: list[str], folder: Path, say: Callable[[st
         chosen = [first] + [second] * (second not in (NONE, first))
         sampling: dict[str, object] = {"steps": int(steps_), "guidance": float(guidance_)}
         asked = {"capacity": capacity_, "capacity_factor": float(factor_ or 0), "group_size": str(group_)}
-        known = settings_of(
-            first
-        )  # of experts only what was changed, as the other run may have no use for the first one's
-        sampling |= {key: value for key, value in asked.items() if value != known[key]}
-        request = Request(chosen, text or "", int(num_), int(seed_ or 0), sampling)
+        known = painter.settings(first)  # of experts only what was changed: another rule's run beside it keeps its own
+        sampling |= {key: value for key, value in asked.items() if value != getattr(known, key)}
+        request = Request(chosen, (text or "").strip(), int(num_), int(seed_ or 0), sampling)
         place, lock = (0, 0), threading.Lock()
 
         def reach(done: int, total: int) -> None:
@@ -144,10 +139,11 @@ def _draw_tab(painter: Artist, names: list[str], folder: Path, say: Callable[[st
             panels = future.result()
         finally:
             request.stopped.set()
+            future.cancel()
         page = viewer.page(panels, f"“{text.strip()}”")
         path = folder / f"routing-{time.time_ns()}.html"
         path.write_text(page, encoding="utf-8")
-        yield frame(page, scripts=True), gr.DownloadButton(value=str(path), interactive=True)
+        yield frame(page, "Pictures and routes", scripts=True), gr.DownloadButton(value=str(path), interactive=True)
 
     inputs = [prompt, run, other, seed, steps, guidance, num, capacity, factor, group]
     asked = gr.on(
@@ -162,8 +158,8 @@ def _draw_tab(painter: Artist, names: list[str], folder: Path, say: Callable[[st
     stop.click(None, cancels=[asked], api_visibility="private")
 
     def own_settings(name: str) -> list[Any]:
-        found = settings_of(name)
-        return [found[key] for key in ("steps", "guidance", "capacity", "capacity_factor", "group_size")]
+        found = painter.settings(name)
+        return [found.steps, found.guidance, found.capacity, found.capacity_factor, found.group_size]
 
     run.change(_kept_up(own_settings, say), run, [steps, guidance, capacity, factor, group], api_visibility="private")
 
@@ -180,14 +176,16 @@ def _curves_tab(workdirs: Mapping[str, str], tab: gr.Tab, say: Callable[[str], N
 
         if not wanted:
             raise UserError("Choose a run.")
-        return frame(page.page(story.read([workdirs[name] for name in names if name in wanted])), scripts=False)
+        text = page.page(story.read([workdirs[name] for name in names if name in wanted]))
+        return frame(text, "Curves", scripts=False)
 
+    told = _kept_up(report, say)  # one at a time, as matplotlib keeps its settings for the whole process
     for event in (tab.select, again.click, chosen.change):
-        event(_kept_up(report, say), chosen, shown, concurrency_limit=1, api_visibility="private")
+        event(told, chosen, shown, concurrency_limit=1, concurrency_id="curves", api_visibility="private")
 
 
 def _data_tab(workdirs: Mapping[str, str], tab: gr.Tab, say: Callable[[str], None]) -> None:
-    albums = {name: Album(_data_of(path)) for name, path in workdirs.items()}
+    albums = {name: Album(Workdir(path).dataset) for name, path in workdirs.items()}
     names = list(albums)
     with gr.Row():
         run = gr.Dropdown(names, value=names[0], label="Data of", elem_id="data-of")
@@ -201,38 +199,31 @@ def _data_tab(workdirs: Mapping[str, str], tab: gr.Tab, say: Callable[[str], Non
         facts = gr.HTML(elem_id="facts")
     after = gr.State(0)
 
-    def opened(name: str) -> list[Any]:
+    def opened(name: str, text: str) -> list[Any]:
         splits = albums[name].splits()
-        leaf = albums[name].leaf(splits[0])
-        choice = gr.Dropdown(splits, value=splits[0])
-        return [choice, leaf.html, leaf.words, leaf.after, albums[name].facts()]
+        return [gr.Dropdown(splits, value=splits[0]), albums[name].facts(), *turned(name, splits[0], text, 0)]
 
     def turned(name: str, which: str, text: str, start: int | None) -> list[Any]:
         leaf = albums[name].leaf(which, start or 0, text or "")
-        return [leaf.html, leaf.words, leaf.after]
+        return [leaf.html, leaf.words, leaf.after, gr.Button(interactive=leaf.after is not None)]
 
+    turn = [shown, where, after, further]
     for event in (tab.select, run.change):
-        event(_kept_up(opened, say), run, [split, shown, where, after, facts], api_visibility="private")
-    turn = [shown, where, after]
+        event(_kept_up(opened, say), [run, words], [split, facts, *turn], api_visibility="private")
     further.click(_kept_up(turned, say), [run, split, words, after], turn, api_visibility="private")
     zero = gr.State(0)
     for event in (first.click, words.submit, split.input):
         event(_kept_up(turned, say), [run, split, words, zero], turn, api_visibility="private")
 
 
-def frame(page: str, *, scripts: bool) -> str:
+def frame(page: str, title: str, *, scripts: bool) -> str:
     """Puts a whole page into this one, where it can reach nothing of it."""
     allowed = "allow-scripts" if scripts else ""
-    return f'<iframe class="inner" title="result" sandbox="{allowed}" srcdoc="{html.escape(page)}"></iframe>'
+    return f'<iframe class="inner" title="{title}" sandbox="{allowed}" srcdoc="{html.escape(page)}"></iframe>'
 
 
 def _words(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
-
-
-def _data_of(workdir: str) -> str:
-    place = Workdir(workdir)
-    return str(place.data().get("path") or place.config().data.path)
 
 
 def _kept_up(function: Callable[..., Any], say: Callable[[str], None]) -> Callable[..., Any]:
