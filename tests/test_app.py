@@ -222,6 +222,29 @@ def test_the_second_picture_has_its_own_overlay(chromium, address, workdir):
 
 
 @browser_needed
+def test_runs_of_other_steps_are_shown_at_the_nearest_time_and_turn(chromium, tmp_path):
+    from ec_dit.studio import viewer
+
+    rng = np.random.default_rng(0)
+
+    def panel(times):
+        taken_LUYXE = rng.random((2, len(times), 4, 4, 8)) < 0.3
+        image_YXZ = np.zeros((8, 8, 3), np.uint8)
+        return ec_dit.Routes(image_YXZ, np.array([1, 3]), np.array(times), taken_LUYXE * 1.0, taken_LUYXE)
+
+    long, short = panel([1, 0.8, 0.8, 0.5, 0.5, 0.2, 0.2]), panel([1, 0.7, 0.7, 0.25])
+    panels = [viewer.Panel(name, "a", {}, each.image_YXZ, each) for name, each in (("long", long), ("short", short))]
+    (tmp_path / "two.html").write_text(viewer.page(panels, "two"))
+    page = chromium.new_context(offline=True).new_page()
+    page.goto((tmp_path / "two.html").as_uri())
+    for place, beside in enumerate((0, 1, 2, 1, 2, 3, 3)):  # by hand: 1; .7 twice for .8 and for .5; .25 for .2
+        slide(page, "time", place)
+        lines = page.locator(".figures").all_inner_texts()
+        assert lines == [figures(long, 0, place), figures(short, 0, beside)]
+    page.context.close()
+
+
+@browser_needed
 def test_two_runs_on_the_same_noise_one_of_them_dense(chromium, address, dense):
     with opened(chromium, address) as page:
         inner = draw(page, other="dense")

@@ -17,7 +17,7 @@ from ec_dit.core import json_file, seeds, settings, topology
 from ec_dit.core.differences import differences
 from ec_dit.core.errors import UserError, did_you_mean
 from ec_dit.core.mesh import MeshSpec
-from ec_dit.core.settings import COUNT, Use, key, section, shown, unless
+from ec_dit.core.settings import COUNT, Use, key, section, shown
 from ec_dit.evaluators.registry import EvalSpec
 from ec_dit.flow.processes import FlowSpec
 from ec_dit.models.sparse_spec import MEMORY, MoESpec
@@ -114,10 +114,9 @@ class LogSpec:
     project: str = key("ec_dit", "of the run at its trackers", resumable=True)
     maps: int = key(
         0,
-        "pictures of each sample grid whose experts are drawn beside it (images/routes_STEP.png); sparse models",
+        "pictures of each sample grid whose experts, where there are any, are drawn beside it (images/routes_STEP.png)",
         at_least=0,
         at_most=64,
-        use=unless("moe.routing", "dense"),
         resumable=True,
     )
     prompts: tuple[str, ...] = key(
