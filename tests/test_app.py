@@ -152,9 +152,10 @@ def slide(inner, name, place):
 def figures(routes, block, evaluation):
     """The line under a picture, from the arrays."""
     count_YX = routes.taken_LUYXE[block, evaluation].sum(-1)
+    mean, none = (np.floor(100 * each + 0.5) for each in (count_YX.mean(), np.mean(count_YX == 0)))  # halves up
     return (
-        f"block {routes.block_L[block]}, t = {routes.time_U[evaluation]:.3f}: {count_YX.mean():.2f} experts a token, "
-        f"at most {count_YX.max()}; none on {round(100 * np.mean(count_YX == 0))} % of the tokens"
+        f"block {routes.block_L[block]}, t = {routes.time_U[evaluation]:.3f}: {mean / 100:.2f} experts a token, "
+        f"at most {count_YX.max()}; none on {none:.0f} % of the tokens"
     )
 
 
