@@ -7,7 +7,6 @@ outside of its runs and their data. --export writes one page with pictures and t
 the extra `app` (Gradio, matplotlib); --export alone needs Jinja.
 """
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ def work() -> None:
         raise UserError(f"--workdir: {repeated[0]} is given twice")
     workdirs = dict(zip(paths.short_names(places), places, strict=True))
     changes = sampling_flags.changes(FLAGS)
-    _check_needs(["jinja2"] if FLAGS.export else ["gradio", "matplotlib", "jinja2"])
+    cli.check_page_needs(("jinja2",) if FLAGS.export else ("gradio", "matplotlib", "jinja2"), "app")
 
     from ec_dit.runs.workdir import Workdir
 
@@ -63,18 +62,8 @@ def work() -> None:
         _serve(artist)
 
 
-def _check_needs(names: Sequence[str]) -> None:
-    if absent := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise UserError(f"the page needs {' and '.join(absent)}: pip install 'ec-dit[app]'")
-
-
 def _export(artist: "Artist") -> None:
-    out = paths.at(FLAGS.export)
-    if not FLAGS.export.endswith(".html"):
-        raise UserError(f"--export={FLAGS.export}: the page's name must end in .html")
-    if out.is_dir():
-        raise UserError(f"--export={FLAGS.export} is a folder")
-    paths.check_can_write(out.parent, "--export")
+    out = paths.page(FLAGS.export, "--export")
 
     from ec_dit.studio import viewer
     from ec_dit.studio.artist import Request

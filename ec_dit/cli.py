@@ -4,6 +4,7 @@ message, return an exit code.
 
 import contextlib
 import gc
+import importlib.util
 import math
 import os
 import re
@@ -194,6 +195,12 @@ def define_config(flag_values: flags.FlagValues) -> None:
     """Adds --config."""
     meaning = "Config: NAME of one that comes with the package, or FILE.py; NAME:smoke shrinks it to a few CPU steps."
     flags.DEFINE_string("config", None, meaning, flag_values=flag_values)
+
+
+def check_page_needs(packages: Sequence[str], extra: str) -> None:
+    """Raises UserError where packages are missing that a page is made with."""
+    if absent := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UserError(f"the page needs {' and '.join(absent)}: pip install 'ec-dit[{extra}]'")
 
 
 def define_help(flag_values: flags.FlagValues) -> None:

@@ -5,7 +5,6 @@ images and FLOPs, curves over each of these (losses, by noise level, held out; s
 checkpoints. It reads what the runs left, also of one that is still training. Needs matplotlib and Jinja: the extra `plots`.
 """
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -27,14 +26,8 @@ def work() -> None:
     for name in ("workdir", "out"):
         if not FLAGS[name].value:
             raise UserError(f"--{name}={'FILE.html' if name == 'out' else 'DIR'} is needed; see --help")
-    if not FLAGS.out.endswith(".html"):
-        raise UserError(f"--out={FLAGS.out}: the page's name must end in .html")
-    if absent := [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]:
-        raise UserError(f"the page needs {' and '.join(absent)}: pip install 'ec-dit[plots]'")
-    out = paths.at(FLAGS.out)
-    paths.check_can_write(out.parent, "--out")
-    if out.is_dir():
-        raise UserError(f"--out={FLAGS.out} is a folder")
+    out = paths.page(FLAGS.out, "--out")
+    cli.check_page_needs(("matplotlib", "jinja2"), "plots")
 
     from ec_dit.reporting import page, story
 

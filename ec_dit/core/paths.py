@@ -128,6 +128,17 @@ def home_expanded(path: str | PurePath) -> Path:
         raise UserError(f"{path}: {error}; write the folder in full.") from error
 
 
+def page(given: str, flag: str) -> epath.Path:
+    """Gives where a page of HTML is to be written. Raises UserError where it cannot be, or has another name."""
+    if not given.endswith(".html"):
+        raise UserError(f"{flag}={given}: the page's name must end in .html")
+    out = at(given)
+    check_can_write(out.parent, flag)
+    if out.is_dir():
+        raise UserError(f"{flag}={given} is a folder")
+    return out
+
+
 def short_names(places: Sequence[str]) -> list[str]:
     """Gives the shortest ends of paths that tell them apart."""
     parts = [[part for part in place.split("/") if part] or [place] for place in places]

@@ -11,7 +11,7 @@ from ec_dit.sampling.routes import Routes
 
 _BLOCKS, _TIMES = 4, 7  # of a picture, at most; of more, some at even distances
 # cividis at even distances: lightness rises evenly, for every kind of sight
-_SCALE = np.array(
+SCALE = np.array(
     [
         (0, 34, 78),
         (0, 49, 112),
@@ -33,8 +33,8 @@ _SCALE = np.array(
 
 def colours(share: np.ndarray) -> np.ndarray:
     """Gives a colour, uint8 (..., 3), for each share from 0 to 1: dark to light."""
-    places = np.linspace(0, 1, len(_SCALE))
-    return np.stack([np.interp(share, places, _SCALE[:, i]) for i in range(3)], -1).round().astype(np.uint8)
+    places = np.linspace(0, 1, len(SCALE))
+    return np.stack([np.interp(share, places, SCALE[:, i]) for i in range(3)], -1).round().astype(np.uint8)
 
 
 def sheet(routes: Sequence[Routes], prompts: Sequence[str]) -> Image.Image:

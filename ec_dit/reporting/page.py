@@ -4,12 +4,11 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ec_dit.core.templates import template
 from ec_dit.reporting import charts
 from ec_dit.reporting.story import AXES, Story, common_end
 
@@ -37,9 +36,7 @@ def page(stories: Sequence[Story]) -> str:
             drawn = {axis: Markup(charts.chart(_curves(stories, panels, axis), axis, order, log=log)) for axis in AXES}  # noqa: S704
             sections.append({"title": title, "words": words, "charts": drawn, "panels": list(panels)})
     # Markup: the charts alone, whose text matplotlib has escaped; everything else is escaped here.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files("ec_dit.reporting").joinpath("report.html").read_text("utf-8"))
-    return template.render(
+    return template("ec_dit.reporting", "report.html").render(
         title=", ".join(order),
         stories=[_told(story) for story in stories],
         axes=AXES,

@@ -2,21 +2,19 @@
 
 import base64
 import functools
-import io
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
+from ec_dit.core.templates import template
 from ec_dit.data import images
 from ec_dit.data.dataset import Dataset
 from ec_dit.data.records import Record
 
 PER_LEAF = 24
+_ROOM = "ec_dit.studio"
 _THUMB, _SEARCH_SECONDS, _SKIPPED = 192, 3.0, 200
 
 
@@ -69,7 +67,7 @@ class Album:
         told = f"records {start + 1:,} to {index:,} of {len(records):,}" if len(records) else "no records"
         if wanted:
             told += f": {len(found)} with “{words.strip()}”"
-        return Leaf(_template("album.html").render(pictures=found), after, told)
+        return Leaf(template(_ROOM, "album.html").render(pictures=found), after, told)
 
     def facts(self) -> str:
         """Tells what the data set is: source, options, splits, buckets, and what was left out for which reasons."""
@@ -83,7 +81,7 @@ class Album:
             for shape, count in shapes.items()
         }
         skipped = list(itertools.islice(self.data.skipped(), _SKIPPED))
-        return _template("album_facts.html").render(
+        return template(_ROOM, "album_facts.html").render(
             rows=rows, reasons=report.skipped, skipped=skipped, columns=_columns(skipped)
         )
 
@@ -96,9 +94,7 @@ def _shown(record: Any, index: int) -> dict[str, Any]:
             with images.room_for(record.image):
                 picture = images.decode(record.image)
             picture.thumbnail((_THUMB, _THUMB))
-            held = io.BytesIO()
-            picture.save(held, "PNG")
-            thumb, why = base64.b64encode(held.getvalue()).decode(), ""
+            thumb, why = base64.b64encode(images.encode_png(picture)).decode(), ""
         except images.ImageError as error:
             why = str(error)
     return {
@@ -113,8 +109,3 @@ def _shown(record: Any, index: int) -> dict[str, Any]:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _template(name: str) -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(resources.files("ec_dit.studio").joinpath(name).read_text("utf-8"))

@@ -1,6 +1,5 @@
 """Draws pictures of several runs on the same noise, one request after another, and says how far it is."""
 
-import functools
 import math
 import threading
 from collections import OrderedDict
@@ -13,17 +12,15 @@ import jax
 import numpy as np
 
 from ec_dit.config import checks, specs
-from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.models.spec import DiTSpec
 from ec_dit.runs import loaded
 from ec_dit.runs.loaded import Run
 from ec_dit.runs.workdir import Workdir
-from ec_dit.sampling.generator import Generator, image_noise, sample, telling
-from ec_dit.sampling.routes import RouteTracer, without_gates
+from ec_dit.sampling.generator import Generator
+from ec_dit.sampling.routes import Routes, RouteTracer, without_gates
 from ec_dit.sampling.settings import SampleSpec
 from ec_dit.studio.viewer import Panel
-from ec_dit.train.checkpoint_folder import CheckpointFolder
 
 MOST_LETTERS, MOST_STEPS, MOST_PICTURES, MOST_GUIDANCE = 1000, 250, 4, 30.0
 _MOST_BYTES = 2 * 2**30  # of the routes of one picture, on the devices
@@ -97,13 +94,12 @@ class _Program:
     """
 
     def __init__(self, generator: Generator, spec: DiTSpec):
-        self._generator, self._ear = generator, _Ear()
+        self._ear = _Ear()
         settings = generator.settings
         self.evaluations = int(settings.integrator.evaluations(settings.grid.times).size)
-        self._tracer: RouteTracer | None = None
+        self._drawer: Generator | RouteTracer
         if settings.routing.routing == "dense":
-            watch = telling(self._ear)
-            self._sample = generator.compile(functools.partial(sample, watch=watch))
+            self._drawer = generator.telling(self._ear)
         else:
             tokens = math.prod(generator.shape_YXZ[:2]) // spec.patch**2
             size = 4 * self.evaluations * spec.num_sparse * tokens * spec.sparse.num_experts
@@ -112,22 +108,21 @@ class _Program:
                     f"The routes of {self.evaluations} evaluations take {size / 2**30:.1f} GiB; there is room for "
                     f"{_MOST_BYTES / 2**30:.0f}: ask for fewer steps."
                 )
-            self._tracer = RouteTracer(generator, tell=self._ear)
+            self._drawer = RouteTracer(generator, tell=self._ear)
 
-    def draw(self, run: Run, request: Request, index: int, heard: Callable[[], None]) -> Panel:
-        """Draws picture `index` of a request; `heard` is called at every evaluation."""
-        self._ear.heard, routes = heard, None
-        if self._tracer is not None:
-            routes = without_gates(self._tracer(run.params, request.prompt, index, request.seed))
-            image_YXZ = routes.image_YXZ
-        else:
-            noise = image_noise(request.seed, request.prompt, index, self._generator.shape_YXZ)
-            batch = sharding.even_batch(1, self._generator.mesh)  # every device has one
-            x_BYXZ = self._sample(run.params, np.stack([noise] * batch), [request.prompt] * batch)
-            image_YXZ = self._generator.decode(np.asarray(x_BYXZ)[:1])[0][0]
-        jax.effects_barrier()
-        self._ear.heard = None
-        return Panel("", request.prompt, {}, image_YXZ, routes)
+    def draw(
+        self, run: Run, request: Request, index: int, heard: Callable[[], None]
+    ) -> tuple[np.ndarray, Routes | None]:
+        """Draws picture `index` of a request, uint8 (Y, X, 3), and its routes; `heard` is called at every evaluation."""
+        self._ear.heard = heard
+        try:
+            if isinstance(self._drawer, Generator):
+                return self._drawer(run.params, [request.prompt], [index], request.seed)[0], None
+            routes = without_gates(self._drawer(run.params, request.prompt, index, request.seed))
+            return routes.image_YXZ, routes
+        finally:
+            jax.effects_barrier()
+            self._ear.heard = None
 
 
 class Artist:
@@ -186,14 +181,14 @@ class Artist:
             for index in range(request.num):
                 for name, run in runs.items():
                     request.check_wanted()
-                    drawn = programs[name].draw(run, request, index, heard)
+                    image_YXZ, routes = programs[name].draw(run, request, index, heard)
                     facts = {
                         "seed": f"{request.seed}",
                         "picture": f"{index + 1} of {request.num}",
                         "step": f"{run.step:,}",
                     }
                     facts |= {key: f"{value}" for key, value in request.sampling.items()}
-                    panels.append(Panel(name, drawn.prompt, facts, drawn.image_YXZ, drawn.routes))
+                    panels.append(Panel(name, request.prompt, facts, image_YXZ, routes))
             return panels
 
     def settings(self, name: str) -> SampleSpec:
@@ -202,8 +197,7 @@ class Artist:
 
     def _run(self, name: str) -> Run:
         if name not in self._runs:
-            place = Workdir(self.workdirs[name])
-            if not CheckpointFolder(str(place.path / "checkpoints")).numbered():
+            if not Workdir(self.workdirs[name]).has_begun():
                 raise UserError("it has no checkpoint yet.")  # before another run makes room
             while len(self._runs) >= _LOADED:
                 gone, _ = self._runs.popitem(last=False)

@@ -1,19 +1,19 @@
 """Pictures with their routes as one page of HTML that needs nothing else: in the browser, and to send."""
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from ec_dit.core.evenly import evenly
+from ec_dit.core.templates import template
+from ec_dit.data.images import encode_png
+from ec_dit.maps.sheet import SCALE
 from ec_dit.sampling.routes import Routes
 
 _MOST_BYTES = 6 * 2**20  # of one picture's routes; of longer ones some evaluations are left out
@@ -40,19 +40,11 @@ class Panel:
 
 def page(panels: Sequence[Panel], title: str) -> str:
     """Writes the page; texts of others are escaped, and what scripts read cannot end their element."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files("ec_dit.studio").joinpath("viewer.html").read_text("utf-8"))
     data = json.dumps([_told(panel) for panel in panels])
     for letter in "<>&":  # none of them is JSON's own outside of strings
         data = data.replace(letter, f"\\u{ord(letter):04x}")
-    return template.render(title=title, data=Markup(data))  # noqa: S704
-
-
-def png(image_YXZ: np.ndarray) -> str:
-    """Gives a picture as the address of itself."""
-    held = io.BytesIO()
-    Image.fromarray(image_YXZ).save(held, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    scale = SCALE.astype(int).tolist()
+    return template("ec_dit.studio", "viewer.html").render(title=title, data=Markup(data), scale=scale)  # noqa: S704
 
 
 def _told(panel: Panel) -> dict[str, Any]:
@@ -61,7 +53,7 @@ def _told(panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "prompt": panel.prompt,
         "facts": dict(panel.facts),
-        "image": png(panel.image_YXZ),
+        "image": base64.b64encode(encode_png(Image.fromarray(panel.image_YXZ))).decode(),
         "rows": rows,
         "columns": columns,
         "routes": None if panel.routes is None else _routes(panel.routes),
