@@ -57,6 +57,7 @@ class Gallery:
         self._beside = wanted.layout.beside(wanted.prompts)
         self._facts = {**wanted.facts, **facts}
         self._made_by = dict(made_by)
+        self._earlier: dict[str, Any] = {}  # the record that an earlier call left
         self.count = self.grey = 0
 
     def images(self, draw: Draw) -> Iterator[np.ndarray]:
@@ -92,8 +93,10 @@ class Gallery:
             collections.deque(drawn, maxlen=0)  # nothing is left; a run that was told to stop stops here at the latest
             for future in writing:
                 future.result()
-        if processes.is_first() and missing:
-            self._write_record(finished=True)
+        if processes.is_first():
+            self._write_record(
+                finished=True, made_by=self._made_by if missing else self._earlier.get("made_by", self._made_by)
+            )
 
     def _numbers(self, file: PictureFile) -> range:
         """Which of all pictures are in a file."""
@@ -127,16 +130,16 @@ class Gallery:
         for folder in {str(epath.Path(name).parent) for name in (*expected, *self._beside)}:
             (self._folder / folder).mkdir(parents=True, exist_ok=True)
         missing = [file.name for file in self._files if file.name not in there]
-        if missing or not self._record.exists():
-            self._write_record(finished=False)
+        if missing:
+            self._write_record(finished=False, made_by=self._made_by)
         for name, data in self._beside.items():
             digests.replace(self._folder / name, data)
         return missing
 
     def _compared(self, there: set[str]) -> set[str]:
         """Which of the files that are there may be used. Raises UserError where they were drawn with other settings."""
-        record = json_file.read(self._record, "Remove it and its folder: the pictures are then drawn again.")
-        settings = record.get("settings")
+        self._earlier = json_file.read(self._record, "Remove it and its folder: the pictures are then drawn again.")
+        settings = self._earlier.get("settings")
         changes = list(differences(settings if isinstance(settings, dict) else {}, self._facts))
         if not changes:
             return there
@@ -146,15 +149,15 @@ class Gallery:
                 f"{self._folder} holds pictures that were drawn with other settings:\n  {lines}\n"
                 f"Remove the folder and {self._record.name}, or name another folder with --out."
             )
-        listed = record.get("files")
+        listed = self._earlier.get("files")
         for name in there & set(listed if isinstance(listed, list) else ()):
             (self._folder / name).unlink(missing_ok=True)
             there = there - {name}
         return there
 
-    def _write_record(self, *, finished: bool) -> None:
+    def _write_record(self, *, finished: bool, made_by: Any) -> None:
         names = [file.name for file in self._files] + list(self._beside)
-        record = {"settings": self._facts, "made_by": self._made_by, "finished": finished, "files": names}
+        record = {"settings": self._facts, "made_by": made_by, "finished": finished, "files": names}
         self._record.parent.mkdir(parents=True, exist_ok=True)
         digests.replace(self._record, (json.dumps(record, indent=2) + "\n").encode())
 

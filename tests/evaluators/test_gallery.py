@@ -91,6 +91,19 @@ def test_whoever_is_killed_goes_on_to_the_same_bytes(tmp_path, layout, num):
     assert len(log[-1]) < len(log[0])
 
 
+def test_whoever_is_killed_after_the_last_picture_is_finished_by_the_next(tmp_path):
+    """All pictures are there, and the record does not say so yet. Who drew them stays in it."""
+    list(gallery(tmp_path / "whole").images(drawer([])))
+    pictures = gallery(tmp_path / "cut").images(drawer([]))
+    for _ in range(len(PROMPTS) * 2):
+        next(pictures)
+    pictures.close()
+    assert json.loads((tmp_path / "cut/some.json").read_text())["finished"] is False
+    later = Gallery(epath.Path(tmp_path) / "cut/some", Wanted("some", PROMPTS, 2, Flat()), {"step": 7}, {"jax": "2"})
+    list(later.images(drawer([])))
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
 def test_grids_are_read_as_they_were_scored(tmp_path):
     drawn = list(gallery(tmp_path, Grids(), 4).images(drawer([])))
     read = list(gallery(tmp_path, Grids(), 4).images(drawer([])))
