@@ -105,7 +105,7 @@ def model_flops(system: System, what: str) -> int:
     """FLOPs that the model needs for an image."""
     config = system.config
     spec, length = specs.dit_spec(config), config.text.length
-    factor = specs.computed_factor(config, sampling=what == "sample")
+    factor = specs.computed_factor(config, sampling_on=system.mesh if what == "sample" else None)
     if what == "train":
         tower = specs.tower_spec(config, system.tokenizer)
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor, tower)

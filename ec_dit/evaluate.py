@@ -153,9 +153,10 @@ def _of_run(suites: "Sequence[Suite]", out: "epath.Path", changes: dict[str, Any
     from ec_dit.runs.references import References
     from ec_dit.runs.subjects import RunSubject
     from ec_dit.runs.workdir import Workdir
+    from ec_dit.system import layout
 
     workdir = Workdir(FLAGS.workdir)
-    system = workdir.system(loaded.changed(workdir.config(), changes))
+    system = layout.for_sampling(workdir.system(loaded.changed(workdir.config(), changes)))
     run = RunSubject(References(system, workdir), out if FLAGS.out else out / "eval")
     scorers = [Scorer(suite, run, out, cli.say) for suite in suites]
 

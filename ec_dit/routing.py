@@ -55,12 +55,13 @@ def work() -> None:
     from ec_dit.runs.routing_folder import RoutingFolder
     from ec_dit.runs.workdir import Workdir
     from ec_dit.sampling.routes import RouteTracer
+    from ec_dit.system import layout
 
     out = RoutingFolder(FLAGS.out, plots=FLAGS.plots)
     if processes.is_first():
         out.check()  # before the model is loaded for nothing
     workdir = Workdir(FLAGS.workdir)
-    system = workdir.system(loaded.changed(workdir.config(), changes))
+    system = layout.for_sampling(workdir.system(loaded.changed(workdir.config(), changes)))
     references = References(system, workdir)
     groups = [""] * len(texts)
     if FLAGS.split:

@@ -23,6 +23,7 @@ _KEYS = (
     "room",
     "capacity_factor",
     "group_size",
+    "layout",
     "batch_size",
 )
 
@@ -58,6 +59,7 @@ def define(flag_values: flags.FlagValues) -> None:
     meaning = "Experts per token on average; more may raise quality."
     cli.define_float("capacity_factor", None, meaning, flag_values=flag_values)
     text("group_size", "Tokens routed together: pair, image, or a number.")
+    text("layout", "Of the model on several devices: auto, copied, fsdp, or mesh, which --mesh gives.")
     number("batch_size", "Images at once.")
     text("text_encoder", "Published text encoders: folders, or names such as OWNER/NAME@REVISION, comma-separated.")
     meaning = "A published autoencoder: folder, or name such as OWNER/NAME@REVISION."
@@ -125,6 +127,8 @@ def changes(flag_values: flags.FlagValues) -> dict[str, Any]:
     changes |= {"sample.guidance_interval": None if parts is None else _interval(parts)}
     changes |= {key: flag_values[flag].value for key, flag in cli.FLAG_OF.items()}
     changes |= settings.prefixed("mesh", cli.mesh_of(flag_values))
+    if flag_values["mesh"].present and given["layout"] is None:
+        changes["sample.layout"] = "mesh"
     return {key: value for key, value in changes.items() if value is not None}
 
 

@@ -67,7 +67,7 @@ def test_figures_stand_at_equal_steps_images_and_flops(two):
         specs.dit_spec(config),
         specs.kept_tokens(config),
         config.text.length,
-        specs.computed_factor(config, sampling=False),
+        specs.computed_factor(config),
         tower,
     )
     batch = config.train.batch_size

@@ -165,7 +165,7 @@ def size_of(study: Study, variant: Variant) -> Size:
     c = study.config_of(variant)
     spec = specs.dit_spec(c)
     found = sizes.sizes(spec, c.moe.capacity_factor)
-    factor = specs.computed_factor(c, sampling=False)
+    factor = specs.computed_factor(c)
     flops = sizes.train_flops_per_image(spec, specs.kept_tokens(c), c.text.length, factor)
     return Size(found.total, found.activated, flops)
 

@@ -132,14 +132,17 @@ def by_threshold(config: RunConfig) -> bool:
     return pools or config.sample.capacity == "matched"
 
 
-def computed_factor(config: RunConfig, *, sampling: bool) -> float:
-    """Gives the slots of a token that are computed, filled or not.
+def computed_factor(config: RunConfig, *, sampling_on: Mesh | AbstractMesh | None = None) -> float:
+    """Gives the slots of a token that are computed, filled or not, in training or in sampling.
 
     More than f_c where thresholds decide how many of an expert's are filled, unless a device has all experts.
+
+    Args:
+        sampling_on: the mesh that sampling is on; None: in training.
     """
-    factor = (sampling and config.sample.capacity_factor) or config.moe.capacity_factor
-    if sampling and by_threshold(config):
-        return factor * (config.sample.room if config.mesh.expert != 1 else 1)
+    factor = (sampling_on is not None and config.sample.capacity_factor) or config.moe.capacity_factor
+    if sampling_on is not None and by_threshold(config):
+        return factor * (config.sample.room if sharding.ways(sampling_on, "expert") > 1 else 1)
     return factor * config.moe.most if config.moe.routing == "expert_race" else factor
 
 
@@ -203,7 +206,7 @@ def check_batch(config: RunConfig, mesh: Mesh | AbstractMesh, shapes: Sequence[S
         UserError: naming the numbers and the shape.
     """
     ways, micro_batch = sharding.batch_ways(mesh), config.train.batch_size // config.train.accumulate
-    over = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.RULES["batch"])
+    over = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if axis != "tensor")
     if micro_batch % ways:
         raise UserError(
             f"--config.train.batch_size={config.train.batch_size} / accumulate {config.train.accumulate} = {micro_batch} images "

@@ -2,6 +2,7 @@
 
 All but `tensor` split the batch. `data` copies parameters; `expert` splits the experts of sparse layers, and dense weights;
 `fsdp` splits experts further, and dense weights where there is no expert axis; `tensor` splits heads and feed-forward width.
+Where a model is only drawn with, `moe` may stand in place of `expert`: it splits the experts alone, and copies dense weights.
 """
 
 import math
@@ -16,6 +17,7 @@ from ec_dit.core.errors import UserError
 from ec_dit.core.settings import SIZE, key
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
+COPIED_AXES = ("data", "fsdp", "moe", "tensor")
 
 
 def _size(value: int) -> str | None:
@@ -55,10 +57,12 @@ def resolve_shape(shape: Sequence[int], num_devices: int) -> tuple[int, ...]:
     return sizes
 
 
-def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of MESH_AXES over `devices` (default: all). `shape` as in `resolve_shape`."""
+def make_mesh(
+    shape: Sequence[int], devices: Sequence[jax.Device] | None = None, axes: Sequence[str] = MESH_AXES
+) -> Mesh:
+    """A mesh of these axes over `devices` (default: all). `shape` as in `resolve_shape`."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = resolve_shape(shape, len(devices))
     # On a torus an axis of 16 may need one physical dimension and half of another.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes))

@@ -21,12 +21,13 @@ LogicalAxes = Sequence[str | None]
 Entry = str | tuple[str, ...]  # a mesh axis; of several, the first that the mesh has
 # Dense weights lie over one of the two: over both, the shards of a large mesh would be a few rows.
 WEIGHTS = ("expert", "fsdp")
+EXPERTS = ("expert", "moe")
 
 RULES: dict[str, tuple[Entry, ...]] = {
     # activations
-    "batch": ("data", "fsdp", "expert"),  # images, and the routing groups made of them
+    "batch": ("data", "fsdp", EXPERTS),  # images, and the routing groups made of them
     # parameters
-    "expert": ("expert",),
+    "expert": (EXPERTS,),
     "expert_embed": ("fsdp",),  # the width dimension of expert weights, which 'expert' shards already
     "embed": (WEIGHTS,),  # the width dimension of every other weight
     "hidden": ("tensor", WEIGHTS),  # of dense feed-forward layers: longer than the width, so shards are larger
@@ -79,9 +80,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def ways(mesh: Mesh | AbstractMesh, axis: str) -> int:
+    """Into how many parts `mesh` splits a dimension of a logical axis."""
+    return math.prod(mesh.shape[a] for a in _over(mesh, axis))
+
+
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts `mesh` splits a batch."""
-    return math.prod(mesh.shape[a] for a in _over(mesh, "batch"))
+    return ways(mesh, "batch")
 
 
 def even_batch(images: int, mesh: Mesh | AbstractMesh) -> int:
@@ -184,7 +190,7 @@ def gather(weight: jax.Array, axes: LogicalAxes, dtype: jnp.dtype) -> jax.Array:
     for dimension, axis in enumerate(axes):
         if axis is None or axis in TOKENS_TRAVEL:
             continue
-        if over := tuple(a for a in mesh_axes(axis) if a in RULES["batch"]):
+        if over := tuple(a for a in mesh_axes(axis) if a in mesh_axes("batch")):
             front = jnp.moveaxis(weight, dimension, 0)
             parts = jax.lax.all_gather(front.reshape(front.shape[0], -1), over)
             weight = jnp.moveaxis(parts.reshape(-1, *front.shape[1:]), 0, dimension)
@@ -200,7 +206,7 @@ def vary(weight: jax.Array, axes: LogicalAxes) -> jax.Array:
 
 def psum(partial: jax.Array, axis: str) -> jax.Array:
     """Inside `per_device`: sums partial products over a dimension that the mesh splits beside the batch."""
-    over = tuple(a for a in mesh_axes(axis) if a not in RULES["batch"])
+    over = tuple(a for a in mesh_axes(axis) if a not in mesh_axes("batch"))
     return jax.lax.psum(partial, over) if over else partial
 
 
@@ -213,7 +219,7 @@ def batch_mean(value: jax.Array) -> jax.Array:
 def _over(mesh: Mesh | AbstractMesh, *logical: str) -> tuple[str, ...]:
     entries = (entry for word in logical for entry in RULES[word])
     choices = ((entry,) if isinstance(entry, str) else entry for entry in entries)
-    chosen = (next((a for a in options if mesh.shape[a] > 1), None) for options in choices)
+    chosen = (next((a for a in options if mesh.shape.get(a, 1) > 1), None) for options in choices)
     return tuple(dict.fromkeys(a for a in chosen if a is not None))
 
 

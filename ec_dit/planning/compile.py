@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ec_dit.config import RunConfig, specs
-from ec_dit.core import sharding, topology
+from ec_dit.core import settings, sharding, topology
 from ec_dit.core.errors import UserError
 from ec_dit.core.hardware import TPUS, Chip
 from ec_dit.core.tree import named_leaves
@@ -24,6 +24,7 @@ from ec_dit.data import dataset as datasets
 from ec_dit.data.batch import Batch, Text
 from ec_dit.data.tokenizer import Tokenizer
 from ec_dit.sampling.generator import guided_prediction
+from ec_dit.system import layout
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System
@@ -202,9 +203,10 @@ def held(config: RunConfig, on: Sequence[Any], what: str) -> dict[str, int]:
     Raises:
         UserError: for a config that does not fit the devices.
     """
-    system = make_system(config, on)
     if what != "train":
+        system = _sampling_system(config, on)
         return {"parameters": per_device_bytes(system.sampling_params(system.abstract_params()))}
+    system = make_system(config, on)
     specs.check_batch(config, system.mesh)
     state = abstract_like(*training_step.abstract_state(system, training_step.optimizer(system)))
     return _state_bytes(state, training_step.frozen_shape(system))
@@ -216,15 +218,22 @@ def _state_bytes(state: TrainState, frozen: Any) -> dict[str, int]:
     return {kind: per_device_bytes(tree) for kind, tree in kinds.items()}
 
 
+def _sampling_system(config: RunConfig, on: Sequence[Any]) -> System:
+    """The system as it lies to be drawn with; where no mesh is asked for, the devices need not be those of training."""
+    if config.sample.layout != "mesh":
+        config = settings.changed(config, {"mesh.data": -1, "mesh.fsdp": 1, "mesh.expert": 1})
+    return layout.for_sampling(make_system(config, on))
+
+
 def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     """Lowers one guided network evaluation of the sampler, with the weights in the dtype of the computation."""
-    system = make_system(config, on)
-    settings = specs.sample_settings(config)
+    system = _sampling_system(config, on)
+    sampling = specs.sample_settings(config)
     params = system.sampling_params(system.abstract_params())
-    images = sharding.even_batch(settings.batch_size, system.mesh)  # as the sampler pads it
+    images = sharding.even_batch(sampling.batch_size, system.mesh)  # as the sampler pads it
     batch = batch_shapes(system, images)
     size = {"parameters": per_device_bytes(params), "batch": per_device_bytes(batch)}
-    always = dataclasses.replace(settings, guidance_interval=(0.0, 1.0))
+    always = dataclasses.replace(sampling, guidance_interval=(0.0, 1.0))
 
     def evaluate(params: Any, noise: jax.Array, text: Text) -> jax.Array:
         predict = guided_prediction(system.graphdef, always, params, images, text, system.null_text())

@@ -13,14 +13,14 @@ from jax.sharding import AbstractMesh, Mesh
 
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import topology as topologies
-from ec_dit.core.hardware import Chip
+from ec_dit.core.hardware import EFFICIENCY, Chip
 from ec_dit.core.mesh import MESH_AXES, resolve_shape
 from ec_dit.models import sizes
 from ec_dit.models.paper import PAPER_HOURS
 from ec_dit.planning import compile as compiler
 from ec_dit.planning import hlo, kernels
 from ec_dit.planning.collectives import Collective, collectives
-from ec_dit.planning.roofline import EFFICIENCY, Coordinates, Roofline, collective_seconds, exposed_seconds, roofline
+from ec_dit.planning.roofline import Coordinates, Roofline, collective_seconds, exposed_seconds, roofline
 
 STEPS, BATCH = 800_000, 4096  # the paper's schedule
 SMALL = 1e-4  # of all bytes moved; collectives of less are left out of the text
@@ -197,7 +197,7 @@ def make(config: RunConfig, topology: str, what: str) -> Report:
     total = compiled.needed
     spec = specs.dit_spec(config)
     images = lowered.images
-    model_flops = images * _image_flops(config, what)
+    model_flops = images * _image_flops(config, what, system.mesh)
     kinds = dict(lowered.held)
     if what == "train":
         kinds["gradients"] = max(0, min(total - sum(kinds.values()), kinds["parameters"]))
@@ -233,7 +233,10 @@ def by_formula(config: RunConfig, topology: str, what: str) -> str:
     if what == "train":
         specs.check_batch(config, mesh)
     images = config.train.batch_size if what == "train" else config.sample.batch_size
-    found, flops = sizes.sizes(specs.dit_spec(config), config.moe.capacity_factor), images * _image_flops(config, what)
+    found, flops = (
+        sizes.sizes(specs.dit_spec(config), config.moe.capacity_factor),
+        images * _image_flops(config, what, mesh),
+    )
     state = (16 if what == "train" else 2) * found.total / chips
     lines = [
         f"{config.name} on {chips} chips of {name}, by formula",
@@ -250,10 +253,10 @@ def by_formula(config: RunConfig, topology: str, what: str) -> str:
     return "\n".join(lines)
 
 
-def _image_flops(config: RunConfig, what: str) -> float:
+def _image_flops(config: RunConfig, what: str, mesh: Mesh | AbstractMesh) -> float:
     """Model FLOPs of a step for one image."""
     spec, length = specs.dit_spec(config), config.text.length
-    factor = specs.computed_factor(config, sampling=what == "sample")
+    factor = specs.computed_factor(config, sampling_on=mesh if what == "sample" else None)
     if what == "train":
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor)
     evaluations = 1 if config.sample.guidance == 1 else 2

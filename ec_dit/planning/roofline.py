@@ -9,15 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ec_dit.core.hardware import Chip
+from ec_dit.core.hardware import EFFICIENCY, Chip
 from ec_dit.planning.collectives import Collective
 from ec_dit.planning.kernels import Work
 
 Coordinates = Sequence[tuple[int, ...]]  # of every device, in the mesh's flat order
-
-# Shares of the peaks that well-tuned programs reach. Assumed, not measured: public dense-transformer trainers report 55-70 % of
-# the FLOP/s over whole steps on v4 and v5p; streaming kernels and large collectives reach some 80 % of the bandwidths.
-EFFICIENCY = {"compute": 0.65, "hbm": 0.8, "ici": 0.8}
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _read(path: str, name: str, grids: int) -> Story:
     spec, tower = specs.dit_spec(config), specs.tower_spec(config, workdir.tokenizer())
 
     def image_flops(step: int) -> int:
-        factor = specs.computed_factor(specs.with_capacity(config, specs.capacity_at(config, step)), sampling=False)
+        factor = specs.computed_factor(specs.with_capacity(config, specs.capacity_at(config, step)))
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), config.text.length, factor, tower)
 
     counted = sizes.sizes(spec, config.moe.capacity_factor)

@@ -25,12 +25,14 @@ class SampleGrid:
     Attributes:
         NAME: of the pictures, in files and in TensorBoard.
         generator, prompts, seed: what draws them, and what is drawn.
+        laid_out: lays parameters out as the generator has them.
     """
 
     NAME = "samples"
 
     def __init__(self, references: References, writer: MetricWriter, stop: StopSignal, say: Callable[[str], None]):
         self._writer, self._stop, self._say = writer, stop, say
+        self.laid_out = references.laid_out
         config = references.system.config
         self.seed, self.prompts = config.seed, list(config.log.prompts)
         self._real: list[np.ndarray] = []
@@ -59,7 +61,8 @@ class SampleGrid:
     def __call__(self, done: int, state: TrainState) -> None:
         """Draws, and writes the grid. Raises Stopped between two batches where the run is told to stop."""
         self.generator.made = self.generator.broken = 0
-        batches = self.generator.batches(state.ema, self.prompts, [0] * len(self.prompts), self.seed)
+        params = self.laid_out(state.ema)
+        batches = self.generator.batches(params, self.prompts, [0] * len(self.prompts), self.seed)
         made = np.concatenate([pictures for _, pictures in self._stop.between(batches)])
         if warning := self.generator.warning:
             self._say(f"samples of step {done}: {warning}")

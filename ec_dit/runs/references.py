@@ -17,6 +17,7 @@ from ec_dit.data.dataset import Dataset
 from ec_dit.evaluators.base import Example, Reference
 from ec_dit.runs import real
 from ec_dit.runs.workdir import Workdir
+from ec_dit.system import layout
 from ec_dit.system.captions import Captions
 from ec_dit.system.model import System
 from ec_dit.system.painter import Painter
@@ -34,10 +35,15 @@ class References:
 
     Args:
         data: the run's data set; None: the workdir knows where it is, and it is opened when it is needed.
+        drawing: the model as it lies to be drawn with; None: as it does.
+
+    Attributes:
+        system, workdir, drawing: as given.
     """
 
-    def __init__(self, system: System, workdir: Workdir, data: Dataset | None = None):
+    def __init__(self, system: System, workdir: Workdir, data: Dataset | None = None, drawing: System | None = None):
         self.system, self.workdir, self._data = system, workdir, data
+        self.drawing = drawing or system
         self._texts: dict[str, Text] = {}  # of captions, where published encoders made their embeddings
         self._stored: dict[str, tuple[str, int]] = {}  # captions, and where the data set holds their embeddings
 
@@ -77,7 +83,11 @@ class References:
     @functools.cached_property
     def painter(self) -> Painter:
         """What turns captions and latents into pictures. Raises UserError where the autoencoder is not at hand."""
-        return Painter(self.system, self._encode)
+        return Painter(self.drawing, self._encode)
+
+    def laid_out(self, params: Any) -> Any:
+        """Lays parameters out as the painter draws with them."""
+        return params if self.drawing is self.system else layout.laid_out(params, self.drawing)
 
     @functools.cached_property
     def _captions(self) -> Captions:

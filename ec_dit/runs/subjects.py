@@ -72,7 +72,7 @@ class RunSubject:
         self.facts: RunFacts = references
         self._references, self._stop = references, stop
         self.folder, self.replace = folder, replace
-        self.system = references.system
+        self.system, self.drawing, self.laid_out = references.system, references.drawing, references.laid_out
 
     def check_losses(self) -> None:
         """Does nothing: a run has losses."""
@@ -122,7 +122,7 @@ class RunAt:
     def images(self, wanted: Wanted) -> Iterator[np.ndarray]:
         """Implements `Scored`: draws what is not in the folder yet."""
         run, generator = self._run, self._run.generator
-        known = describe(run.system, generator.settings)
+        known = describe(run.drawing, generator.settings)
         made_by = {name: known.pop(name) for name in ("devices", "mesh", "versions", "batch_size")}
         encoders = {"text_encoder": run.system.config.text.path, "autoencoder": autoencoder_path(run.system)}
         facts = {"config": run.system.config.name, **self._at, **encoders, "shape": list(generator.shape_YXZ), **known}
@@ -131,7 +131,7 @@ class RunAt:
         def draw(prompts: Sequence[str], indices: Sequence[int]) -> Iterator[np.ndarray]:
             if not prompts:
                 return
-            batches = generator.batches(self._params, prompts, indices, int(self._at["seed"]))
+            batches = generator.batches(run.laid_out(self._params), prompts, indices, int(self._at["seed"]))
             with Progress(f"drawing {wanted.name}", None, "images", shown=processes.is_first()) as progress:
                 for part, batch in run.between(batches):
                     progress.reach(part.stop, len(prompts))
@@ -151,7 +151,7 @@ class RunAt:
         found = {"config": self._run.system.config.name, **self._at}
         if self._gallery is None:
             return found
-        drawn = describe(self._run.system, self._run.generator.settings)
+        drawn = describe(self._run.drawing, self._run.generator.settings)
         return {**found, **drawn, "images_plain_grey": self._gallery.grey}
 
     @property

@@ -26,6 +26,7 @@ from ec_dit.runs.references import References
 from ec_dit.runs.route_maps import RouteMaps
 from ec_dit.runs.subjects import RunSubject
 from ec_dit.runs.workdir import Workdir
+from ec_dit.system import layout
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System, make_config_mesh, make_system
 from ec_dit.train import loop, trackers
@@ -88,7 +89,7 @@ def _run(
         Workdir(config.train.init_from).check_start(system)  # says what is wrong before anything is written
     with lock.held(workdir.path / ".lock", f"the workdir {workdir.path}", say) as held:
         workdir.claim(config, data)
-        references = References(system, workdir, data)
+        references = References(system, workdir, data, layout.for_sampling(system, layout.BESIDE_TRAINING))
         # What does not fit should say so before the training.
         subject = RunSubject(references, workdir.path / "eval" / "training", stop, replace=True)
         scorers = [Scorer(suite, subject, workdir.path, say) for suite in parse_all(config.eval.suites)]
@@ -200,7 +201,7 @@ def _callbacks(
     spec, tower = specs.dit_spec(config), specs.tower_spec(config, system.tokenizer)
 
     def flops(step: int) -> float:
-        factor = specs.computed_factor(specs.with_capacity(config, specs.capacity_at(config, step)), sampling=False)
+        factor = specs.computed_factor(specs.with_capacity(config, specs.capacity_at(config, step)))
         tokens = specs.kept_tokens(config)
         image = sizes.train_flops_per_image(spec, tokens, config.text.length, factor, tower)
         return image * config.train.batch_size
@@ -247,7 +248,7 @@ def _actions(
         if log.sample_every and (draw := SampleGrid.make(references, writer, stop, say)):
             add(log.sample_every, draw, SampleGrid.NAME)
             if log.maps and system.config.moe.routing != "dense":
-                maps = RouteMaps(draw.generator, draw.prompts[: log.maps], draw.seed, writer, stop)
+                maps = RouteMaps(draw, log.maps, writer, stop)
                 add(log.sample_every, maps, RouteMaps.NAME)
     for scorer in scorers:
         prefix = f"eval/{scorer.suite.label}"

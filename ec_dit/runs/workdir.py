@@ -25,6 +25,7 @@ from ec_dit.data.dataset import Dataset
 from ec_dit.data.encoding import Encoding
 from ec_dit.data.layout import ENCODING as _ENCODING
 from ec_dit.data.tokenizer import Tokenizer
+from ec_dit.system import layout
 from ec_dit.system.model import System, make_system
 from ec_dit.train.checkpoint import Checkpointer
 from ec_dit.train.checkpoint_folder import CheckpointFolder
@@ -229,13 +230,13 @@ class Workdir:
             config: of the run, its sampling keys and mesh changed as wished.
             ema: the moving average instead of the raw parameters; of converted weights there is but one kind.
             step: None = the newest that is not damaged.
-            exact: float32, not the dtype in which sampling holds them.
+            exact: float32 on the config's mesh, not in the dtype and layout of sampling.
             say: prints a line for people.
 
         Raises:
             UserError: if there is no such checkpoint, or it is damaged.
         """
-        system = self.system(config)
+        system = self.system(config) if exact else layout.for_sampling(self.system(config))
         return system, *self.params(system, ema=ema, step=step, exact=exact, say=say)
 
     def system(self, config: RunConfig) -> System:

@@ -10,6 +10,7 @@ from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
 from ec_dit.sampling.guidance import GuidanceNorm
 from ec_dit.sampling.samplers import SAMPLERS, Sampler, count_evaluations
 
+Layout = Literal["auto", "copied", "fsdp", "mesh"]
 PAIR = "pair"  # the size of a routing group: conditional and unconditional tokens of one image
 _SPARSE = unless("moe.routing", "dense")
 
@@ -95,6 +96,12 @@ class SampleSpec:
         resumable=True,
     )
     capacity_factor: float = key(0.0, "0 = as in training", at_least=0, at_most=SIZE, use=_SPARSE, resumable=True)
+    layout: Layout = key(
+        "auto",
+        "of the model on several devices: copied = dense weights on each, experts in as many parts as pays; fsdp = all weights "
+        "in parts; mesh = as in training; auto = copied where memory allows, else fsdp",
+        resumable=True,
+    )
     batch_size: int = key(
         64,
         "images sampled at once; fixed, padded, so that it cannot change an image",

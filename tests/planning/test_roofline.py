@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 
-from ec_dit.core.hardware import Chip
+from ec_dit.core.hardware import EFFICIENCY, Chip
 from ec_dit.planning.collectives import Collective
 from ec_dit.planning.kernels import Work
-from ec_dit.planning.roofline import EFFICIENCY, collective_seconds, exposed_seconds, roofline
+from ec_dit.planning.roofline import collective_seconds, exposed_seconds, roofline
 
 CHIP = Chip(flops=1e12, hbm_bytes=1e9, hbm_bandwidth=1e10, link_bandwidth=1e9, ring=4)
 TORUS = list(itertools.product(range(4), range(8)))  # wraps both ways
