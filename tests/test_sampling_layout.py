@@ -12,6 +12,7 @@ from ec_dit.config import specs
 from ec_dit.core import sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.tree import named_leaves
+from ec_dit.nn import moe
 from ec_dit.planning import hlo
 from ec_dit.planning.collectives import collectives
 from ec_dit.planning.compile import sample_step
@@ -158,6 +159,29 @@ def test_nothing_travels_but_tokens(monkeypatch):
     gathering = helpers.change(config, sample__layout="mesh")
     program = hlo.parse(sample_step(gathering, jax.devices()).compile().program.as_text())
     assert "all-gather" in {each.kind for each in collectives(program)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combine", ["scatter", "one_hot"])
+def test_groups_that_travel_one_after_the_other_draw_the_same(combine, monkeypatch):
+    """Four images of a device in as many parts: the same pictures, by twice as many exchanges as parts."""
+    params, expected = of_one_device("paper")
+    monkeypatch.setattr(layout, "_seconds", lambda system, shapes, mesh: -mesh.shape["moe"])
+    monkeypatch.setattr("ec_dit.planning.compile.make_system", helpers.make_system)
+    for rows, parts in ((8 * 4 * 8, 1), (8 * 4 * 4, 2), (8 * 4 * 2, 4)):  # of devices, images and slots
+        monkeypatch.setattr(moe, "ROWS", rows)
+        jax.clear_caches()
+        system = laid_out("copied", sample__batch_size=32, sample__combine=combine)
+        np.testing.assert_allclose(drawn(system, params), expected, atol=1e-4)
+        program = hlo.parse(sample_step(system.config, jax.devices()).compile().program.as_text())
+        assert sum(each.count for each in collectives(program) if each.kind == "all-to-all") == 2 * parts
+
+
+def test_sampling_combines_as_training_does_but_on_tpus():
+    config = helpers.tiny_config(moe__combine="one_hot")
+    assert specs.sample_settings(config).routing.combine == "one_hot"
+    assert specs.sample_settings(helpers.change(config, sample__combine="scatter")).routing.combine == "scatter"
+    assert layout.for_sampling(helpers.make_system(config, jax.devices()[:1])).config.sample.combine == "auto"
 
 
 def test_one_name_for_two_axes_of_experts():

@@ -158,6 +158,8 @@ def sample_settings(config: RunConfig, shape: Shape | None = None) -> SampleSett
         train_routing(config),
         capacity_factor=s.capacity_factor or config.moe.capacity_factor,
         by_threshold=by_threshold(config),
+        combine=config.moe.combine if s.combine == "auto" else s.combine,
+        chunks=s.chunks,
         most=s.room if by_threshold(config) else config.moe.most,
     )
     sizes = {PAIR: 2 * tokens, IMAGE: tokens}

@@ -25,6 +25,7 @@ AXES: dict[str, str] = {
     "R": "requests of a routing group, in the order they are served (token choice); pairs of tokens and experts, the best first",
     "C": "capacity: tokens one expert takes from one group",
     "L": "stacked blocks",
+    "W": "devices that share the experts: the one that a slot's token lies on",
     "U": "evaluations of the network on the way from noise to data, in their order",
     "A": "modulation vectors of a block (shift, scale, gate, twice)",
     "V": "vocabulary",

@@ -13,10 +13,46 @@ from ec_dit.core import sharding
 from ec_dit.nn.routing.spec import CombineKind
 
 
-def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array) -> jax.Array:
-    """Gathers the token of every slot, experts first: (E, G, C, D)."""
-    slots_GECD = jax.vmap(lambda tokens_SD, index_EC: tokens_SD[index_EC])(tokens_GSD, index_GEC)
-    return slots_GECD.transpose(1, 0, 2, 3)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def dispatch(tokens_GSD: jax.Array, index_GEC: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Gathers the token of every slot in `dtype`, experts first: (E, G, C, D).
+
+    Its gradient adds up in float32 over the slots that hold a token, and is returned in the tokens' dtype.
+    """
+    rows_D = tokens_GSD.astype(dtype).reshape(-1, tokens_GSD.shape[-1])
+    return rows_D[_rows(index_GEC, tokens_GSD.shape[1])]
+
+
+def _dispatch_forward(
+    tokens_GSD: jax.Array, index_GEC: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    like_S = jnp.zeros(tokens_GSD.shape[1], tokens_GSD.dtype)  # how many tokens, and of which dtype
+    return dispatch(tokens_GSD, index_GEC, dtype), (index_GEC, like_S)
+
+
+def _dispatch_backward(
+    _dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], grad_EGCD: jax.Array
+) -> tuple[jax.Array, None]:
+    index_GEC, like_S = kept
+    return _sums(grad_EGCD.astype(jnp.float32), index_GEC, like_S.size).astype(like_S.dtype), None
+
+
+dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+
+
+def _rows(index_GEC: jax.Array, size: int) -> jax.Array:
+    """Numbers the tokens of slots through all groups, experts first: (E, G, C)."""
+    first_G11 = size * jnp.arange(len(index_GEC))[:, None, None]
+    return (index_GEC + first_G11).transpose(1, 0, 2)
+
+
+def _sums(slots_EGCD: jax.Array, index_GEC: jax.Array, size: int) -> jax.Array:
+    """Adds up what is in the slots of every token: (G, S, D)."""
+    groups, width = len(index_GEC), slots_EGCD.shape[-1]
+    rows_D = jnp.zeros((groups * size, width), slots_EGCD.dtype)
+    # Of all groups at once: one by one, the slots would have to be laid out by group before.
+    rows_D = rows_D.at[_rows(index_GEC, size).reshape(-1)].add(slots_EGCD.reshape(-1, width))
+    return rows_D.reshape(groups, size, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -34,11 +70,7 @@ def combine(
         return out_GSD.astype(slots_EGCD.dtype)
 
     gated_EGCD = slots_EGCD.astype(jnp.float32) * gate_GEC.transpose(1, 0, 2)[..., None]
-
-    def add(gated_ECD: jax.Array, index_EC: jax.Array) -> jax.Array:
-        return jnp.zeros((group_size, gated_ECD.shape[-1]), gated_ECD.dtype).at[index_EC].add(gated_ECD)
-
-    return jax.vmap(add, in_axes=(1, 0))(gated_EGCD, index_GEC).astype(slots_EGCD.dtype)
+    return _sums(gated_EGCD, index_GEC, group_size).astype(slots_EGCD.dtype)
 
 
 def _combine_forward(
@@ -51,7 +83,7 @@ def _combine_backward(
     _group_size: int, _how: CombineKind, kept: tuple[jax.Array, jax.Array, jax.Array], grad_GSD: jax.Array
 ) -> tuple[jax.Array, None, jax.Array]:
     slots_EGCD, index_GEC, gate_GEC = kept
-    grad_EGCD = dispatch(grad_GSD, index_GEC).astype(jnp.float32)
+    grad_EGCD = dispatch(grad_GSD, index_GEC, grad_GSD.dtype).astype(jnp.float32)
     gate_EGC = gate_GEC.transpose(1, 0, 2)
     grad_gate_EGC = (grad_EGCD * slots_EGCD.astype(jnp.float32)).sum(-1)
     return (grad_EGCD * gate_EGC[..., None]).astype(slots_EGCD.dtype), None, grad_gate_EGC.transpose(1, 0, 2)
@@ -60,11 +92,15 @@ def _combine_backward(
 combine.defvjp(_combine_forward, _combine_backward)
 
 
-def exchange(slots_EGCD: jax.Array, way: Literal["to experts", "to groups"]) -> jax.Array:
+def exchange(slots: jax.Array, way: Literal["to experts", "to groups"]) -> jax.Array:
     """Sends slots to the devices of their experts, or back.
 
-    From (E, G of this device, C, D) to (E of this device, G of all that share the experts, C, D), or the other way.
+    From slots_EGCD, of the groups of this device, to slots_WEGCD, of the experts of this device, or the other way. W is the
+    device that a slot comes from, of those that share the experts; alone it is 1. It stays in front, as nothing is moved about
+    in memory then.
     """
     axes = sharding.mesh_axes("expert")
-    split, join = (0, 1) if way == "to experts" else (1, 0)
-    return jax.lax.all_to_all(slots_EGCD, axes, split, join, tiled=True) if axes else slots_EGCD
+    if way == "to experts":
+        slots = slots.reshape(jax.lax.axis_size(axes) if axes else 1, -1, *slots.shape[1:])
+    slots = jax.lax.all_to_all(slots, axes, 0, 0) if axes else slots
+    return slots if way == "to experts" else slots.reshape(-1, *slots.shape[2:])

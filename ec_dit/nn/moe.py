@@ -25,6 +25,8 @@ from ec_dit.nn.routing.spec import RouterInput, RoutingSpec, capacity, group_tok
 
 EXPERT_PRODUCT = "expert_product"  # name of the experts' matrix products, for remat policies
 
+ROWS = 256  # of an expert, about as many as TPUs multiply with its weights while they read them
+
 Multiply = Callable[[jax.Array, jax.Array], jax.Array]
 
 UP, DOWN = ("expert", "expert_embed", "ffn"), ("expert", "ffn", "expert_embed")
@@ -188,15 +190,23 @@ class MoE(nnx.Module):
         return logits_GSE + time_BSE.reshape(logits_GSE.shape)
 
     def _by_slots(self, groups_GSD: jax.Array, routing: Routing, spec: RoutingSpec) -> jax.Array:
-        """Sends every slot's token to its expert, wherever that is, and its output back."""
-        slots_EGCD = exchange(dispatch(groups_GSD, routing.index_GEC).astype(self.dtype), "to experts")
-        slots_EGCD = self._experts(
-            slots_EGCD,
-            lambda slots_EGCX, w_EXY: jnp.einsum("EGCX,EXY->EGCY", slots_EGCX, w_EXY),
+        """Sends every slot's token to its expert, wherever that is, and its output back; some groups after the other."""
+        groups, _, slots = routing.index_GEC.shape
+        parts = chunks(groups, slots, spec.chunks)
+        given = (jnp.split(a, parts) for a in (groups_GSD, routing.index_GEC, routing.gate_GEC))
+        return jnp.concatenate([self._at_once(x, index, gate, spec) for x, index, gate in zip(*given, strict=True)])
+
+    def _at_once(
+        self, groups_GSD: jax.Array, index_GEC: jax.Array, gate_GEC: jax.Array, spec: RoutingSpec
+    ) -> jax.Array:
+        slots_WEGCD = exchange(dispatch(groups_GSD, index_GEC, self.dtype), "to experts")
+        slots_WEGCD = self._experts(
+            slots_WEGCD,
+            lambda slots_WEGCX, w_EXY: jnp.einsum("WEGCX,EXY->WEGCY", slots_WEGCX, w_EXY),
             lambda b_EY: b_EY[:, None, None],
         )
-        slots_EGCD = exchange(slots_EGCD, "to groups")
-        return combine(slots_EGCD, routing.index_GEC, routing.gate_GEC, groups_GSD.shape[1], spec.combine)
+        slots_EGCD = exchange(slots_WEGCD, "to groups")
+        return combine(slots_EGCD, index_GEC, gate_GEC, groups_GSD.shape[1], spec.combine)
 
     def _by_rows(self, groups_GSD: jax.Array, routing: Routing, spec: RoutingSpec) -> jax.Array:
         """Takes no more slots than a fixed capacity would fill, where all experts are on this device."""
@@ -265,6 +275,21 @@ class MoE(nnx.Module):
         if shared:
             working += Mlp.cost(width, shared, bias=bias, gated=gated, rows=load.tokens)
         return router + working
+
+
+def chunks(groups: int, slots: int, most: int) -> int:
+    """Into how many parts the groups of a device are divided, so that tokens of one travel while others are computed.
+
+    One where no tokens travel; else as many as leave an expert enough rows to compute while its weights are read.
+
+    Args:
+        groups: of this device.
+        slots: of an expert in a group.
+        most: parts at most.
+    """
+    axes = sharding.mesh_axes("expert")
+    rows = groups * slots * (jax.lax.axis_size(axes) if axes else 0)
+    return max(n for n in range(1, most + 1) if n == 1 or (groups % n == 0 and rows >= n * ROWS))
 
 
 def _stats(routing: Routing, share_GSE: jax.Array, shape: tuple[int, int]) -> RouterStats:

@@ -6,7 +6,7 @@ from typing import Literal
 from ec_dit.core.settings import COUNT, SIZE, key, only, unless
 from ec_dit.flow.ddpm import Spacing
 from ec_dit.flow.process import Grid, Prediction, Process
-from ec_dit.nn.routing.spec import IMAGE, RoutingSpec
+from ec_dit.nn.routing.spec import IMAGE, CombineKind, RoutingSpec
 from ec_dit.sampling.guidance import GuidanceNorm
 from ec_dit.sampling.samplers import SAMPLERS, Sampler, count_evaluations
 
@@ -100,6 +100,20 @@ class SampleSpec:
         "auto",
         "of the model on several devices: copied = dense weights on each, experts in as many parts as pays; fsdp = all weights "
         "in parts; mesh = as in training; auto = copied where memory allows, else fsdp",
+        resumable=True,
+    )
+    combine: CombineKind | Literal["auto"] = key(
+        "auto",
+        "how outputs of experts return to tokens, as moe.combine; auto = one_hot on TPUs, else as in training",
+        use=_SPARSE,
+        resumable=True,
+    )
+    chunks: int = key(
+        4,
+        "as moe.chunks",
+        at_least=1,
+        at_most=64,
+        use=_SPARSE,
         resumable=True,
     )
     batch_size: int = key(

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from ec_dit.config import specs
-from ec_dit.core import processes, sharding
+from ec_dit.core import processes, settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.hardware import EFFICIENCY, Tpu, tpu
 from ec_dit.core.mesh import COPIED_AXES, MESH_AXES, make_mesh
@@ -44,6 +44,8 @@ def for_sampling(system: System, share: float = ALONE) -> System:
     Raises:
         UserError: no mesh of that layout fits the model's widths.
     """
+    if system.config.sample.combine == "auto" and system.mesh.devices.flat[0].platform == "tpu":
+        system = replace(system, config=settings.changed(system.config, {"sample.combine": "one_hot"}))
     wanted, devices = system.config.sample.layout, list(system.mesh.devices.flat)
     if wanted == "mesh" or len(devices) == 1:
         return system

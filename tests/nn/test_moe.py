@@ -133,7 +133,7 @@ def test_dispatch_by_hand():
     tokens_GSD = jnp.array([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]])
     index_GEC = jnp.array([[[2, 0], [0, 1]], [[1, 1], [2, 0]]])
     np.testing.assert_array_equal(
-        dispatch(tokens_GSD, index_GEC),
+        dispatch(tokens_GSD, index_GEC, jnp.float32),
         [[[[5, 6], [1, 2]], [[-3, -4], [-3, -4]]], [[[1, 2], [3, 4]], [[-5, -6], [-1, -2]]]],
     )
 
@@ -152,7 +152,7 @@ def test_combine_inverts_dispatch_of_a_permutation(how):
     tokens_GSD = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 5)), jnp.float32)
     rng = np.random.default_rng(0)
     index_GEC = jnp.stack([rng.permutation(8) for _ in range(3)]).reshape(3, 4, 2)
-    slots_EGCD = dispatch(tokens_GSD, index_GEC)
+    slots_EGCD = dispatch(tokens_GSD, index_GEC, jnp.float32)
     assert slots_EGCD.shape == (4, 3, 2, 5)
     np.testing.assert_array_equal(combine(slots_EGCD, index_GEC, jnp.ones((3, 4, 2)), 8, how), tokens_GSD)
 

@@ -45,6 +45,14 @@ class RoutingSpec:
         use=_SPARSE,
         resumable=True,
     )
+    chunks: int = key(
+        1,
+        "parts, at most, in which groups go through experts on other devices: tokens of one travel while others are computed",
+        at_least=1,
+        at_most=64,
+        use=_SPARSE,
+        resumable=True,
+    )
     gate: GateKind = key(
         "score",
         "the score (Algorithm 1), or that divided by the sum over the experts that took the token (upcycled models), of top_k "
