@@ -110,7 +110,7 @@ def model_flops(system: System, what: str) -> int:
         tower = specs.tower_spec(config, system.tokenizer)
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor, tower)
     passes = 2 if config.sample.guidance != 1 else 1
-    return passes * sizes.forward_flops(spec, specs.image_tokens(config), length, factor)
+    return passes * sizes.forward_flops(spec, specs.image_tokens(config), length, factor, reads_text=False)
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ class Condition(NamedTuple):
     """What every block reads and none changes.
 
     Attributes:
-        time: (B, D) embedding for `adaln`, (B, A, D) shared modulation for `adaln_single`.
+        time: (B, D) embedding for `adaln`, (B, A, D) shared modulation for `adaln_single`; None where text alone is read.
         text_BTM: text embeddings, as they enter the first block.
         mask_BT: True where a text token is real.
         turn, text_turn: by which queries and keys of image tokens and of text tokens turn; None: positions are in the tokens.
     """
 
-    time: jax.Array
+    time: Any
     text_BTM: jax.Array
     mask_BT: jax.Array
     turn: Turn | None = None
@@ -38,6 +38,9 @@ class Condition(NamedTuple):
         """Gives which keys of so many image tokens, and of the text behind them, are real: (B, 1, 1, S + T)."""
         image_BS = jnp.ones((self.mask_BT.shape[0], tokens), bool)
         return jnp.concatenate([image_BS, self.mask_BT], axis=1)[:, None, None]
+
+
+KEYS_VALUES = ((None, "batch", None, "heads", None),) * 2  # logical axes of both, of several blocks
 
 
 class Streams(NamedTuple):
@@ -68,15 +71,27 @@ class Block(nnx.Module):
     """
 
     CHANGES_TEXT: ClassVar[bool] = False  # whether there is a text stream
+    KEPT: ClassVar[Any] = None  # logical axes of what `read` gives
     OUT_BIAS: ClassVar[bool] = True  # whether the layer behind the last block has a bias
 
     def __init__(self, spec: DiTSpec, kind: Kind, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         raise NotImplementedError
 
+    def read(self, condition: Condition) -> Any:
+        """Makes of the text what no time changes, by `condition` without a time; None where there is nothing like that."""
+        return None
+
     def __call__(
-        self, streams: Streams, condition: Condition, routing: RoutingSpec
+        self, streams: Streams, condition: Condition, routing: RoutingSpec, kept: Any = None
     ) -> tuple[Streams, RouterStats | None]:
-        """Computes one block; the second result is None for a dense one."""
+        """Computes one block.
+
+        Args:
+            kept: what `read` gave; None: it is made here.
+
+        Returns:
+            the streams, and statistics of the router, None for a dense block.
+        """
         raise NotImplementedError
 
     @staticmethod

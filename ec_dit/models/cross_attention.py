@@ -6,10 +6,19 @@ sparse block therefore reads image, text and timestep (paper, section 3).
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ec_dit.models.block import Block, Condition, Streams, feed_forward, feed_forward_cost, make_feed_forward
+from ec_dit.models.block import (
+    KEYS_VALUES,
+    Block,
+    Condition,
+    Streams,
+    feed_forward,
+    feed_forward_cost,
+    make_feed_forward,
+)
 from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import Kind
 from ec_dit.nn import modulation
@@ -23,6 +32,8 @@ from ec_dit.nn.routing.spec import RoutingSpec
 class CrossAttentionBlock(Block):
     """x + gate * attention, + cross-attention, + gate * feed-forward."""
 
+    KEPT = KEYS_VALUES
+
     def __init__(self, spec: DiTSpec, kind: Kind, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         how: dict[str, Any] = {"qk_norm": spec.qk_norm, "bias": spec.bias, "kernel": spec.attention, **common}
@@ -31,17 +42,21 @@ class CrossAttentionBlock(Block):
         self.cross_attention = Attention(spec.width, spec.context_width, *spec.heads, zero_out=True, **how)
         self.ffn = make_feed_forward(spec, kind.sparse, **common)
 
+    def read(self, condition: Condition) -> tuple[jax.Array, jax.Array]:
+        """Makes keys and values of the text."""
+        return self.cross_attention.keys_values(condition.text_BTM)
+
     def __call__(
-        self, streams: Streams, condition: Condition, routing: RoutingSpec
+        self, streams: Streams, condition: Condition, routing: RoutingSpec, kept: Any = None
     ) -> tuple[Streams, RouterStats | None]:
-        """Computes one block; the second result is None for a dense one."""
+        """Computes one block, as `Block` has it."""
         tokens_BSD = start_BSD = streams.tokens_BSD
         modulation_BAD = self.modulation(condition.time)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (modulation_BAD[:, a] for a in range(VECTORS))
 
         attended = self.attention(adaptive_norm(tokens_BSD, shift_a, scale_a), turn=condition.turn)
         tokens_BSD += (gate_a[:, None] * attended).astype(tokens_BSD.dtype)
-        tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT)
+        tokens_BSD += self.cross_attention(tokens_BSD, condition.text_BTM, condition.mask_BT, kept=kept)
 
         context = RouterContext(tokens_BSD, start_BSD, condition.time)
         out_BSD, stats = feed_forward(self.ffn, adaptive_norm(tokens_BSD, shift_f, scale_f), routing, context)
@@ -52,9 +67,10 @@ class CrossAttentionBlock(Block):
     def cost(spec: DiTSpec, kind: Kind, load: Load) -> Cost:
         """Counts what the constructor makes and a call multiplies."""
         how: dict[str, Any] = {"qk_norm": spec.qk_norm, "bias": spec.bias, "queries": load.tokens}
+        read, others = load.read_tokens, load.text_tokens - load.read_tokens
         return (
             modulation.cost(spec.modulation, spec.width)
             + Attention.cost(spec.width, spec.width, *spec.heads, keys=load.tokens, **how)
-            + Attention.cost(spec.width, spec.context_width, *spec.heads, keys=load.text_tokens, **how)
+            + Attention.cost(spec.width, spec.context_width, *spec.heads, keys=read, others=others, **how)
             + feed_forward_cost(spec, kind.sparse, load)
         )

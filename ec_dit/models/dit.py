@@ -3,6 +3,7 @@
 import functools
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from ec_dit.nn.mlp import Mlp
 from ec_dit.nn.modulation import TimeModulation, adaptive_norm
 from ec_dit.nn.moe import RouterStats, stacked_axes
 from ec_dit.nn.norms import RMSNorm
-from ec_dit.nn.positions import Turn, image_and_text_turns, places, sincos_2d
+from ec_dit.nn.positions import PositionFit, Turn, image_and_text_turns, places, sincos_2d
 from ec_dit.nn.routing.spec import RoutingSpec
 from ec_dit.nn.stack import Stack
 
@@ -83,6 +84,7 @@ class DiT(nnx.Module):
         routing: RoutingSpec,
         keep_BS: jax.Array | None = None,
         pooled_BM: jax.Array | None = None,
+        kept: Any = None,
     ) -> tuple[jax.Array, RouterStats | None]:
         """The predicted velocity, as patches.
 
@@ -93,21 +95,83 @@ class DiT(nnx.Module):
             routing: how sparse blocks route.
             keep_BS: indices of the tokens to keep, None for all. Dropped tokens enter nothing.
             pooled_BM: a vector of each caption, where the model has a pooled_width.
+            kept: what `read` gave with `text_BTM`; None: these are embeddings that nothing has read yet.
 
         Returns:
             (B, S, P) velocity of the kept tokens in float32 (`nn.embeddings.unpatchify` makes a latent of all of them), and
             the statistics of the sparse blocks stacked on L, None for a dense model.
         """
-        kept, pooled = (None if given is None else ("batch", None) for given in (keep_BS, pooled_BM))
+        keep, pooled = (None if given is None else ("batch", None) for given in (keep_BS, pooled_BM))
         stats = stacked_axes(routing) if self.spec.num_sparse else None
         run = param.per_device(
             self,
             functools.partial(DiT._forward, routing=routing),
-            (("batch", None, None, None), ("batch",), ("batch", None, None), ("batch", None), kept, pooled),
+            (
+                ("batch", None, None, None),
+                ("batch",),
+                ("batch", None, None),
+                ("batch", None),
+                keep,
+                pooled,
+                self._kept_axes(kept),
+            ),
             (("batch", None, None), stats),
             name="images of the batch",
         )
-        return run(x_BYXZ, t_B, text_BTM, mask_BT, keep_BS, pooled_BM)
+        return run(x_BYXZ, t_B, text_BTM, mask_BT, keep_BS, pooled_BM, kept)
+
+    def read(self, text_BTM: jax.Array, mask_BT: jax.Array, rows: int, columns: int) -> tuple[jax.Array, Any]:
+        """Makes of a text what no time changes, for all predictions of latents of one shape.
+
+        Args:
+            text_BTM, mask_BT: text embeddings and where they are real.
+            rows, columns: of the latents, in patches.
+
+        Returns:
+            what `__call__` takes as `text_BTM` and as `kept`.
+        """
+        axes = ("batch", None, None)
+        read = functools.partial(DiT._read, rows=rows, columns=columns)
+        run = param.per_device(
+            self, read, (axes, ("batch", None)), (axes, self.kept_axes), name="captions of the batch"
+        )
+        return run(text_BTM, mask_BT)
+
+    @property
+    def kept_axes(self) -> list[list[Any]]:
+        """The logical axes of what is kept of a text: by stage, and by block of its pattern."""
+        return [[BLOCKS[self.spec.block].KEPT] * len(stage.pattern) for stage in self.spec.stages()]
+
+    def _kept_axes(self, kept: Any) -> Any:
+        return None if kept is None else self.kept_axes
+
+    def _read(self, text_BTM: jax.Array, mask_BT: jax.Array, rows: int, columns: int) -> tuple[jax.Array, Any]:
+        """The captions of one device."""
+        text_BTM = self._entering(text_BTM)
+        condition = Condition(None, text_BTM, mask_BT, *self._turns(rows, columns, text_BTM.shape[1]))
+
+        def apply(blocks: nnx.List, carry: tuple[()]) -> tuple[tuple[()], list[Any]]:
+            return carry, [block.read(condition) for block in blocks]
+
+        return text_BTM, [stack((), apply)[1] for stack in self.stages]
+
+    def _entering(self, text_BTM: jax.Array) -> jax.Array:
+        """The text as the blocks read it."""
+        text_BTM = text_BTM.astype(self.dtype)
+        for layer in (self.text_norm, self.text_projection, self.text_embed):
+            text_BTM = text_BTM if layer is None else layer(text_BTM)
+        return text_BTM
+
+    def _turns(self, rows: int, columns: int, text_tokens: int) -> tuple[Turn | None, Turn | None]:
+        """How queries and keys turn by their places, of image tokens and of the text."""
+        if self.spec.position == "sincos":
+            return None, None
+        return image_and_text_turns(*places(rows, columns, *self._fit), text_tokens, self.spec.turning)
+
+    @property
+    def _fit(self) -> tuple[int, float, PositionFit, int]:
+        spec = self.spec
+        return spec.tokens_per_side, spec.position_scale, spec.position_fit, spec.position_grid
 
     def _forward(
         self,
@@ -117,18 +181,16 @@ class DiT(nnx.Module):
         mask_BT: jax.Array,
         keep_BS: jax.Array | None,
         pooled_BM: jax.Array | None,
+        kept: Any,
         routing: RoutingSpec,
     ) -> tuple[jax.Array, RouterStats | None]:
         """The images of one device."""
         spec = self.spec
         tokens_BSD = self.patch_embed(patchify(x_BYXZ, spec.patch))
         rows, columns = x_BYXZ.shape[1] // spec.patch, x_BYXZ.shape[2] // spec.patch
-        fit = (spec.tokens_per_side, spec.position_scale, spec.position_fit, spec.position_grid)
-        turn = text_turn = None
         if spec.position == "sincos":
-            tokens_BSD += jnp.asarray(sincos_2d(rows, columns, spec.width, *fit), self.dtype)
-        else:
-            turn, text_turn = image_and_text_turns(*places(rows, columns, *fit), text_BTM.shape[1], spec.turning)
+            tokens_BSD += jnp.asarray(sincos_2d(rows, columns, spec.width, *self._fit), self.dtype)
+        turn, text_turn = self._turns(rows, columns, text_BTM.shape[1])
         if keep_BS is not None:
             tokens_BSD = take_tokens(tokens_BSD, keep_BS)
             turn = None if turn is None else Turn(turn.cos[keep_BS], turn.sin[keep_BS])
@@ -139,25 +201,26 @@ class DiT(nnx.Module):
         if self.pooled_embed is not None:
             assert pooled_BM is not None, "a model with a pooled_width is given pooled vectors"
             time_BD += self.pooled_embed(pooled_BM)
-        text_BTM = text_BTM.astype(self.dtype)
-        for layer in (self.text_norm, self.text_projection, self.text_embed):
-            text_BTM = text_BTM if layer is None else layer(text_BTM)
+        text_BTM = self._entering(text_BTM) if kept is None else text_BTM
         shared = time_BD if self.time_modulation is None else self.time_modulation(time_BD)
         condition = Condition(shared, text_BTM, mask_BT, turn, text_turn)
 
         streams = Streams(tokens_BSD, text_BTM if BLOCKS[spec.block].CHANGES_TEXT else None)
 
-        def apply(blocks: nnx.List, streams: Streams, factor: float | None) -> tuple[Streams, list[RouterStats]]:
+        def apply(
+            blocks: nnx.List, streams: Streams, kept: list[Any], factor: float | None
+        ) -> tuple[Streams, list[RouterStats]]:
             spec = routing if factor is None else replace(routing, capacity_factor=factor)
             stats = []
-            for block in blocks:
-                streams, block_stats = block(streams, condition, spec)
+            for block, of_block in zip(blocks, kept, strict=True):
+                streams, block_stats = block(streams, condition, spec, of_block)
                 stats.append(block_stats)
             return streams, [s for s in stats if s is not None]
 
         stats = []  # of one sparse position in a stage's pattern each, stacked over the repeats
-        for stack, stage in zip(self.stages, spec.stages(), strict=True):
-            streams, stage_stats = stack(streams, functools.partial(apply, factor=stage.factor))
+        kept = kept or [[None] * len(stage.pattern) for stage in spec.stages()]
+        for stack, stage, of_stage in zip(self.stages, spec.stages(), kept, strict=True):
+            streams, stage_stats = stack(streams, functools.partial(apply, factor=stage.factor), of_stage)
             stats += stage_stats
 
         out_time = time_BD if self.time_modulation is None else time_BD[:, None]
@@ -183,9 +246,9 @@ class DiT(nnx.Module):
         if spec.size_embedding:
             parts.append(SizeEmbed.cost(width))
         if spec.text_projection:
-            parts.append(Mlp.cost(spec.text_width, width, width, bias=True, rows=load.text_tokens))
+            parts.append(Mlp.cost(spec.text_width, width, width, bias=True, rows=load.read_tokens))
         elif block.CHANGES_TEXT:
-            parts.append(TextEmbed.cost(spec.text_width, width, load.text_tokens))
+            parts.append(TextEmbed.cost(spec.text_width, width, load.read_tokens))
         if spec.text_norm:
             parts.append(RMSNorm.cost(spec.text_width))
         if spec.pooled_width:

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ec_dit.models.block import Block, Condition, Streams, feed_forward, feed_forward_cost, make_feed_forward
+from ec_dit.models.block import (
+    KEYS_VALUES,
+    Block,
+    Condition,
+    Streams,
+    feed_forward,
+    feed_forward_cost,
+    make_feed_forward,
+)
 from ec_dit.models.spec import DiTSpec
 from ec_dit.models.stages import Kind
 from ec_dit.nn.attention import Attention, KeysValues
@@ -28,6 +36,7 @@ class JointKVBlock(Block):
     """x + tanh(gate) * attention to image and text, + tanh(gate) * feed-forward."""
 
     OUT_BIAS = False
+    KEPT = KEYS_VALUES
 
     def __init__(self, spec: DiTSpec, kind: Kind, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         common: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
@@ -38,15 +47,19 @@ class JointKVBlock(Block):
         self.text_attention = KeysValues(spec.width, spec.num_kv_heads, spec.head_dim, **how)
         self.ffn = make_feed_forward(spec, kind.sparse, **common)
 
+    def read(self, condition: Condition) -> tuple[jax.Array, jax.Array]:
+        """Makes keys and values of the text."""
+        return self.text_attention.keys_values(self.text_embed(condition.text_BTM), condition.text_turn)
+
     def __call__(
-        self, streams: Streams, condition: Condition, routing: RoutingSpec
+        self, streams: Streams, condition: Condition, routing: RoutingSpec, kept: Any = None
     ) -> tuple[Streams, RouterStats | None]:
-        """Computes one block; the second result is None for a dense one."""
+        """Computes one block, as `Block` has it."""
         tokens_BSD = start_BSD = streams.tokens_BSD
         scale_a, gate_a, scale_f, gate_f = self.modulation(condition.time).swapaxes(0, 1)
         none = jnp.zeros_like(scale_a)
 
-        attended = self._attend(adaptive_norm(tokens_BSD, none, scale_a), condition)
+        attended = self._attend(adaptive_norm(tokens_BSD, none, scale_a), condition, kept or self.read(condition))
         tokens_BSD += (_gate(gate_a) * attended).astype(tokens_BSD.dtype)
 
         context = RouterContext(tokens_BSD, start_BSD, condition.time)
@@ -54,10 +67,9 @@ class JointKVBlock(Block):
         tokens_BSD += (_gate(gate_f) * out_BSD).astype(tokens_BSD.dtype)
         return streams._replace(tokens_BSD=tokens_BSD), stats
 
-    def _attend(self, x_BSD: jax.Array, condition: Condition) -> jax.Array:
+    def _attend(self, x_BSD: jax.Array, condition: Condition, text: tuple[jax.Array, jax.Array]) -> jax.Array:
         q_BSHK = self.attention.queries(x_BSD, condition.turn)
         image = self.attention.keys_values(x_BSD, condition.turn)
-        text = self.text_attention.keys_values(self.text_embed(condition.text_BTM), condition.text_turn)
         k_BTNK, v_BTNK = (jnp.concatenate(pair, axis=1) for pair in zip(image, text, strict=True))
         mask = condition.joint_mask(x_BSD.shape[1])
         return self.attention.output(self.attention.attend(q_BSHK, k_BTNK, v_BTNK, mask))
@@ -70,8 +82,8 @@ class JointKVBlock(Block):
         return (
             TimeModulation.cost(spec.width, _VECTORS)
             + Attention.cost(spec.width, spec.width, *spec.heads, queries=image, keys=image, others=text, **how)
-            + TextEmbed.cost(spec.context_width, spec.width, text)
-            + KeysValues.keys_cost(spec.width, spec.num_kv_heads, spec.head_dim, keys=text, **how)
+            + TextEmbed.cost(spec.context_width, spec.width, load.read_tokens)
+            + KeysValues.keys_cost(spec.width, spec.num_kv_heads, spec.head_dim, keys=load.read_tokens, **how)
             + feed_forward_cost(spec, kind.sparse, load)
         )
 

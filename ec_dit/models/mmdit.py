@@ -48,9 +48,9 @@ class MMDiTBlock(Block):
         self.ffn = make_feed_forward(spec, kind.sparse, **common)  # last: all else begins alike, dense or sparse
 
     def __call__(
-        self, streams: Streams, condition: Condition, routing: RoutingSpec
+        self, streams: Streams, condition: Condition, routing: RoutingSpec, kept: Any = None
     ) -> tuple[Streams, RouterStats | None]:
-        """Computes one block; the second result is None for a dense one."""
+        """Computes one block, as `Block` has it."""
         tokens_BSD = start_BSD = streams.tokens_BSD
         text_BTD = streams.text_BTM
         assert text_BTD is not None

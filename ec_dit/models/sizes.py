@@ -48,13 +48,20 @@ def sizes(spec: DiTSpec, capacity_factor: float = CAPACITY_FACTOR) -> Sizes:
     return Sizes(ours.params, ours.activated, dense.params, spec.num_sparse, ours.flops // _IMAGE_TOKENS)
 
 
-def forward_flops(spec: DiTSpec, tokens: int, text_length: int, capacity_factor: float = CAPACITY_FACTOR) -> int:
+def forward_flops(
+    spec: DiTSpec,
+    tokens: int,
+    text_length: int,
+    capacity_factor: float = CAPACITY_FACTOR,
+    *,
+    reads_text: bool = True,
+) -> int:
     """Counts the FLOPs of one prediction for one image.
 
     Args:
-        tokens, text_length, capacity_factor: as in `nn.cost.Load`.
+        tokens, text_length, capacity_factor, reads_text: as in `nn.cost.Load`.
     """
-    return DiT.cost(spec, Load(tokens, text_length, capacity_factor)).flops
+    return DiT.cost(spec, Load(tokens, text_length, capacity_factor, reads_text)).flops
 
 
 def train_flops_per_image(

@@ -1,6 +1,6 @@
 """A text encoder, where one is trained along, and a DiT: everything that has parameters in one training run."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,19 @@ from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing.spec import RoutingSpec
 
 
+class ReadText(NamedTuple):
+    """Captions of which everything is made that no time changes; the first three as of `Text`.
+
+    Attributes:
+        kept: what the blocks keep of them, such as keys and values, with a leading L.
+    """
+
+    tokens: jax.Array
+    mask_BT: jax.Array
+    pooled_BM: jax.Array | None
+    kept: Any
+
+
 class TextToImage(nnx.Module):
     """`encode` a caption once, then call `predict` as often as the sampler asks."""
 
@@ -26,15 +39,27 @@ class TextToImage(nnx.Module):
         """Replaces token ids by embeddings; embeddings pass through."""
         return text if self.tower is None else text._replace(tokens=self.tower(text.tokens, text.mask_BT))
 
+    def read(self, text: Text, rows: int, columns: int) -> "ReadText":
+        """Makes of encoded captions what no time changes, for every prediction of latents of so many rows and columns."""
+        patch = self.dit.spec.patch
+        tokens, kept = self.dit.read(text.tokens, text.mask_BT, rows // patch, columns // patch)
+        return ReadText(tokens, text.mask_BT, text.pooled_BM, kept)
+
     def predict(
-        self, x_BYXZ: jax.Array, t_B: jax.Array, text: Text, routing: RoutingSpec, keep_BS: jax.Array | None = None
+        self,
+        x_BYXZ: jax.Array,
+        t_B: jax.Array,
+        text: "Text | ReadText",
+        routing: RoutingSpec,
+        keep_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterStats | None]:
         """Predicts patches (B, S, P) without the channels of a learned variance, which nothing uses; else as `DiT` does.
 
         Args:
-            text: encoded captions.
+            text: encoded captions, or what `read` made of them.
         """
-        how: dict[str, Any] = {"routing": routing, "keep_BS": keep_BS, "pooled_BM": text.pooled_BM}
+        kept = text.kept if isinstance(text, ReadText) else None
+        how: dict[str, Any] = {"routing": routing, "keep_BS": keep_BS, "pooled_BM": text.pooled_BM, "kept": kept}
         out_BSP, stats = self.dit(x_BYXZ, t_B, text.tokens, text.mask_BT, **how)
         return without_variance(out_BSP, self.dit.spec), stats
 

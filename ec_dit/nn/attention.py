@@ -117,16 +117,18 @@ class Attention(KeysValues):
         mask_BT: jax.Array | None = None,
         offset_HST: jax.Array | None = None,
         turn: Turn | None = None,
+        kept: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """Attends from x to the context (None: to x itself) where `mask_BT` is True (None: everywhere).
 
         `turn` turns queries and keys, which then stand at the same places. `offset_HST` is added to the scores
-        of the heads (T5's relative positions).
+        of the heads (T5's relative positions). `kept`: keys and values that `keys_values` made of the context before.
         Every row of the mask needs at least one True: a query with nothing to look at would look at the padding.
         """
         x_BSD = x_BSD.astype(self.dtype)
         context_BTM = x_BSD if context_BTM is None else context_BTM.astype(self.dtype)
-        q_BSHK, (k_BTNK, v_BTNK) = self.queries(x_BSD, turn), self.keys_values(context_BTM, turn)
+        k_BTNK, v_BTNK = kept or self.keys_values(context_BTM, turn)
+        q_BSHK = self.queries(x_BSD, turn)
         mask = None if mask_BT is None else mask_BT[:, None, None, :]
         return self.output(self.attend(q_BSHK, k_BTNK, v_BTNK, mask, offset_HST))
 

@@ -39,11 +39,18 @@ class Load:
         tokens: S, image tokens that enter it: the kept ones in training, all of them in sampling.
         text_tokens: T, padding included, since it is multiplied too.
         capacity_factor: f_c, feed-forward layers per token in a sparse block; every slot counts, filled or not.
+        reads_text: whether keys, values and projections of the text are made too, which sampling does once for all its steps.
     """
 
     tokens: int
     text_tokens: int
     capacity_factor: float
+    reads_text: bool = True
+
+    @property
+    def read_tokens(self) -> int:
+        """Text tokens of which keys, values and projections are made."""
+        return self.text_tokens if self.reads_text else 0
 
 
 def always(params: int, flops: int = 0) -> Cost:

@@ -43,13 +43,18 @@ class Stack(nnx.Module):
         weights_L = jax.vmap(weights)(keys_L)
         self.blocks = nnx.merge(graphdefs[0], weights_L)
 
-    def __call__(self, carry: Any, apply: Callable[[Any, Any], tuple[Any, Any]]) -> tuple[Any, Any]:
-        """Runs `apply(repeat, carry) -> (carry, out)` through all repeats; outs come back stacked on a leading L."""
+    def __call__(self, carry: Any, apply: Callable[..., tuple[Any, Any]], *given: Any) -> tuple[Any, Any]:
+        """Runs `apply(repeat, carry, *given) -> (carry, out)` through all repeats; outs come back stacked on a leading L.
+
+        Args:
+            given: trees whose leaves have a leading L, of which each repeat gets its own.
+        """
         graphdef, weights = nnx.split(self.blocks)
 
-        def body(carry: Any, weights: Any) -> tuple[Any, Any]:
-            return apply(nnx.merge(graphdef, weights), carry)
+        def body(carry: Any, of_repeat: Any) -> tuple[Any, Any]:
+            weights, *own = of_repeat
+            return apply(nnx.merge(graphdef, weights), carry, *own)
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=False)
-        return jax.lax.scan(body, carry, nnx.as_pure(weights))
+        return jax.lax.scan(body, carry, (nnx.as_pure(weights), *given))

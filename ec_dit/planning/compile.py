@@ -1,6 +1,7 @@
 """Compiles a config's real step for a topology that need not be there: shapes in, the program of one device out."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import settings, sharding, topology
@@ -23,7 +25,9 @@ from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.batch import Batch, Text
 from ec_dit.data.tokenizer import Tokenizer
-from ec_dit.sampling.generator import guided_prediction
+from ec_dit.models.text_to_image import ReadText, TextToImage
+from ec_dit.sampling.generator import guided_prediction, read_captions
+from ec_dit.sampling.settings import SampleSettings
 from ec_dit.system import layout
 from ec_dit.system import model as systems
 from ec_dit.system import step as training_step
@@ -226,21 +230,48 @@ def _sampling_system(config: RunConfig, on: Sequence[Any]) -> System:
 
 
 def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
-    """Lowers one guided network evaluation of the sampler, with the weights in the dtype of the computation."""
+    """Lowers one guided network evaluation of the sampler, with the weights in the dtype of the computation.
+
+    What is made of captions once for all evaluations is there.
+    """
     system = _sampling_system(config, on)
-    sampling = specs.sample_settings(config)
+    sampling = specs.sample_settings(system.config)
     params = system.sampling_params(system.abstract_params())
     images = sharding.even_batch(sampling.batch_size, system.mesh)  # as the sampler pads it
     batch = batch_shapes(system, images)
-    size = {"parameters": per_device_bytes(params), "batch": per_device_bytes(batch)}
     always = dataclasses.replace(sampling, guidance_interval=(0.0, 1.0))
+    conditions = _conditions(system, always, params, batch)
+    size = {"parameters": params, "captions": conditions, "batch": batch.image_BYXZ}
 
-    def evaluate(params: Any, noise: jax.Array, text: Text) -> jax.Array:
-        predict = guided_prediction(system.graphdef, always, params, images, text, system.null_text())
-        return predict(noise, jnp.float32(0.5))
+    def evaluate(params: Any, noise: jax.Array, conditions: Any) -> jax.Array:
+        return guided_prediction(system.graphdef, always, params, conditions)(noise, jnp.float32(0.5))
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
-    return _lower(system, images, size, lambda: step.lower(params, batch.image_BYXZ, batch.text))
+    held = {kind: per_device_bytes(tree) for kind, tree in size.items()}
+    return _lower(system, images, held, lambda: step.lower(params, batch.image_BYXZ, conditions))
+
+
+def _conditions(system: System, sampling: SampleSettings, params: Any, batch: Batch) -> Any:
+    """Gives shapes and shardings of what sampling keeps of captions."""
+    read = functools.partial(read_captions, system.graphdef, sampling)
+    with jax.set_mesh(system.mesh):
+        shapes = jax.eval_shape(
+            lambda params, text: read(params, batch.image_BYXZ.shape[:3], text, system.null_text()), params, batch.text
+        )
+    model: TextToImage = nnx.merge(system.graphdef, params)
+
+    def place(text: ReadText) -> ReadText:
+        axes = jax.tree.map(lambda leaf: ("batch", *(None,) * (leaf.ndim - 1)), text)
+        axes = axes._replace(kept=model.dit.kept_axes)
+        return jax.tree.map(
+            lambda leaf, axes: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding.named_sharding(axes, leaf.shape, system.mesh, "the captions")
+            ),
+            text,
+            axes,
+        )
+
+    return tuple(None if text is None else place(text) for text in shapes)
 
 
 def per_device_bytes(tree: Any) -> int:

@@ -260,7 +260,7 @@ def _image_flops(config: RunConfig, what: str, mesh: Mesh | AbstractMesh) -> flo
     if what == "train":
         return sizes.train_flops_per_image(spec, specs.kept_tokens(config), length, factor)
     evaluations = 1 if config.sample.guidance == 1 else 2
-    return evaluations * sizes.forward_flops(spec, spec.image_tokens, length, factor)
+    return evaluations * sizes.forward_flops(spec, spec.image_tokens, length, factor, reads_text=False)
 
 
 def _summary(found: list[Collective], mesh: Mesh, chip: Chip, places: Coordinates) -> list[dict[str, Any]]:

@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from ec_dit.core import sharding
 from ec_dit.core.padding import padded
 from ec_dit.data.batch import Text
-from ec_dit.models.text_to_image import TextToImage
+from ec_dit.models.text_to_image import ReadText, TextToImage
 from ec_dit.nn.embeddings import unpatchify
 from ec_dit.nn.moe import RouterStats
 from ec_dit.nn.routing.spec import RoutingSpec
-from ec_dit.sampling.guidance import PredictFn, guide, token_lengths
+from ec_dit.sampling.guidance import PredictFn, always, guide, interleave, token_lengths
 from ec_dit.sampling.settings import SampleSettings
 
 Watch = Callable[[jax.Array, RouterStats | None], None]  # (t_B, statistics of the sparse blocks), at every evaluation
@@ -56,29 +56,57 @@ def sample(
         text: captions; null_text: the empty caption, leaves without B.
         watch: called at every evaluation of the network; a guided one has 2 B images, the captions' at even places.
     """
-    predict = guided_prediction(graphdef, settings, params, noise.shape[0], text, null_text, watch)
+    conditions = read_captions(graphdef, settings, params, noise.shape[:3], text, null_text)
+    predict = guided_prediction(graphdef, settings, params, conditions, watch)
     return settings.integrator(predict, settings.prediction, noise, settings.grid)
+
+
+def read_captions(
+    graphdef: nnx.GraphDef,
+    settings: SampleSettings,
+    params: Any,
+    shape_BYX: tuple[int, ...],
+    text: Text,
+    null_text: Text,
+) -> tuple[ReadText | None, ReadText | None]:
+    """Makes of captions what every evaluation of the network reads, once for all of them.
+
+    Args:
+        shape_BYX: of the batch of latents.
+        text, null_text: as `sample` has them.
+
+    Returns:
+        what is read of the captions alone, and of pairs with the empty one: (2 B, ...), the captions' at even places; None for
+        what these settings never read.
+    """
+    model: TextToImage = nnx.merge(graphdef, params)
+    batch, rows, columns = shape_BYX
+    guided = settings.guidance != 1
+    null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
+    text, null_text = model.encode(text), model.encode(null_text)
+    alone = None if guided and always(settings.guidance_interval) else model.read(text, rows, columns)
+    return alone, model.read(interleave(text, null_text), rows, columns) if guided else None
 
 
 def guided_prediction(
     graphdef: nnx.GraphDef,
     settings: SampleSettings,
     params: Any,
-    batch: int,
-    text: Text,
-    null_text: Text,
+    conditions: tuple[ReadText | None, ReadText | None],
     watch: Watch | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(x, scalar t) -> the guided prediction for `batch` images; arguments as `sample` has them."""
+    """(x, scalar t) -> the guided prediction.
+
+    Args:
+        conditions: of `read_captions`.
+        watch: as `sample` has it.
+    """
     model: TextToImage = nnx.merge(graphdef, params)
-    null_text = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape)), null_text)
-    condition, null = model.encode(text), model.encode(null_text)
     shorten = functools.partial(token_lengths, patch=model.dit.spec.patch)
     return guide(
         predict_fn(model, settings.routing, watch),
         predict_fn(model, settings.paired_routing, watch),
-        condition,
-        null,
+        *conditions,
         settings.guidance,
         settings.guidance_interval,
         shorten if settings.guidance_norm == "token" else None,
@@ -86,9 +114,9 @@ def guided_prediction(
 
 
 def predict_fn(model: TextToImage, routing: RoutingSpec, watch: Watch | None = None) -> PredictFn:
-    """Gives the model's prediction over whole latents; the condition is an encoded `Text`."""
+    """Gives the model's prediction over whole latents; the condition is an encoded or a read text."""
 
-    def predict(x_BYXZ: jax.Array, t_B: jax.Array, text: Text) -> jax.Array:
+    def predict(x_BYXZ: jax.Array, t_B: jax.Array, text: Text | ReadText) -> jax.Array:
         patch = model.dit.spec.patch
         out_BSP, stats = model.predict(x_BYXZ, t_B, text, routing)
         if watch is not None:

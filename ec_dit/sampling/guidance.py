@@ -30,11 +30,16 @@ def token_lengths(out_BYXZ: jax.Array, like_BYXZ: jax.Array, patch: int) -> jax.
     return unpatchify(out_BSP * (wanted_BS / jnp.maximum(length_BS, _TINY)), patch, rows, columns)
 
 
+def always(interval: tuple[float, float]) -> bool:
+    """Tells whether guidance acts at every time."""
+    return interval[0] <= 0 and interval[1] >= 1
+
+
 def guide(
     predict: PredictFn,
     paired_predict: PredictFn,
     condition: Any,
-    null_condition: Any,
+    pair: Any,
     scale: float,
     interval: tuple[float, float] = (0.0, 1.0),
     shorten: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
@@ -44,7 +49,7 @@ def guide(
     Args:
         predict: evaluates B images with their condition.
         paired_predict: evaluates 2B images, interleaved as above.
-        condition, null_condition: pytrees whose leaves start with B.
+        condition, pair: of these; what is never evaluated is never read.
         scale: 1 needs no unconditional pass and makes none.
         interval: closed range of times.
         shorten: (guided prediction, conditional one) -> what is taken instead of the first; None: the first.
@@ -57,14 +62,14 @@ def guide(
         return predict(x, jnp.full(x.shape[0], t), condition)
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-        both = paired_predict(interleave(x, x), jnp.full(2 * x.shape[0], t), interleave(condition, null_condition))
+        both = paired_predict(interleave(x, x), jnp.full(2 * x.shape[0], t), pair)
         both = both.reshape(-1, 2, *x.shape[1:])
         out = both[:, 1] + scale * (both[:, 0] - both[:, 1])
         return out if shorten is None else shorten(out, both[:, 0])
 
     if scale == 1:
         return plain
-    low, high = interval
-    if low <= 0 and high >= 1:
+    if always(interval):
         return guided
+    low, high = interval
     return lambda x, t: jax.lax.cond((t >= low) & (t <= high), guided, plain, x, t)

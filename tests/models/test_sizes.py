@@ -130,33 +130,44 @@ def test_tower_total_equals_the_built_tower():
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("kept", [None, 8])
-def test_forward_flops_equal_the_products_of_the_traced_model(name, kept):
+@pytest.mark.parametrize(("kept", "reads_text"), [(None, True), (8, True), (None, False)])
+def test_forward_flops_equal_the_products_of_the_traced_model(name, kept, reads_text):
     spec, text_length = SPECS[name], 6
     model = nnx.eval_shape(lambda: DiT(spec, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     keep_BS = None if kept is None else jnp.zeros((2, min(kept, spec.image_tokens)), jnp.int32)
     tokens = spec.image_tokens if keep_BS is None else keep_BS.shape[1]
 
-    def forward(state, x_BYXZ, t_B, text_BTM, mask_BT):
-        model = nnx.merge(graphdef, state)
+    def read(state, text_BTM, mask_BT):
+        return nnx.merge(graphdef, state).read(text_BTM, mask_BT, 1, spec.image_tokens)
+
+    def forward(state, x_BYXZ, t_B, text, mask_BT):
+        model, (text_BTM, of_blocks) = nnx.merge(graphdef, state), text if not reads_text else (text, None)
         pooled_BM = jnp.zeros((2, spec.pooled_width)) if spec.pooled_width else None
-        how = {"routing": RoutingSpec(capacity_factor=2.0), "keep_BS": keep_BS, "pooled_BM": pooled_BM}
+        how = {
+            "routing": RoutingSpec(capacity_factor=2.0),
+            "keep_BS": keep_BS,
+            "pooled_BM": pooled_BM,
+            "kept": of_blocks,
+        }
         return model(x_BYXZ, t_B, text_BTM, mask_BT, **how)[0]
 
     side = spec.latent_size
+    text, mask_BT = jnp.zeros((2, text_length, spec.text_width)), jnp.ones((2, text_length), bool)
     jaxpr = jax.make_jaxpr(forward)(
         state,
         jnp.zeros((2, side, side, spec.channels)),
         jnp.zeros(2),
-        jnp.zeros((2, text_length, spec.text_width)),
-        jnp.ones((2, text_length), bool),
+        text if reads_text else jax.eval_shape(read, state, text, mask_BT),
+        mask_BT,
     )
     # The model embeds patches before it drops tokens; the formula counts those that it keeps.
     dropped = 2 * (spec.image_tokens - tokens) * spec.patch**2 * spec.channels * spec.width
     third = spec.width // 3
     once = 6 * (256 * third + third**2) if spec.size_embedding else 0  # two sides and their ratio
-    assert 2 * (sizes.forward_flops(spec, tokens, text_length, 2.0) + dropped) + once == traced_flops(jaxpr.jaxpr)
+    assert 2 * (
+        sizes.forward_flops(spec, tokens, text_length, 2.0, reads_text=reads_text) + dropped
+    ) + once == traced_flops(jaxpr.jaxpr)
 
 
 def test_tower_flops_equal_the_products_of_the_traced_tower():

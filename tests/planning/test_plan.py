@@ -83,8 +83,13 @@ def test_hours_are_of_the_papers_schedule(found):
 def test_figures_of_sampling(routing):
     c = small(routing, expert=1 if routing == "dense" else 8, fsdp=8 if routing == "dense" else 1)
     found = report.make(c, "cpu:8", "sample")
-    assert found.hours is None and set(found.memory) == {"parameters", "batch", "activations and temporaries"}
-    both = 2 * sizes.forward_flops(specs.dit_spec(c), 16, c.text.length, 2.0)
+    assert found.hours is None and set(found.memory) == {
+        "parameters",
+        "captions",
+        "batch",
+        "activations and temporaries",
+    }
+    both = 2 * sizes.forward_flops(specs.dit_spec(c), 16, c.text.length, 2.0, reads_text=False)
     assert found.model_flops == both * 8 / 8
     assert 0.95 < found.compiled_flops / found.model_flops < 1.15
 

@@ -54,7 +54,7 @@ def test_evaluations_are_counted_as_they_happen(kind, scale, interval, guided):
         return evaluate
 
     grid, zero = RectifiedFlow().grid(5), jnp.zeros(1)
-    function = guide(velocity(1), velocity(2), zero, zero, scale, interval)
+    function = guide(velocity(1), velocity(2), zero, jnp.zeros(2), scale, interval)
     jax.block_until_ready(jax.jit(lambda noise: SAMPLERS[kind](function, "velocity", noise, grid))(jnp.ones(1)))
     jax.effects_barrier()
 
@@ -147,11 +147,12 @@ def test_guidance_follows_its_formula_inside_the_interval_only():
         return condition
 
     condition, null = jnp.array([3.0, 5.0]), jnp.array([1.0, 2.0])
-    guided = guide(velocity, velocity, condition, null, 2.0, (0.25, 0.75))
+    guided = guide(velocity, velocity, condition, interleave(condition, null), 2.0, (0.25, 0.75))
     np.testing.assert_allclose(guided(jnp.zeros(2), jnp.float32(0.5)), null + 2 * (condition - null))
     np.testing.assert_allclose(guided(jnp.zeros(2), jnp.float32(0.9)), condition)
     np.testing.assert_allclose(guided(jnp.zeros(2), jnp.float32(0.1)), condition)
-    early, late = (guide(velocity, velocity, condition, null, 2.0, interval) for interval in ((0.5, 1.0), (0.0, 0.5)))
+    pair = interleave(condition, null)
+    early, late = (guide(velocity, velocity, condition, pair, 2.0, interval) for interval in ((0.5, 1.0), (0.0, 0.5)))
     for t, expected in ((0.9, early), (0.1, late)):
         for function in (early, late):
             wanted = null + 2 * (condition - null) if function is expected else condition
