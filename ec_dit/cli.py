@@ -17,11 +17,12 @@ from typing import IO
 
 from absl import flags, logging
 
-from ec_dit.core import paths, processes, seeds, terminal
+from ec_dit.core import paths, processes, programs, seeds, terminal
 from ec_dit.core.errors import TryAgain, UserError, explain
 
 CRASH, MISTAKE, INTERRUPTED = 1, 2, 130
-FLAG_OF = {"text.path": "text_encoder", "data.autoencoder": "autoencoder"}  # where a flag's name is not its key's
+# Where a flag's name is not its key's.
+FLAG_OF = {"text.path": "text_encoder", "data.autoencoder": "autoencoder", "sample.layout": "model_layout"}
 
 
 def say(line: str) -> None:
@@ -45,7 +46,7 @@ def in_own_flags(message: str, flag_values: flags.FlagValues) -> str:
 
     def own(match: re.Match[str]) -> str:
         section, _, name = match[1].partition(".")
-        flag = "mesh" if section == "mesh" else name if section == "sample" else FLAG_OF.get(match[1])
+        flag = "mesh" if section == "mesh" else FLAG_OF.get(match[1], name if section == "sample" else None)
         if flag is None or flag not in flag_values:
             return f"config key {match[1]}"
         return f"{name} of --{flag}" if section == "mesh" and name.isidentifier() else f"--{flag}"
@@ -143,6 +144,7 @@ def _work(
         raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
     if check is not None:
         check()
+    programs.keep()
     if "coordinator" in flag_values:
         _join(flag_values)
     return work() or 0

@@ -45,7 +45,9 @@ def define_flags() -> flags.FlagValues:
 
 def prepare_environment(topology: Topology) -> None:
     """Before jax is imported: its own devices are CPUs, emulated as many as asked, and the TPU's compiler looks for none."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    # A program that was kept does not say what memory it took.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
     if topology.name != CPU:  # whatever TPU this machine is said to have: it complains of one that it does not find

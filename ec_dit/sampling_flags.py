@@ -23,13 +23,12 @@ _KEYS = (
     "room",
     "capacity_factor",
     "group_size",
-    "layout",
     "batch_size",
 )
 
 
 _MOST = 10_000_000  # pictures of a call
-NAMES = (*_KEYS, "guidance_interval", "text_encoder", "autoencoder")  # of all flags
+NAMES = (*_KEYS, "guidance_interval", *cli.FLAG_OF.values())  # of all flags
 
 
 def define(flag_values: flags.FlagValues) -> None:
@@ -59,7 +58,7 @@ def define(flag_values: flags.FlagValues) -> None:
     meaning = "Experts per token on average; more may raise quality."
     cli.define_float("capacity_factor", None, meaning, flag_values=flag_values)
     text("group_size", "Tokens routed together: pair, image, or a number.")
-    text("layout", "Of the model on several devices: auto, copied, fsdp, or mesh, which --mesh gives.")
+    text("model_layout", "Of the model on several devices: auto, copied, fsdp, or mesh, which --mesh gives.")
     number("batch_size", "Images at once.")
     text("text_encoder", "Published text encoders: folders, or names such as OWNER/NAME@REVISION, comma-separated.")
     meaning = "A published autoencoder: folder, or name such as OWNER/NAME@REVISION."
@@ -119,15 +118,15 @@ def changes(flag_values: flags.FlagValues) -> dict[str, Any]:
     from ec_dit.sampling.settings import SampleSpec
 
     keys, given = settings.keys(SampleSpec), {name: flag_values[name].value for name in _KEYS}
-    for name, value in given.items():
+    for name, value in {**given, "layout": flag_values["model_layout"].value}.items():
         if value is not None and (problem := keys[name].problem(value)):
-            raise UserError(f"--{name}={value}: {problem}.")
+            raise UserError(f"--{cli.FLAG_OF.get(f'sample.{name}', name)}={value}: {problem}.")
     parts = flag_values["guidance_interval"].value
     changes: dict[str, Any] = settings.prefixed("sample", given)
     changes |= {"sample.guidance_interval": None if parts is None else _interval(parts)}
     changes |= {key: flag_values[flag].value for key, flag in cli.FLAG_OF.items()}
     changes |= settings.prefixed("mesh", cli.mesh_of(flag_values))
-    if flag_values["mesh"].present and given["layout"] is None:
+    if flag_values["mesh"].present and changes["sample.layout"] is None:
         changes["sample.layout"] = "mesh"
     return {key: value for key, value in changes.items() if value is not None}
 
