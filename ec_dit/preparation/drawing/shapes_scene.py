@@ -50,6 +50,8 @@ class ShapesOptions:
         colors: names out of PALETTE, three or more.
         most: objects of one picture, at most; so many are counted.
         tasks: names out of TASKS that scenes take in turn; one that stands twice has twice as many.
+        relation_colors: share of the captions of `position` that say which colours the objects have. What "left of" means is
+            easier to learn of a red and a blue object, as seen through much noise shapes look alike and colours do not.
         train, validation, novel: number of examples in each split.
         seed: every example is a function of (seed, split, index) and of the options above.
     """
@@ -63,6 +65,7 @@ class ShapesOptions:
     colors: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple")
     most: int = 4
     tasks: tuple[str, ...] = TASKS
+    relation_colors: float = 0.0
     train: int = 20_000
     validation: int = 600
     novel: int = 300
@@ -84,6 +87,10 @@ class ShapesOptions:
             (
                 bool(self.tasks) and set(self.tasks) <= set(TASKS),
                 f"tasks is {self.tasks}; name some out of {TASKS}",
+            ),
+            (
+                0.0 <= self.relation_colors <= 1.0,
+                f"relation_colors is {self.relation_colors}; it is a share, from 0 to 1",
             ),
             (0.0 < low <= high < 1.0, f"object_size is {self.object_size}; it needs 0 < smallest <= largest < 1"),
             (

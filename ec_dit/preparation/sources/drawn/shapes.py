@@ -69,6 +69,9 @@ class ShapesSource(DrawnSource):
                 break
         else:
             raise UserError(f"shapes: found no {task} scene for {split!r}; raise cells, or name more shapes or colors.")
+        if requirement["relation"] and self.options.relation_colors and rng.random() < self.options.relation_colors:
+            seen = [{"shape": thing.shape, "color": thing.color, "count": 1} for thing in things]
+            caption = caption_of({**requirement, "include": seen}, rng)
         image = draw_scene(self.options.image_size, things, self.options.ground, rng)
         objects = [{"shape": t.shape, "color": t.color, "box": [round(v, 2) for v in t.box()]} for t in things]
         return Record(
