@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from ec_dit.core.errors import UserError
-from ec_dit.nn.moe import EXPERT_PRODUCT
+from ec_dit.nn.experts import EXPERT_PRODUCT
 
 _policies = jax.checkpoint_policies
 POLICIES: dict[str, Callable[..., bool]] = {

@@ -5,6 +5,7 @@ for it, as in training, the interconnect bounds the step; where they are copied,
 further than pays: each device reads its experts' weights at every evaluation, and tokens travel to experts that lie elsewhere.
 """
 
+import itertools
 import json
 import math
 import os
@@ -13,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from ec_dit.config import specs
 from ec_dit.core import processes, settings, sharding
 from ec_dit.core.errors import UserError
-from ec_dit.core.hardware import EFFICIENCY, Tpu, tpu
+from ec_dit.core.hardware import EFFICIENCY, Chip, tpu
 from ec_dit.core.mesh import COPIED_AXES, MESH_AXES, make_mesh
 from ec_dit.nn import param
 from ec_dit.system.model import System
@@ -62,7 +64,7 @@ def for_sampling(system: System, share: float = ALONE) -> System:
     best = min(copied, key=lambda each: (each.seconds, -each.held)) if copied else in_parts[-1]
     shape = json.loads(processes.of_first(json.dumps(list(best.mesh.shape.items()))))  # hosts may differ in memory
     axes, sizes = zip(*shape, strict=True)
-    return replace(system, mesh=make_mesh(sizes, devices, axes))
+    return replace(system, mesh=_mesh(sizes, devices, axes))
 
 
 def laid_out(params: Any, system: System) -> Any:
@@ -85,7 +87,7 @@ def _candidates(system: System, devices: Sequence[Any], axes: Sequence[str]) -> 
     for parts in (n for n in range(1, over + 1) if over % n == 0 and experts % n == 0):
         rest = over // parts
         fsdp = math.gcd(rest, config.model.width) if axes is MESH_AXES else 1
-        mesh = make_mesh((rest // fsdp, fsdp, parts, tensor), devices, axes)
+        mesh = _mesh((rest // fsdp, fsdp, parts, tensor), devices, axes)
         try:
             lie = param.shardings(shapes, system.infos, mesh)
         except UserError:  # a width that does not divide so
@@ -115,13 +117,47 @@ def _seconds(system: System, shapes: Any, mesh: Mesh) -> float:
     )
     reading = weights / parts / mesh.shape["tensor"] * itemsize / (chip.hbm_bandwidth * EFFICIENCY["hbm"])
     sent = 2 * specs.dit_spec(config).num_sparse * taken * config.model.width * itemsize
-    return max(computing, reading) + sent * _hops(kind, parts) / (chip.link_bandwidth * EFFICIENCY["ici"])
+    whole, block = _box(list(mesh.devices.flat), parts)
+    return max(computing, reading) + sent * _hops(block, whole, chip) / (chip.link_bandwidth * EFFICIENCY["ici"])
 
 
-def _hops(kind: Tpu, parts: int) -> float:
-    """Links that a byte takes to one of so many neighbours on average, over those that a device sends on."""
-    span = parts ** (1 / (3 if kind.cubes else 2))
-    return 0.0 if parts == 1 else math.ceil(span) / 4
+def _mesh(sizes: Sequence[int], devices: Sequence[Any], axes: Sequence[str]) -> Mesh:
+    """A mesh of these axes; on a torus the devices that share experts are a box, whose sides are as short as can be."""
+    *_, parts, tensor = sizes
+    if axes == COPIED_AXES and parts > 1 and tensor == 1:
+        _, block = _box(devices, parts)
+        if block:
+
+            def place(device: Any) -> tuple[list[int], list[int]]:
+                pairs = list(zip(device.coords, block, strict=True))
+                return [at // side for at, side in pairs], [at % side for at, side in pairs]
+
+            grid = np.array(sorted(devices, key=place), dtype=object).reshape(sizes)
+            return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+    return make_mesh(sizes, devices, axes)
+
+
+def _box(devices: Sequence[Any], parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(sides of the torus on which the devices are, sides of the best box of so many of them); () where there is none."""
+    if devices[0].platform != "tpu" or not hasattr(devices[0], "coords"):
+        return (), ()
+    whole = tuple(max(column) + 1 for column in zip(*(device.coords for device in devices), strict=True))
+    if math.prod(whole) != len(devices):  # several devices to a chip, or a part of a slice
+        return (), ()
+    kind = tpu(devices[0].device_kind)
+    sides = [[n for n in range(1, side + 1) if side % n == 0] for side in whole]
+    boxes = [box for box in itertools.product(*sides) if math.prod(box) == parts]
+    return whole, min(boxes, key=lambda box: _hops(box, whole, kind.chip), default=()) if kind else ()
+
+
+def _hops(box: Sequence[int], whole: Sequence[int], chip: Chip) -> float:
+    """Times of one link in which tokens reach the other devices of a box, all at once: the longest of its sides counts.
+
+    Along a side of k a byte passes k / 4 links on average, of the two that a device has there; where the side is no ring, half
+    of them are idle.
+    """
+    rings = [side == end and end % chip.ring == 0 for side, end in zip(box, whole, strict=True)]
+    return max((side / (8 if ring else 4) for side, ring in zip(box, rings, strict=True) if side > 1), default=0.0)
 
 
 def _memory(devices: Sequence[Any]) -> float:

@@ -31,7 +31,11 @@ def traced_flops(jaxpr) -> int:
             (num, width), (_, _, out) = (each.aval.shape for each in equation.invars[:2])
             total += 2 * num * width * out
         if equation.primitive.name == "cond" and "branches_platforms" in equation.params:
-            (index,) = (i for i, names in enumerate(equation.params["branches_platforms"]) if names and "tpu" in names)
+            platforms = equation.params["branches_platforms"]
+            index = next(
+                (i for i, names in enumerate(platforms) if names and "tpu" in names),
+                platforms.index(None) if None in platforms else 0,
+            )
             total += traced_flops(equation.params["branches"][index].jaxpr)
             continue
         if equation.primitive.name == "dot_general":
