@@ -13,12 +13,15 @@ from typing import Any
 
 import process
 
+from ec_dit.core.topology import parse
 from ec_dit.models.paper import PAPER
 
 FIGURES, PAGE = process.ROOT / "docs" / "plans.json", process.ROOT / "docs" / "plans.md"
-# Beside every model on its own pod: the largest on eight chips, where the paper needed 60.7 GB of each of eight GPUs.
-EIGHT = "m_64e sample v5p:2x2x2"
-ARGUMENTS = {EIGHT: ["--topology=v5p:2x2x2", "--config.mesh.expert=8", "--config.sample.batch_size=8"]}
+# Beside every model on its own pod: a sparse and a dense one of each size on eight chips, where the paper needed 60.7 GB of each
+# of eight GPUs for the largest.
+PAIRS = ("xl_32e", "dense_xl", "xxl_32e", "dense_xxl", "3xl_32e", "dense_3xl", "m_64e", "dense_m")
+EIGHT = "v5p:2x2x2"
+IMAGES = 16  # of a chip, in sampling; of one alone, reading weights would take longer than computing with them
 KEPT = (
     "topology",
     "mesh",
@@ -34,14 +37,19 @@ KEPT += ("images_per_second", "mfu", "hours_800k", "paper_hours", "unknown_loops
 
 
 def jobs() -> list[str]:
-    """'config what [topology]' of every row."""
-    return [f"{name} {what}" for what in ("train", "sample") for name in PAPER] + [EIGHT]
+    """'config what [topology [images of a chip]]' of every row."""
+    own = [f"{name} {what}" for what in ("train", "sample") for name in PAPER]
+    return [*own, *(f"{name} sample {EIGHT}" for name in PAIRS), f"m_64e sample {EIGHT} 1"]
 
 
 def figures(job: str) -> dict[str, Any]:
     """Compiles one, in a process of its own."""
-    name, what = job.split()[:2]
-    plan = ["-m", "ec_dit.plan", f"--config=configs/{name}.py", f"--what={what}", *ARGUMENTS.get(job, [])]
+    name, what, *rest = job.split()
+    where = rest[0] if rest else PAPER[name].topology
+    plan = ["-m", "ec_dit.plan", f"--config=configs/{name}.py", f"--what={what}", f"--topology={where}"]
+    if what == "sample":
+        images = parse(where).chips * (int(rest[1]) if rest[1:] else IMAGES)
+        plan.append(f"--config.sample.batch_size={images}")
     found = process.figures(job, lambda path: [*plan, f"--json={path}"])
     return {key: found[key] for key in KEPT if key in found}  # little is known of what does not fit
 
@@ -72,7 +80,17 @@ def _versions(plan: dict[str, Any]) -> str:
 
 
 def _head(what: str) -> str:
-    columns = ["model", "chips", "mesh", "memory, GB", "of", "FLOPs, compiled / model", "collectives, GB", "hidden"]
+    columns = [
+        "model",
+        "chips",
+        "images of a chip",
+        "mesh",
+        "memory, GB",
+        "of",
+        "FLOPs, compiled / model",
+        "collectives, GB",
+        "hidden",
+    ]
     columns += ["step, ms", "bound by", "MFU"] + (
         ["hours, 800 k steps", "paper's"] if what == "train" else ["images/s"]
     )
@@ -88,6 +106,7 @@ def _line(job: str, plan: dict[str, Any], what: str) -> str:
     cells = [
         f"`{job.split(maxsplit=1)[0]}`",
         f"{plan['devices']} ({plan['topology']})",
+        f"{plan['images_per_second'] * plan['step_seconds'] / plan['devices']:.0f}",
         " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1),
         f"{plan['hbm_bytes_per_chip'] / 1e9:.1f}",
         f"{plan['hbm_limit_bytes'] / 1e9:.0f}",

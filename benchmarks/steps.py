@@ -40,6 +40,7 @@ from ec_dit.system.model import System
 from ec_dit.train.flops import peak_flops
 
 _WARM = 3  # steps before the clock starts
+ALL_DATA = "-1,1,1,1"
 
 
 def steady(name: str, images: int, mesh: str) -> RunConfig:
@@ -47,6 +48,7 @@ def steady(name: str, images: int, mesh: str) -> RunConfig:
     config = config_lib.typed(importlib.import_module(f"configs.{name}").get_config())
     changes: dict[str, Any] = {f"mesh.{axis}": int(size) for axis, size in zip(MESH_AXES, mesh.split(","), strict=True)}
     changes |= {"topology": "", "train.batch_size": images, "train.accumulate": 1, "sample.batch_size": images}
+    changes["sample.layout"] = "auto" if mesh == ALL_DATA else "mesh"
     if config.text.encoder == "cached":
         changes["data.source"] = SYNTHETIC  # shapes are all that counts
     return settings.changed(config, changes)
@@ -68,7 +70,7 @@ def filled(abstract: Any, seed: int = 0) -> Any:
 def runner(lowered: Lowered, program: Any, what: str) -> Callable[[], Any]:
     """What runs one step and gives something to wait for."""
     system = lowered.system
-    batch = filled(compiler.batch_shapes(system, lowered.images))
+    given = filled(lowered.given)
     if what == "sample":
         held = system.sampling_params(system.abstract_params())
 
@@ -76,13 +78,13 @@ def runner(lowered: Lowered, program: Any, what: str) -> Callable[[], Any]:
             return jax.tree.map(lambda a, like: a.astype(like.dtype), system.init_params(key), held)
 
         params = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, held))(jax.random.key(0))
-        return lambda: program(params, batch.image_BYXZ, batch.text)
+        return lambda: program(params, *given)
     tx = training_step.optimizer(system)
     _, shardings = training_step.abstract_state(system, tx)
     state = [training_step.init_state(system, tx, shardings)]
 
     def step() -> Any:
-        state[0], metrics = program(state[0], batch, None)
+        state[0], metrics = program(state[0], *given)
         return metrics
 
     return step
@@ -121,7 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--what", default="train,sample")
     parser.add_argument("--images", type=int, default=32, help="of a step, over all devices")
-    parser.add_argument("--mesh", default="-1,1,1,1", help=f"devices along {', '.join(MESH_AXES)}")
+    parser.add_argument("--mesh", default=ALL_DATA, help=f"devices along {', '.join(MESH_AXES)}")
     parser.add_argument("--seconds", type=float, default=4.0, help="that each step repeats")
     parser.add_argument("--threads", type=int, default=8, help="programs compiled at once")
     parser.add_argument("--json", type=Path)

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Lowered:
         system: whose step it is.
         images: in a step, over all devices.
         held: bytes on one device by kind: what goes into the program and stays.
+        given: shapes and shardings of what it takes behind the parameters or the state.
         seconds: that lowering took.
     """
 
@@ -52,6 +53,7 @@ class Lowered:
     system: System
     images: int
     held: dict[str, int]
+    given: tuple[Any, ...]
     seconds: float
 
     @property
@@ -198,7 +200,7 @@ def train_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
     batch = batch_shapes(system, config.train.batch_size, pairs=config.objective.kind.needs_pairs)
     step = training_step.make_train_step(system, tx, shardings)
     size = {**_state_bytes(state, frozen), "batch": per_device_bytes(batch)}
-    return _lower(system, config.train.batch_size, size, lambda: step.lower(state, batch, frozen))
+    return _lower(system, config.train.batch_size, size, step, state, batch, frozen)
 
 
 def held(config: RunConfig, on: Sequence[Any], what: str) -> dict[str, int]:
@@ -248,7 +250,7 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
     held = {kind: per_device_bytes(tree) for kind, tree in size.items()}
-    return _lower(system, images, held, lambda: step.lower(params, batch.image_BYXZ, conditions))
+    return _lower(system, images, held, step, params, batch.image_BYXZ, conditions)
 
 
 def _conditions(system: System, sampling: SampleSettings, params: Any, batch: Batch) -> Any:
@@ -302,8 +304,10 @@ def _on(system: System, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def _lower(system: System, images: int, size: dict[str, int], lower: Callable[[], jax.stages.Lowered]) -> Lowered:
+def _lower(
+    system: System, images: int, size: dict[str, int], step: jax.stages.Wrapped, held: Any, *given: Any
+) -> Lowered:
     start = time.perf_counter()
     with jax.set_mesh(system.mesh):
-        step = lower()
-    return Lowered(step, system, images, size, time.perf_counter() - start)
+        lowered = step.lower(held, *given)
+    return Lowered(lowered, system, images, size, given, time.perf_counter() - start)
