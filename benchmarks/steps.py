@@ -35,6 +35,7 @@ from ec_dit.core.mesh import MESH_AXES
 from ec_dit.models import sizes
 from ec_dit.planning import compile as compiler
 from ec_dit.planning.compile import Compiled, Lowered
+from ec_dit.system import layout
 from ec_dit.system import step as training_step
 from ec_dit.system.model import System
 from ec_dit.train.flops import peak_flops
@@ -78,7 +79,8 @@ def runner(lowered: Lowered, program: Any, what: str) -> Callable[[], Any]:
             return jax.tree.map(lambda a, like: a.astype(like.dtype), system.init_params(key), held)
 
         params = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, held))(jax.random.key(0))
-        return lambda: program(params, *given)
+        taken = layout.as_computed(system)(params)
+        return lambda: program(taken, *given)
     tx = training_step.optimizer(system)
     _, shardings = training_step.abstract_state(system, tx)
     state = [training_step.init_state(system, tx, shardings)]

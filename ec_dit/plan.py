@@ -144,8 +144,12 @@ def main(argv: Sequence[str]) -> int:
     values, (own, changes) = define_flags(), overrides.split(argv)
 
     def work() -> int:
+        config = overrides.read(values.config, changes)
+        given = {key for key, _ in changes}
+        if any(key.startswith("mesh.") for key in given) and "sample.layout" not in given:
+            config = settings.changed(config, {"sample.layout": "mesh"})  # whoever names a mesh means it
         return plan(
-            overrides.read(values.config, changes),
+            config,
             values.topology,
             values.what,
             values.json,

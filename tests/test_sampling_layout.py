@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ec_dit.config import specs
@@ -182,6 +183,37 @@ def test_sampling_combines_as_training_does_but_on_tpus():
     assert specs.sample_settings(config).routing.combine == "one_hot"
     assert specs.sample_settings(helpers.change(config, sample__combine="scatter")).routing.combine == "scatter"
     assert layout.for_sampling(helpers.make_system(config, jax.devices()[:1])).config.sample.combine == "auto"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "joint_kv", "mmdit"])
+def test_a_cpu_takes_each_blocks_own_weights_and_draws_the_same(name):
+    """Bit for bit what the stacked weights draw."""
+    routing, changes = KINDS[name]
+    config = helpers.tiny_config(routing, **changes | {"model__num_blocks": 8})
+    system = helpers.make_system(config, jax.devices()[:1])
+    params = random_params(system)
+    taken = layout.as_computed(system)(params)
+    whole, own = (jax.tree.leaves(tree) for tree in (params, taken))
+    assert len(own) > len(whole) and sum(leaf.size for leaf in own) == sum(leaf.size for leaf in whole)
+
+    batch, routed = helpers.batch(config), specs.sample_settings(config).routing
+
+    @jax.jit
+    def predict(params):
+        model = nnx.merge(system.graphdef, params)
+        pooled = jnp.ones((16, config.text.pooled)) if config.text.pooled else None
+        text = model.read(model.encode(batch.text._replace(pooled_BM=pooled)), *specs.square(config))
+        return model.predict(jnp.asarray(batch.image_BYXZ), jnp.full(16, 0.5), text, routed)
+
+    jax.tree.map(np.testing.assert_array_equal, predict(taken), predict(params))
+
+
+def test_other_models_stay_stacked():
+    for changes, devices in (({"routing": "dense"}, 1), ({"model__num_blocks": 14}, 1), ({}, 8)):
+        system = helpers.make_system(helpers.tiny_config(**changes), jax.devices()[:devices])
+        params = object()
+        assert layout.as_computed(system)(params) is params
 
 
 def test_one_name_for_two_axes_of_experts():

@@ -100,7 +100,7 @@ def shardings(abstract: Any, infos: Any, mesh: Mesh) -> Any:
 
 
 def _info(param: nnx.Param) -> ParamInfo:
-    axes, roles = param.axes, param.roles
-    if param.get_value().ndim == len(axes) + 1:  # made by a vmap over layers
+    axes, roles, value = param.axes, param.roles, param.get_value()
+    if not isinstance(value, tuple) and value.ndim == len(axes) + 1:  # made by a vmap over layers
         axes, roles = ("layers", *axes), roles and "b" + roles
     return ParamInfo(axes, roles, param.hidden)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ec_dit.core.errors import UserError
+from ec_dit.nn import param
 from ec_dit.nn.experts import EXPERT_PRODUCT
 
 _policies = jax.checkpoint_policies
@@ -50,6 +52,9 @@ class Stack(nnx.Module):
             given: trees whose leaves have a leading L, of which each repeat gets its own.
         """
         graphdef, weights = nnx.split(self.blocks)
+        weights = nnx.as_pure(weights)
+        if any(isinstance(leaf, tuple) for leaf in jax.tree.leaves(weights, is_leaf=_is_apart)):
+            return self._through(graphdef, weights, carry, apply, *given)
 
         def body(carry: Any, of_repeat: Any) -> tuple[Any, Any]:
             weights, *own = of_repeat
@@ -57,4 +62,36 @@ class Stack(nnx.Module):
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=POLICIES[self.remat], prevent_cse=False)
-        return jax.lax.scan(body, carry, (nnx.as_pure(weights), *given))
+        return jax.lax.scan(body, carry, (weights, *given))
+
+    def _through(
+        self, graphdef: nnx.GraphDef, weights: Any, carry: Any, apply: Callable[..., tuple[Any, Any]], *given: Any
+    ) -> tuple[Any, Any]:
+        """The same with weights that `apart` took apart, without a scan."""
+        outs = []
+        for i in range(self.repeats):
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], weights, is_leaf=_is_apart)
+            of_repeat = jax.tree.map(lambda leaf, i=i: leaf[i], given)
+            carry, out = apply(nnx.merge(graphdef, own), carry, *of_repeat)
+            outs.append(out)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def apart(params: Any, infos: Any) -> Any:
+    """Takes stacked parameters apart: a tuple of the repeats' own in place of each array with a leading L.
+
+    A CPU's program writes to memory what it slices from an array; of arrays of their own, weights are read where they are. No
+    gradient can be taken of them, and no mesh splits them.
+
+    Args:
+        params, infos: as `param.split` gives them.
+    """
+
+    def part(leaf: jax.Array, info: param.ParamInfo) -> Any:
+        return tuple(leaf[i] for i in range(leaf.shape[0])) if info.axes[:1] == ("layers",) else leaf
+
+    return jax.tree.map(part, params, infos)
+
+
+def _is_apart(node: Any) -> bool:
+    return isinstance(node, tuple)

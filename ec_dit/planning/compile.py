@@ -250,7 +250,9 @@ def sample_step(config: RunConfig, on: Sequence[Any]) -> Lowered:
 
     step = jax.jit(evaluate, compiler_options=system.compiler_options)
     held = {kind: per_device_bytes(tree) for kind, tree in size.items()}
-    return _lower(system, images, held, step, params, batch.image_BYXZ, conditions)
+    computed = layout.as_computed(system)
+    taken = params if system.mesh.size > 1 else jax.eval_shape(computed, params)
+    return _lower(system, images, held, step, taken, batch.image_BYXZ, conditions)
 
 
 def _conditions(system: System, sampling: SampleSettings, params: Any, batch: Batch) -> Any:

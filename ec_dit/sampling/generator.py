@@ -141,6 +141,7 @@ class Generator:
         encode: captions -> Text of NumPy arrays (B, T, ...).
         decode: clean latents (B, Y, X, Z) -> uint8 images (B, rows, columns, 3), and finite_B, whether their numbers are.
         null_text: the empty caption, leaves without B.
+        as_computed: makes of parameters what programs take.
 
     Attributes:
         made, broken: images so far, and how many of them came out with numbers that are not finite.
@@ -156,11 +157,13 @@ class Generator:
         decode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
         null_text: Text,
         compiler_options: dict[str, str] | None = None,
+        as_computed: Callable[[Any], Any] = lambda params: params,
     ):
         self.graphdef, self.settings, self.mesh, self.shape_YXZ = graphdef, settings, mesh, shape_YXZ
         self._batch_size = sharding.even_batch(settings.batch_size, mesh)
         self._encode, self.decode = encode, decode
         self._null_text, self._compiler_options = null_text, compiler_options
+        self._as_computed = as_computed
         self.made = self.broken = 0
         self._sample = self.compile(sample)
 
@@ -191,7 +194,7 @@ class Generator:
         def run(params: Any, noise_BYXZ: np.ndarray, prompts: Sequence[str]) -> Any:
             with jax.set_mesh(self.mesh):
                 given = sharding.place((noise_BYXZ, self._encode(prompts)), self.mesh)
-                return program(params, *given, self._null_text)
+                return program(self._as_computed(params), *given, self._null_text)
 
         return run
 

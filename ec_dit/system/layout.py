@@ -5,11 +5,12 @@ for it, as in training, the interconnect bounds the step; where they are copied,
 further than pays: each device reads its experts' weights at every evaluation, and tokens travel to experts that lie elsewhere.
 """
 
+import functools
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +23,10 @@ from ec_dit.core import processes, settings, sharding
 from ec_dit.core.errors import UserError
 from ec_dit.core.hardware import EFFICIENCY, Chip, tpu
 from ec_dit.core.mesh import COPIED_AXES, MESH_AXES, make_mesh
-from ec_dit.nn import param
+from ec_dit.nn import param, stack
 from ec_dit.system.model import System
 
+_MOST_APART = 12  # blocks
 ALONE, BESIDE_TRAINING = 0.5, 0.15  # shares of a device's memory that weights to draw with may take
 
 
@@ -76,6 +78,18 @@ def laid_out(params: Any, system: System) -> Any:
 
     cast_params = jax.tree.map(cast, params, wanted)
     return jax.device_put(cast_params, jax.tree.map(lambda like: like.sharding, wanted))
+
+
+def as_computed(system: System) -> Callable[[Any], Any]:
+    """Gives what makes of parameters what sampling programs take: on one CPU, of a sparse model, each block's own.
+
+    Deep models stay stacked: their programs would grow with their depth.
+    """
+    spec = specs.dit_spec(system.config)
+    alone = system.mesh.size == 1 and system.mesh.devices.flat[0].platform == "cpu"
+    if not (alone and spec.num_sparse and spec.num_blocks <= _MOST_APART):
+        return lambda params: params
+    return jax.jit(functools.partial(stack.apart, infos=system.infos))
 
 
 def _candidates(system: System, devices: Sequence[Any], axes: Sequence[str]) -> Iterator[_Candidate]:

@@ -13,6 +13,7 @@ from ec_dit.encoders import frozen
 from ec_dit.encoders.autoencoder import Autoencoder, Identity
 from ec_dit.sampling.generator import Generator
 from ec_dit.sampling.settings import SampleSettings
+from ec_dit.system import layout
 from ec_dit.system.captions import Captions
 from ec_dit.system.model import System
 
@@ -59,6 +60,7 @@ class Painter:
             self.draw,
             null_text,
             system.compiler_options,
+            layout.as_computed(system),
         )
 
     def draw(self, latent_BYXZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
