@@ -49,6 +49,8 @@ def predicted() -> list[str]:
             if not all(pair):
                 continue
             images = [plan["images_per_second"] * plan["step_seconds"] / plan["devices"] for plan in pair]
+            if round(images[0]) != round(images[1]):
+                continue  # planned at different times: no comparison
             flops, step = (
                 pair[0][key] / images[0] / (pair[1][key] / images[1])
                 for key in ("model_flops_per_chip", "step_seconds")

@@ -53,6 +53,7 @@ def c(tmp_path_factory):
         "log__every": 1,
         "log__validate_every": 0,
         "log__sample_every": 0,
+        "sample__layout": "mesh",  # parameters are of no model, and stay as they are
     }
     path = str(tmp_path_factory.mktemp("scoring") / "data")
     c = helpers.change(c, data__path=path, data__workers=0, data__options=options, **every)
