@@ -144,9 +144,10 @@ def _work(
         raise UserError(f"unexpected argument {extra[0]!r}; options are written --name=value, see --help")
     if check is not None:
         check()
-    programs.keep()
     if "coordinator" in flag_values:
         _join(flag_values)
+    if processes.count() == 1:  # of several, those that still compile would keep the others waiting for too long
+        programs.keep()
     return work() or 0
 
 

@@ -6,11 +6,14 @@ import sys
 import time
 
 import pytest
+from absl import flags
 
-from ec_dit.core import programs
+from ec_dit import cli
+from ec_dit.core import processes, programs
 
 TWICE = """
-from ec_dit.core import programs
+from ec_dit import cli
+from ec_dit.core import processes, programs
 programs.keep()
 import jax, jax.numpy as jnp
 hits = []
@@ -69,3 +72,15 @@ def test_the_least_used_programs_go_first(tmp_path):
         "older-atime",
         "notes.txt",
     }
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_only_a_process_alone_keeps_them(count, monkeypatch):
+    """Of two, one that finds its program would wait for one that compiles it, and give up."""
+    kept_by = []
+    monkeypatch.setattr(programs, "keep", lambda: kept_by.append(count))
+    monkeypatch.setattr(processes, "count", lambda: count)
+    values = flags.FlagValues()
+    cli.define_help(values)
+    assert cli.run("test", "", values, lambda: 0, ["test"]) == 0
+    assert kept_by == [1] * (count == 1)
