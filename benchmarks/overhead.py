@@ -11,6 +11,7 @@ other group sizes and capacity factors: seconds, how far pictures move from the 
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -101,9 +102,6 @@ def parts(width: int, experts: int, images: int) -> dict[str, Callable[[], Any]]
         found = route(scores.scores(scores.logits(x_GSD, w_DE, spec.router), spec.score), spec, None, None, None)
         return found.index_GEC, found.gate_GEC
 
-    def feed(slots_EGCD: jax.Array) -> jax.Array:
-        return jax.lax.platform_dependent(slots_EGCD[None], weights, cpu=layers.in_turn, default=layers.at_once)[0]
-
     def dense(x_GSD: jax.Array) -> jax.Array:
         return jax.nn.gelu(x_GSD @ up_EDF[0]) @ down_EFD[0]
 
@@ -115,31 +113,19 @@ def parts(width: int, experts: int, images: int) -> dict[str, Callable[[], Any]]
     index_GEC, gate_GEC = programs["router"][0](x_GSD)
     programs["dispatch"] = (jax.jit(dispatch, static_argnums=2), (x_GSD, index_GEC, jnp.float32))
     slots_EGCD = programs["dispatch"][0](*programs["dispatch"][1])
-    programs["experts"] = (jax.jit(feed), (slots_EGCD,))
+    programs["experts"] = (jax.jit(layers.compute), (slots_EGCD[None], weights))
     programs["combine"] = (
         jax.jit(combine, static_argnums=(3, 4)),
         (slots_EGCD, index_GEC, gate_GEC, tokens, "scatter"),
     )
-    return {name: (lambda f=f, given=given: f(*given)) for name, (f, given) in programs.items()}
-
-
-def medians(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, all of them in turn, round by round."""
-    import jax
-
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        jax.block_until_ready(run())
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            times[name].append(time.perf_counter() - start)
-    return times
+    calls = {name: functools.partial(program, *given) for name, (program, given) in programs.items()}
+    jax.block_until_ready([call() for call in calls.values()])  # all are compiled now
+    return calls
 
 
 def measured(sizes: str, images: int, rounds: int) -> list[str]:
     """Rows of one network evaluation, sparse over dense, on the device that is here."""
+    import clock
     import jax
     import steps
 
@@ -158,11 +144,12 @@ def measured(sizes: str, images: int, rounds: int) -> list[str]:
             lowered = compiler.lower(small(width, experts, images), jax.devices(), "sample")
             runs[str(experts)] = steps.runner(lowered, lowered.compile().program, "sample")
             flops[experts] = steps.model_flops(lowered.system, "sample")
-        times = medians(runs, rounds)
+        jax.block_until_ready([run() for run in runs.values()])
+        times = clock.in_turn(runs, rounds)
         ratios = [sparse / dense for sparse, dense in zip(times[str(count)], times["0"], strict=True)]
         theory, found = flops[count] / flops[0], statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4)
-        own = medians(parts(width, count, images), rounds)
+        own = clock.in_turn(parts(width, count, images), rounds)
         dense = statistics.median(times["0"])
         extra = {name: 2 * statistics.median(seconds) / dense for name, seconds in own.items()}  # of two sparse blocks
         extra["experts"] -= extra["dense layer, f_c times"]

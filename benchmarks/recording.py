@@ -8,8 +8,8 @@ of its two times, and the median of rounds counts. Whether the pictures are the 
 
 import argparse
 import statistics
-import time
 
+import clock
 import jax
 import numpy as np
 
@@ -37,13 +37,7 @@ def main() -> None:
         return np.stack([routes.image_YXZ for routes in tracer.all(run.params, prompts, indices, 0)])
 
     apart = int(np.abs(drawn().astype(int) - traced()).max())  # both are compiled now
-    seconds: dict[str, list[float]] = {"draw": [], "keep": []}
-    for number in range(given.rounds):
-        both = [("draw", drawn), ("keep", traced)]
-        for name, call in both if number % 2 else reversed(both):
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = clock.in_turn({"draw": drawn, "keep": traced}, given.rounds)
     ratios = sorted(keep / draw for keep, draw in zip(seconds["keep"], seconds["draw"], strict=True))
     device, alone = jax.devices()[0].device_kind, statistics.median(seconds["draw"])
     print(f"{device}, jax {jax.__version__}, {given.batch} pictures: {alone:.3f} s to draw")

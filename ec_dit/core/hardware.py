@@ -5,7 +5,8 @@ TPU figures, slices and runtimes: cloud.google.com/tpu/docs (v4, v5p, v5e, v6e, 
 v5p chip is one JAX device (megacore).
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,6 +32,19 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     ring: int
+
+    def directions(self, spans: Sequence[int], whole: Sequence[int]) -> list[int]:
+        """Counts the links of a device that serve along each side of a box: both where it closes to a ring, else one.
+
+        Args:
+            spans: sides of the box.
+            whole: sides of the slice that it is a part of.
+        """
+
+        def closes(side: int) -> bool:
+            return all(n % self.ring == 0 for n in (whole if len(whole) == 3 else [side]))
+
+        return [2 if span == side and closes(side) else 1 for span, side in zip(spans, whole, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,11 @@ GPU_FLOPS: dict[str, float] = {  # dense bfloat16 FLOP/s, by how the names begin
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
+
+
+def host_bytes() -> int:
+    """Gives the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def tpu(device_kind: str) -> Tpu | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -65,4 +66,9 @@ def make_mesh(
     sizes = resolve_shape(shape, len(devices))
     # On a torus an axis of 16 may need one physical dimension and half of another.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes))
+    return mesh_of(grid, axes)
+
+
+def mesh_of(grid: np.ndarray, axes: Sequence[str]) -> Mesh:
+    """A mesh of devices in a grid of these axes."""
+    return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))

@@ -113,7 +113,7 @@ class DiT(nnx.Module):
                 ("batch", None),
                 keep,
                 pooled,
-                self._kept_axes(kept),
+                None if kept is None else self.kept_axes,
             ),
             (("batch", None, None), stats),
             name="images of the batch",
@@ -141,9 +141,6 @@ class DiT(nnx.Module):
     def kept_axes(self) -> list[list[Any]]:
         """The logical axes of what is kept of a text: by stage, and by block of its pattern."""
         return [[BLOCKS[self.spec.block].KEPT] * len(stage.pattern) for stage in self.spec.stages()]
-
-    def _kept_axes(self, kept: Any) -> Any:
-        return None if kept is None else self.kept_axes
 
     def _read(self, text_BTM: jax.Array, mask_BT: jax.Array, rows: int, columns: int) -> tuple[jax.Array, Any]:
         """The captions of one device."""

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from flax import nnx
 from ec_dit.config import RunConfig, specs
 from ec_dit.core import settings, sharding, topology
 from ec_dit.core.errors import UserError
-from ec_dit.core.hardware import TPUS, Chip
+from ec_dit.core.hardware import TPUS, Chip, host_bytes
 from ec_dit.core.tree import named_leaves
 from ec_dit.data import dataset as datasets
 from ec_dit.data.batch import Batch, Text
@@ -125,7 +124,7 @@ def devices(text: str) -> tuple[list[Any], Chip]:
         here = jax.devices("cpu")
         if len(here) < wanted.chips:
             raise UserError(f"--topology={wanted}: {len(here)} emulated devices are here.")
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / wanted.chips
+        memory = host_bytes() / wanted.chips
         return here[: wanted.chips], dataclasses.replace(chip, hbm_bytes=min(chip.hbm_bytes, memory))
     from jax.experimental import topologies
 

@@ -75,10 +75,7 @@ def collective_seconds(collective: Collective, chip: Chip, coordinates: Coordina
         return 0.0
     whole = [len(set(values)) for values in zip(*coordinates, strict=True)]
     spans = [len(set(values)) for values in zip(*(coordinates[i] for i in group), strict=True)]
-    speeds = [
-        chip.link_bandwidth * EFFICIENCY["ici"] * (2 if span == size and _closes(size, whole, chip) else 1)
-        for span, size in zip(spans, whole, strict=True)
-    ]
+    speeds = [chip.link_bandwidth * EFFICIENCY["ici"] * number for number in chip.directions(spans, whole)]
     used = [(span, speed) for span, speed in zip(spans, speeds, strict=True) if span > 1]
     if not used:  # devices of one host without coordinates of their own
         used = [(len(group), chip.link_bandwidth * EFFICIENCY["ici"])]
@@ -90,8 +87,3 @@ def collective_seconds(collective: Collective, chip: Chip, coordinates: Coordina
         return size / min(speed for _, speed in used)
     passes = 2 if collective.kind == "all-reduce" else 1
     return passes * share * size / math.fsum(speed for _, speed in used)
-
-
-def _closes(size: int, whole: Sequence[int], chip: Chip) -> bool:
-    """Whether a dimension of a slice is a ring; in three dimensions all of them are, or none."""
-    return all(n % chip.ring == 0 for n in (whole if len(whole) == 3 else [size]))

@@ -93,7 +93,7 @@ class Gallery:
             collections.deque(drawn, maxlen=0)  # nothing is left; a run that was told to stop stops here at the latest
             for future in writing:
                 future.result()
-        if processes.is_first():
+        if processes.is_first() and (missing or self._earlier.get("finished") is not True):
             self._write_record(
                 finished=True, made_by=self._made_by if missing else self._earlier.get("made_by", self._made_by)
             )

@@ -33,7 +33,7 @@ class SampleGrid:
     def __init__(self, references: References, writer: MetricWriter, stop: StopSignal, say: Callable[[str], None]):
         self._writer, self._stop, self._say = writer, stop, say
         self.laid_out = references.laid_out
-        config = references.system.config
+        config = references.drawing.config
         self.seed, self.prompts = config.seed, list(config.log.prompts)
         self._real: list[np.ndarray] = []
         shape = None

@@ -90,7 +90,7 @@ class RunSubject:
     @functools.cached_property
     def generator(self) -> Generator:
         """What draws, for all suites."""
-        return self._references.painter.generator(specs.sample_settings(self.system.config))
+        return self._references.painter.generator(specs.sample_settings(self.drawing.config))
 
     def at(self, params: Any, step: int, *, seed: int = 0, ema: bool = True) -> "RunAt":
         """Gives the run with its parameters of a step.

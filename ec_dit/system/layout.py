@@ -9,20 +9,19 @@ import functools
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from ec_dit.config import specs
 from ec_dit.core import processes, settings, sharding
 from ec_dit.core.errors import UserError
-from ec_dit.core.hardware import EFFICIENCY, Chip, tpu
-from ec_dit.core.mesh import COPIED_AXES, MESH_AXES, make_mesh
+from ec_dit.core.hardware import EFFICIENCY, Chip, host_bytes, tpu
+from ec_dit.core.mesh import COPIED_AXES, MESH_AXES, make_mesh, mesh_of
 from ec_dit.nn import param, stack
 from ec_dit.system.model import System
 
@@ -147,7 +146,7 @@ def _mesh(sizes: Sequence[int], devices: Sequence[Any], axes: Sequence[str]) -> 
                 return [at // side for at, side in pairs], [at % side for at, side in pairs]
 
             grid = np.array(sorted(devices, key=place), dtype=object).reshape(sizes)
-            return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+            return mesh_of(grid, axes)
     return make_mesh(sizes, devices, axes)
 
 
@@ -170,8 +169,8 @@ def _hops(box: Sequence[int], whole: Sequence[int], chip: Chip) -> float:
     Along a side of k a byte passes k / 4 links on average, of the two that a device has there; where the side is no ring, half
     of them are idle.
     """
-    rings = [side == end and end % chip.ring == 0 for side, end in zip(box, whole, strict=True)]
-    return max((side / (8 if ring else 4) for side, ring in zip(box, rings, strict=True) if side > 1), default=0.0)
+    sides = zip(box, chip.directions(box, whole), strict=True)
+    return max((side / (4 * number) for side, number in sides if side > 1), default=0.0)
 
 
 def _memory(devices: Sequence[Any]) -> float:
@@ -181,6 +180,6 @@ def _memory(devices: Sequence[Any]) -> float:
         return kind.chip.hbm_bytes
     if device.platform == "cpu":
         local = sum(each.process_index == device.process_index for each in devices)
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / local
+        return host_bytes() / local
     stats = device.memory_stats() or {}
     return float(stats.get("bytes_limit", 16e9))

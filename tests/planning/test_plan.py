@@ -151,7 +151,7 @@ def memory_of(c):
 )
 def test_advice_is_what_was_found_by_trying(of_memory, monkeypatch, limit, changes, ends):
     of_memory(limit * 1e9)
-    monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)  # an emulated device has no less
+    monkeypatch.setattr(hardware.os, "sysconf", lambda _: 2**30)  # an emulated device has no less
     c = small(expert=8)
     c = helpers.change(c, train__batch_size=192, **changes)
 
@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(tmp_p
 def test_what_does_not_divide_is_not_advised(of_memory, monkeypatch):
     """One image a device leaves nothing to accumulate."""
     of_memory(20e9)
-    monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)
+    monkeypatch.setattr(hardware.os, "sysconf", lambda _: 2**30)
     c = helpers.change(small(expert=8), train__batch_size=8, model__remat="full")
     need = advice.Need(40 * 10**9, {"parameters": 10 * 10**9})
     monkeypatch.setattr(advice, "measure", None)
@@ -200,7 +200,7 @@ def test_what_does_not_divide_is_not_advised(of_memory, monkeypatch):
 
 def test_what_fits_by_no_setting_says_so(of_memory, monkeypatch):
     of_memory(10.1e9)
-    monkeypatch.setattr(compiler.os, "sysconf", lambda _: 2**30)
+    monkeypatch.setattr(hardware.os, "sysconf", lambda _: 2**30)
     need = advice.Need(None, {"parameters": 10 * 10**9})
     monkeypatch.setattr(advice, "measure", lambda *_: need)
     c = small(expert=8)
